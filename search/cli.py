@@ -1,0 +1,292 @@
+"""The `anomtune` command. Each command is a thin call, and imports what it needs itself."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+app = typer.Typer(
+    help="Search hyperparameters for visual anomaly detection, honestly, on one machine or many.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+#: Exit codes: 0 done, 1 some study has no usable trial, 2 bad input, 3 interrupted, resumable.
+UNUSABLE, BAD_INPUT, INTERRUPTED = 1, 2, 3
+
+Directory = Annotated[str, typer.Argument(help="The directory of a sweep.", metavar="DIR")]
+
+
+@app.command()
+def sweep(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="SWEEP.yaml", help="Default: the built-in demo sweep.")
+    ] = None,
+    directory: Annotated[
+        str | None, typer.Option("--dir", help="Where results go. Default: sweeps/NAME.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster.")] = None,
+) -> None:
+    """Run a sweep, or go on with it; the same command again resumes it."""
+    from anomtune.search.config import load_sweep
+    from anomtune.search.monitor import Monitor
+    from anomtune.search.tables import leaderboard_note, leaderboard_table
+
+    config = load_sweep(file, overrides or ())
+    where = directory or f"sweeps/{config.name}"
+    out, log = _console(), _console(stderr=True)
+    log.print(f"anomtune sweep {config.name} -> {where}", highlight=False)
+
+    from anomtune.search.sweep import run_sweep
+
+    outcome = run_sweep(config, where, address=address, monitor=Monitor(log))
+    out.print(leaderboard_table(outcome.leaderboard))
+    out.print(leaderboard_note(outcome.leaderboard), style="dim", highlight=False)
+    if outcome.interrupted:
+        log.print("Interrupted. The same command goes on from here.", style="bold")
+        raise typer.Exit(INTERRUPTED)
+    for study in outcome.unusable:
+        log.print(
+            f"{study}: no trial completed; the records in {where}/trials/{study} say why",
+            style="bold red",
+            highlight=False,
+        )
+    first = outcome.leaderboard.to_pylist()[0]["category"]
+    out.print("\nNext:")
+    for command, purpose in (
+        (f"anomtune best {where} --category {first}", "the chosen config as YAML"),
+        (f"anomtune leaderboard {where} --format csv", "every column"),
+        (f"anomtune tensorboard {where}", "curves and hyperparameters"),
+    ):
+        out.print(f"  {command}  # {purpose}", highlight=False, soft_wrap=True)
+    if outcome.unusable:
+        raise typer.Exit(UNUSABLE)
+
+
+@app.command()
+def leaderboard(
+    directory: Directory,
+    category: Annotated[str | None, typer.Option(help="Only this category.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only this method.")] = None,
+    form: Annotated[str, typer.Option("--format", help="table, json or csv.")] = "table",
+) -> None:
+    """Show the leaderboard, also of a sweep that still runs."""
+    board = _board(directory, category, method)
+    if form == "json":
+        print(json.dumps(board.to_pylist(), default=str, indent=2))
+    elif form == "csv":
+        from pyarrow import csv
+
+        buffer = io.BytesIO()
+        plain = board.cast(_without_dictionaries(board))
+        csv.write_csv(plain, buffer)
+        sys.stdout.write(buffer.getvalue().decode())
+    elif form == "table":
+        from anomtune.search.tables import leaderboard_note, leaderboard_table
+
+        out = _console()
+        out.print(leaderboard_table(board))
+        out.print(leaderboard_note(board), style="dim", highlight=False)
+    else:
+        _refuse(f"--format {form}: there is table, json, csv")
+
+
+@app.command()
+def best(
+    directory: Directory,
+    category: Annotated[str, typer.Option(help="The category to decide for.")],
+    method: Annotated[str | None, typer.Option(help="Default: the method of rank 1.")] = None,
+) -> None:
+    """Print the chosen config of a category as YAML."""
+    from anomtune.search.records import open_sweep
+
+    row = _board(directory, category, method).to_pylist()[0]
+    if row["params"] is None:
+        _refuse(f"{category}/{row['method']}: no completed trial yet, so there is no best config")
+    config, _ = open_sweep(directory)
+    chosen = {
+        "dataset": {"name": row["dataset"], "root": config.dataset.root},
+        "category": row["category"],
+        "method": row["method"],
+        "image_size": config.image_size,
+        "seed": config.seed,
+        "hyperparameters": json.loads(row["params"]),
+        "validation": {
+            **config.validation.model_dump(),
+            "split_hash": row["split_hash"],
+            "auroc": row["val_auroc"],
+            "interval": [row["val_auroc_low"], row["val_auroc_high"]],
+            "default_auroc": row["default_val_auroc"],
+        },
+        "trial": row["trial_number"],
+    }
+    sys.stdout.write(yaml.safe_dump(chosen, sort_keys=False))
+
+
+@app.command()
+def methods(name: Annotated[str | None, typer.Argument(help="Only this method.")] = None) -> None:
+    """List the methods with every default, range and preset."""
+    from anomtune.models.registry import available, get_method
+
+    out = _console()
+    for method in available() if name is None else (name,):
+        kind = get_method(method).Hyperparameters
+        space = kind.search_space()
+        table = Table(title=method, title_justify="left", box=None, pad_edge=False)
+        for column in ("hyperparameter", "default", "searched over", "meaning"):
+            table.add_column(column, overflow="fold")
+        for field, info in kind.model_fields.items():
+            table.add_row(
+                field, str(info.default), _range_text(space.get(field)), info.description or ""
+            )
+        out.print(table, "")
+        if kind.presets:
+            out.print("presets: " + ", ".join(kind.presets) + "\n", highlight=False)
+
+
+@app.command()
+def datasets() -> None:
+    """List the dataset families."""
+    from anomtune.datasets.registry import available, dataset_type
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("dataset")
+    table.add_column("what it reads")
+    for name in available():
+        summary = (dataset_type(name).__doc__ or "").strip().splitlines()
+        table.add_row(name, summary[0] if summary else "")
+    _console().print(table)
+
+
+@app.command()
+def audit(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET")],
+    root: Annotated[Path | None, typer.Argument(metavar="ROOT")] = None,
+    category: Annotated[str | None, typer.Option(help="Only this category.")] = None,
+) -> None:
+    """Read every image and mask of a data folder and say what is wrong with it."""
+    from anomtune.datasets.audit import audit as run_audit
+    from anomtune.datasets.registry import open_dataset
+
+    report = run_audit(open_dataset(dataset, root), category)
+    table = Table(box=None, pad_edge=False)
+    for column in ("category", "train", "good", "defective", "defect types", "sizes"):
+        table.add_column(column, justify="right" if column in {"train", "good"} else "left")
+    for row in report.counts:
+        table.add_row(
+            row.category,
+            str(row.n_train),
+            str(row.n_test_normal),
+            str(row.n_test_anomalous),
+            ", ".join(row.defects),
+            row.sizes,
+        )
+    out = _console()
+    out.print(table)
+    for problem in report.problems:
+        style = "red" if problem.fatal else "yellow"
+        out.print(str(problem), style=style, highlight=False, markup=False, soft_wrap=True)
+    fatal = sum(problem.fatal for problem in report.problems)
+    out.print(f"{len(report.problems)} problems, {fatal} of them fatal", style="bold")
+    if fatal:
+        raise typer.Exit(BAD_INPUT)
+
+
+@app.command()
+def tensorboard(
+    directory: Directory,
+    port: Annotated[int, typer.Option(help="0 = any free port.")] = 6006,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Open TensorBoard on the curves of a sweep."""
+    logdir = Path(directory) / "tensorboard"
+    if not logdir.is_dir():
+        _refuse(f"{directory}: no tensorboard folder there; give the directory of a sweep")
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)]
+    raise typer.Exit(subprocess.call([*command, "--port", str(port), "--host", host]))  # noqa: S603
+
+
+def main() -> None:
+    """Runs the command; bad input ends with one line and exit code 2, never with a traceback."""
+    from anomtune.datasets.base import DataError
+    from anomtune.models.hyperparameters import MethodError
+    from anomtune.search.config import SweepError
+
+    try:
+        app()
+    except (SweepError, DataError, MethodError) as error:
+        _refuse(str(error))
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on from here.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of a pipe went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _board(directory: str, category: str | None, method: str | None) -> pa.Table:
+    """Compiles the leaderboard and keeps the rows that were asked for."""
+    import pyarrow.compute as pc
+
+    from anomtune.search.config import suggest
+    from anomtune.search.leaderboard import compile_leaderboard
+    from anomtune.search.records import open_sweep
+
+    config, store = open_sweep(directory)
+    board = compile_leaderboard(config, store)
+    for column, value in (("category", category), ("method", method)):
+        if value is None:
+            continue
+        known = list(dict.fromkeys(board[column].to_pylist()))
+        if value not in known:
+            _refuse(f"--{column} {value}: not in this sweep{suggest(value, known)}")
+        board = board.filter(pc.equal(board[column].cast("string"), value))
+    return board
+
+
+def _without_dictionaries(table: pa.Table) -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            (field.name, pa.string() if pa.types.is_dictionary(field.type) else field.type)
+            for field in table.schema
+        ]
+    )
+
+
+def _range_text(item: Any) -> str:
+    if item is None:
+        return "fixed"
+    values = getattr(item, "choices", None)
+    if values is not None:
+        return ", ".join(map(str, values))
+    return f"{item.low} to {item.high}{' (log)' if item.log else ''}"
+
+
+def _console(*, stderr: bool = False) -> Console:
+    # A pipe has no width: wide enough that no line of a table is folded.
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else 160)
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"anomtune: {message}", file=sys.stderr)
+    sys.exit(BAD_INPUT)

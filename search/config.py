@@ -1,0 +1,262 @@
+"""The sweep file: its schema, its defaults, and a one-line error for whatever is wrong in it."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class SweepError(ValueError):
+    """A sweep cannot start or go on as asked; the message is one line that names the remedy."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DatasetConfig(_Section):
+    """Which images: a registered dataset family, its folder, and its categories (default all)."""
+
+    name: str
+    root: str | None = None
+    categories: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+
+
+class ValidationConfig(_Section):
+    """Which images steer the search (see :mod:`anomtune.datasets.splits`)."""
+
+    protocol: Literal["labelled", "synthetic", "test"] = "labelled"
+    fraction: float = Field(0.5, gt=0, lt=1)
+    seed: int = 0
+
+
+class MethodConfig(_Section):
+    """How one method is searched.
+
+    Attributes:
+        preset: A named setting of the paper to start from.
+        fixed: Values that replace the paper's defaults and are not searched.
+        space: Ranges that replace or add to the method's own.
+    """
+
+    preset: str | None = None
+    fixed: dict[str, Any] = {}
+    space: dict[str, dict[str, Any]] = {}
+
+
+class ConfirmConfig(_Section):
+    """How many configs of each study are confirmed on held-out images. None yet."""
+
+    top: Annotated[int, Field(ge=0)] = 0
+    seeds: tuple[int, ...] = (1, 11, 111)
+
+
+class ResourcesConfig(_Section):
+    """What one trial occupies: CPU cores (also its number of threads) and GPUs."""
+
+    cpu: int = Field(1, ge=1)
+    gpu: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+
+
+class SweepConfig(_Section):
+    """A grid of studies: every method on every category."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    dataset: DatasetConfig
+    validation: ValidationConfig = ValidationConfig()
+    methods: dict[str, MethodConfig] = Field(min_length=1)
+    image_size: int = Field(256, ge=32, le=4096, multiple_of=32)
+    trials: int = Field(50, ge=1)
+    rungs: int = Field(8, ge=1)
+    sampler: Literal["tpe", "random", "gp", "cmaes"] = "tpe"
+    pruner: Literal["successive_halving", "hyperband", "median", "none"] = "successive_halving"
+    confirm: ConfirmConfig = ConfirmConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    concurrency: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    seed: int = 0
+
+    def to_yaml(self) -> str:
+        """Returns the resolved config as a sweep file, its hash in a comment on top."""
+        body = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return f"# resolved sweep, sha256 {self.digest()}\n{body}"
+
+    def digest(self) -> str:
+        """Returns a hash of the config, independent of the order and layout of the file."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Yaml12FloatLoader(yaml.SafeLoader):
+    """SafeLoader that reads ``1e-4`` as a number, as YAML 1.2 does (1.1 wants ``1.0e-4``)."""
+
+
+_Yaml12FloatLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(text: str, origin: str) -> Any:
+    """Parses YAML as data.
+
+    Raises:
+        SweepError: If it is not YAML; the message says where.
+    """
+    try:
+        return yaml.load(text, Loader=_Yaml12FloatLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise SweepError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def load_sweep(path: Path | None, overrides: Sequence[str] = ()) -> SweepConfig:
+    """Reads a sweep file and applies ``a.b=c`` overrides to it.
+
+    Args:
+        path: The sweep file; ``None`` for the built-in demo sweep.
+        overrides: Dotted keys and YAML values, as in ``methods.rd4ad.fixed.lr=1e-3``.
+
+    Raises:
+        SweepError: If the file cannot be read or does not fit the schema.
+    """
+    if path is None:
+        origin = "demo sweep"
+        text = resources.files("anomtune.search").joinpath("demo.yaml").read_text()
+    else:
+        origin = str(path)
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not a text file"
+            raise SweepError(f"{origin}: cannot read the sweep file: {reason}") from None
+    data = read_yaml(text, origin)
+    if not isinstance(data, dict):
+        raise SweepError(f"{origin}: a sweep file is a mapping of keys, see the README")
+    for override in overrides:
+        _apply_override(data, override)
+    return parse_sweep(data, origin)
+
+
+def parse_sweep(data: Mapping[str, Any], origin: str) -> SweepConfig:
+    """Validates the content of a sweep file.
+
+    Raises:
+        SweepError: Naming the first wrong key, and for an unknown one the nearest that exists.
+    """
+    try:
+        config = SweepConfig.model_validate(data)
+    except ValidationError as error:
+        raise SweepError(f"{origin}: {explain(error, SweepConfig)}") from None
+    if config.confirm.top:
+        raise SweepError(
+            f"{origin}: confirm.top: this version has no confirm stage yet; set it to 0"
+        )
+    return config
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Says in one line what is wrong with the first wrong value of a pydantic model."""
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"] if part != "function-after"]
+    where = ".".join(location) or "the whole"
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(model, location[:-1])
+        return f"{where}: unknown key{suggest(location[-1], known)}"
+    if first["type"] == "missing":
+        return f"{where}: missing, please set it"
+    message = first["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
+    return f"{where}: {message}{shown}"
+
+
+def suggest(wrong: str, known: Sequence[str]) -> str:
+    """Returns a clause that names what exists and what was probably meant."""
+    nearest = difflib.get_close_matches(wrong, known, n=1)
+    meant = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f"; there is {', '.join(known)}{meant}"
+
+
+def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """Returns the keys of the section at a location below a model."""
+    for part in location:
+        field = model.model_fields.get(part)
+        if field is not None:
+            model = next(_models_in(field.annotation), model)
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    dotted, equals, value = override.partition("=")
+    keys = dotted.split(".")
+    if not equals or not all(keys):
+        raise SweepError(f"--set {override}: write key=value, for example --set trials=20")
+    target = data
+    for depth, key in enumerate(keys[:-1], start=1):
+        if target.get(key) is None:
+            target[key] = {}
+        target = target[key]
+        if not isinstance(target, dict):
+            raise SweepError(
+                f"--set {override}: {'.'.join(keys[:depth])} is a value, not a section"
+            )
+    target[keys[-1]] = read_yaml(value, f"--set {override}")
+
+
+#: What may differ when a sweep directory is used again: it changes no result that is there.
+_FREE = {"resources", "concurrency"}
+
+
+def check_extends(old: SweepConfig, new: SweepConfig, directory: str) -> None:
+    """Checks that a sweep may go on in the directory of an earlier start.
+
+    More trials, methods and categories extend a sweep; resources and concurrency are free.
+
+    Raises:
+        SweepError: If anything else differs; the message names the key and both values.
+    """
+    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    for key in before:
+        if key in _FREE or before[key] == after[key]:
+            continue
+        if key == "trials" and after[key] > before[key]:
+            continue
+        if key == "methods" and _extends(before[key], after[key]):
+            continue
+        if key == "dataset":
+            old_set, new_set = before[key], after[key]
+            rest_equal = {**old_set, "categories": 0} == {**new_set, "categories": 0}
+            if rest_equal and set(old_set["categories"]) <= set(new_set["categories"]):
+                continue
+        where, was, now = _first_difference(key, before[key], after[key])
+        raise SweepError(
+            f"{directory}: holds a sweep with {where} = {was}, now it is {now}; "
+            f"restore it, or start another directory with --dir"
+        )
+
+
+def _extends(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return all(new.get(name) == value for name, value in old.items())
+
+
+def _first_difference(key: str, old: Any, new: Any) -> tuple[str, str, str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *new]:
+            if old.get(name) != new.get(name):
+                return _first_difference(f"{key}.{name}", old.get(name), new.get(name))
+    return key, json.dumps(old), json.dumps(new)

@@ -1,0 +1,124 @@
+"""What people watch in TensorBoard: scalars per rung, and hyperparameters while trials run.
+
+Event files are written through the sweep's storage, record by record and without a thread or
+an open file per trial, so a killed driver loses nothing and a remote directory works too.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from anomtune.models.hyperparameters import Choice, SearchRange
+from anomtune.search.records import StudyKey, TrialRecord
+from anomtune.search.storage import Storage
+from anomtune.search.study import SearchPlan
+
+#: TensorBoard takes any file with "tfevents" in its name.
+_EVENT_FILE = "events.out.tfevents.0.anomtune"
+
+_STATUS = {
+    "COMPLETE": api_pb2.STATUS_SUCCESS,
+    "PRUNED": api_pb2.STATUS_SUCCESS,
+    "FAIL": api_pb2.STATUS_FAILURE,
+}
+
+
+class CurveWriter:
+    """Writes the event files of a sweep: a folder per study, below it a folder per trial.
+
+    Args:
+        storage: The sweep directory.
+        plans: How each method is searched.
+    """
+
+    def __init__(self, storage: Storage, plans: Mapping[str, SearchPlan]) -> None:
+        self._storage = storage
+        self._plans = plans
+        self._written: dict[str, int] = {}
+
+    def begin_study(self, key: StudyKey) -> None:
+        """Says once which hyperparameters and metrics a study has."""
+        folder = f"tensorboard/{key}"
+        if self._storage.read(f"{folder}/{_EVENT_FILE}") is not None:
+            return
+        space = self._plans[key.method].space
+        hparams = [summary_v2.HParam(name, _domain(item)) for name, item in space.items()]
+        metrics = [
+            summary_v2.Metric("validation/auroc", display_name="validation AUROC"),
+            summary_v2.Metric("train/loss", display_name="loss"),
+        ]
+        config = summary_v2.hparams_config_pb(hparams=hparams, metrics=metrics)
+        self._append(folder, _version_event(), Event(wall_time=time.time(), summary=config))
+
+    def update(self, record: TrialRecord) -> None:
+        """Adds what is new in a record: its start, a rung, its end."""
+        folder = f"tensorboard/{record.key}/{record.number:05d}"
+        events = []
+        written = self._written.get(record.path)
+        if written is None or written > len(record.curve):  # begun, or begun again
+            self._storage.delete_folder(folder)
+            written = 0
+            space = self._plans[record.method].space
+            values = {name: _plain(record.params[name]) for name in space}
+            start = summary_v2.hparams_pb(values, trial_id=f"{record.key}/{record.number}")
+            events += [_version_event(), Event(wall_time=time.time(), summary=start)]
+        for rung in record.curve[written:]:
+            for tag, value in (
+                ("validation/auroc", rung.auroc),
+                ("validation/auroc_low", rung.auroc_low),
+                ("validation/auroc_high", rung.auroc_high),
+                ("train/loss", rung.loss),
+            ):
+                scalar = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+                events.append(Event(wall_time=time.time(), step=rung.step, summary=scalar))
+        if record.state != "RUNNING":
+            events.append(Event(wall_time=time.time(), summary=_session_end(record.state)))
+            self._written.pop(record.path, None)
+        else:
+            self._written[record.path] = len(record.curve)
+        if events:
+            self._append(folder, *events)
+
+    def _append(self, folder: str, *events: Event) -> None:
+        buffer = io.BytesIO()
+        writer = RecordWriter(buffer)
+        for event in events:
+            writer.write(event.SerializeToString())
+        self._storage.append(f"{folder}/{_EVENT_FILE}", buffer.getvalue())
+
+
+def _version_event() -> Event:
+    return Event(wall_time=time.time(), file_version="brain.Event:2")
+
+
+def _domain(item: SearchRange) -> Any:
+    if isinstance(item, Choice):
+        # One column type per study: choices of mixed kinds are shown as text.
+        return summary_v2.Discrete([_plain(value) for value in item.choices])
+    return summary_v2.RealInterval(float(item.low), float(item.high))
+
+
+def _plain(value: Any) -> bool | float | str:
+    if isinstance(value, bool | str):
+        return value
+    return float(value) if isinstance(value, int | float) else json.dumps(value)
+
+
+def _session_end(state: str) -> Summary:
+    end = plugin_data_pb2.SessionEndInfo(status=_STATUS[state], end_time_secs=time.time())
+    data = plugin_data_pb2.HParamsPluginData(session_end_info=end)
+    value = Summary.Value(
+        tag=metadata.SESSION_END_INFO_TAG,
+        metadata=metadata.create_summary_metadata(data),
+        tensor=metadata.NULL_TENSOR,
+    )
+    return Summary(value=[value])

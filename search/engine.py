@@ -1,0 +1,261 @@
+"""Runs a pool of studies on Ray Tune. Optuna decides, in the pool; Ray Tune only executes.
+
+Two thin adapters stand between them: a Searcher that hands out the pool's trials, and a
+Scheduler that answers each result with the pool's verdict. Both forget the pool when Tune
+snapshots them: the records are the truth, and every start is a fresh Tuner for what remains.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from anomtune.search.config import ResourcesConfig, SweepConfig, SweepError
+from anomtune.search.pool import Pool
+from anomtune.search.records import StudyKey, TrialRecord
+from anomtune.search.trial import TrialActor, TrialResult, TrialSpec
+
+#: How Tune is set up where it has no argument for it.
+_TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our records and curves replace Tune's
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial reports no metric
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # its snapshot is not the truth, and costs time
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "10",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class _Adapters:
+    """What the searcher and the scheduler share: the pool, and Tune's names for its trials."""
+
+    def __init__(self, pool: Pool, make_spec: Callable[[TrialRecord], TrialSpec]) -> None:
+        self.pool = pool
+        self.make_spec = make_spec
+        self.trials: dict[str, tuple[StudyKey, int]] = {}
+        self.pruned: set[str] = set()
+        #: The first failure of the pool itself (storage), which ends the run.
+        self.failure: Exception | None = None
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Keeps a failure for after the run: Tune would bury it in its own."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - raised again by run_pool
+            self.failure = self.failure or error
+
+
+class PoolSearcher(Searcher):  # type: ignore[misc]
+    """Gives Ray Tune the trials that a pool starts."""
+
+    def __init__(self, adapters: _Adapters) -> None:
+        super().__init__(metric=None, mode=None)
+        self._adapters = adapters
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Does nothing: the records are the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Does nothing: the records are the state."""
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Returns the next trial, ``None`` for not now, ``FINISHED`` for no more."""
+        shared = self._adapters
+        if shared.failure is not None or shared.pool.remaining == 0:
+            return str(Searcher.FINISHED)
+        suggestion = None
+        with shared.guard():
+            record = shared.pool.ask()
+            if record is not None:
+                shared.trials[trial_id] = (record.key, record.number)
+                suggestion = {"trial": shared.make_spec(record).model_dump()}
+        return suggestion
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Ends a trial. The last result, which carried ``done``, is seen here alone."""
+        shared = self._adapters
+        if trial_id not in shared.trials or shared.failure is not None:
+            return
+        key, number = shared.trials.pop(trial_id)
+        with shared.guard():
+            if error:
+                reason = "the worker process died, and again when the trial was retried"
+                shared.pool.finish(key, number, "FAIL", error=reason)
+            elif result is None or ("error" not in result and "result" not in result):
+                shared.pool.finish(key, number, "FAIL", error="the trial ended without a result")
+            elif "error" in result:
+                shared.pool.finish(
+                    key, number, "FAIL", error=result["error"], traceback=result["traceback"]
+                )
+            else:
+                last = TrialResult.model_validate_json(result["result"])
+                if last.facts is not None:
+                    shared.pool.report(key, number, last.rung)
+                    shared.pool.finish(key, number, "COMPLETE", facts=last.facts, cost=last.cost)
+                elif trial_id in shared.pruned:
+                    shared.pool.finish(key, number, "PRUNED", cost=last.cost)
+                # Else it was interrupted: its record says RUNNING, and the next start runs it.
+
+
+class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Answers each rung with what the study's pruner says."""
+
+    def __init__(self, adapters: _Adapters) -> None:
+        super().__init__()
+        self._adapters = adapters
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Returns whether the trial goes on."""
+        shared = self._adapters
+        entry = shared.trials.get(trial.trial_id)
+        if shared.failure is not None or entry is None:
+            return str(TrialScheduler.STOP)
+        goes_on = False
+        with shared.guard():
+            rung = TrialResult.model_validate_json(result["result"]).rung
+            goes_on = shared.pool.report(*entry, rung)
+            if not goes_on:
+                shared.pruned.add(trial.trial_id)
+        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+
+@contextmanager
+def ray_cluster(address: str | None) -> Iterator[None]:
+    """Connects to a Ray cluster, or starts one on this machine for the time of the context.
+
+    Args:
+        address: ``None`` for this machine, ``auto`` or an address for a running cluster.
+
+    Raises:
+        SweepError: If there is no cluster at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in _TUNE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise SweepError(
+            f"--address {address}: no Ray cluster answers ({reason}); start one with "
+            f"`ray start --head`, or leave --address out"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def trial_resources(config: ResourcesConfig) -> dict[str, float]:
+    """Returns what a trial occupies, as Ray counts it; a whole GPU where there are any."""
+    gpus = ray.cluster_resources().get("GPU", 0)
+    gpu = (1.0 if gpus else 0.0) if config.gpu == "auto" else config.gpu
+    return {"cpu": config.cpu, "gpu": gpu} if gpu else {"cpu": config.cpu}
+
+
+def concurrency(config: SweepConfig) -> int:
+    """Returns how many trials run at once.
+
+    Raises:
+        SweepError: If the cluster has not the resources for a single one.
+    """
+    wanted = trial_resources(config.resources)
+    have = ray.cluster_resources()
+    slots = min(int(have.get(name.upper(), 0) / amount) for name, amount in wanted.items())
+    if slots < 1:
+        raise SweepError(
+            f"resources: a trial wants {wanted}, the cluster has "
+            f"{ {name: have.get(name.upper(), 0) for name in wanted} }; ask for less"
+        )
+    return slots if config.concurrency == "auto" else min(config.concurrency, slots)
+
+
+def run_pool(
+    pool: Pool,
+    make_spec: Callable[[TrialRecord], TrialSpec],
+    resources: dict[str, float],
+    max_concurrent: int,
+    trainable: type[tune.Trainable] = TrialActor,
+) -> None:
+    """Runs what remains of a pool; returns early, with trials left, if it is interrupted.
+
+    Args:
+        pool: The studies.
+        make_spec: Says what a worker is told of a trial.
+        resources: What a trial occupies.
+        max_concurrent: How many trials run at once.
+        trainable: What runs a trial (benchmarks have their own).
+
+    Raises:
+        SweepError: If the sweep directory refuses a record.
+    """
+    if pool.remaining == 0:
+        return
+    for name in ("ray.tune", "ray.train", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    adapters = _Adapters(pool, make_spec)
+    scratch = tempfile.mkdtemp(prefix="anomtune-")
+    try:
+        with _terminate_as_interrupt():
+            tune.Tuner(
+                tune.with_resources(trainable, resources),
+                tune_config=tune.TuneConfig(
+                    search_alg=PoolSearcher(adapters),
+                    scheduler=PoolScheduler(adapters),
+                    num_samples=pool.remaining,
+                    max_concurrent_trials=max_concurrent,
+                    reuse_actors=True,
+                    trial_dirname_creator=lambda trial: str(trial.trial_id),
+                ),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=scratch,
+                    verbose=0,
+                    # A trial whose worker dies is run once more, from its beginning.
+                    failure_config=tune.FailureConfig(max_failures=1),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                ),
+            ).fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if adapters.failure is not None:
+        raise adapters.failure
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Lets SIGTERM (a preempted job) end the run as Ctrl-C does: orderly, resumable."""
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,271 @@
+"""The result of a sweep: one row per study, ranked within each category, and all trials.
+
+Both tables are compiled from the records and can be compiled again at any time.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from anomtune.search.config import SweepConfig
+from anomtune.search.metrics import paired_delong_p
+from anomtune.search.records import (
+    RecordStore,
+    StudyKey,
+    TrialRecord,
+    best_record,
+    canonical,
+)
+
+SCHEMA_VERSION = 1
+
+_NAME = pa.dictionary(pa.int32(), pa.string())
+_TIME = pa.timestamp("ms", tz="UTC")
+
+#: DESIGN of the table that a sweep is run for. What the confirm stage measures is null before it.
+LEADERBOARD_SCHEMA = pa.schema(
+    [
+        ("dataset", _NAME),
+        ("category", _NAME),
+        ("method", _NAME),
+        ("rank", pa.int32()),
+        ("tied", pa.bool_()),
+        ("params", pa.string()),
+        ("trial_number", pa.int32()),
+        ("val_auroc", pa.float64()),
+        ("val_auroc_low", pa.float64()),
+        ("val_auroc_high", pa.float64()),
+        ("n_val_normal", pa.int32()),
+        ("n_val_anomalous", pa.int32()),
+        ("default_val_auroc", pa.float64()),
+        ("gain", pa.float64()),
+        ("test_auroc_mean", pa.float64()),
+        ("test_auroc_std", pa.float64()),
+        ("test_pixel_auroc_mean", pa.float64()),
+        ("test_aupro_mean", pa.float64()),
+        ("n_test_normal", pa.int32()),
+        ("n_test_anomalous", pa.int32()),
+        ("n_seeds", pa.int32()),
+        ("optimism_gap", pa.float64()),
+        ("validation", _NAME),
+        ("split_hash", pa.string()),
+        ("score_rule", _NAME),
+        ("trials", pa.int32()),
+        ("completed", pa.int32()),
+        ("pruned", pa.int32()),
+        ("failed", pa.int32()),
+        ("train_seconds", pa.float64()),
+        ("peak_memory_bytes", pa.int64()),
+        ("parameters", pa.int64()),
+        ("image_ms", pa.float64()),
+        ("paper_auroc", pa.float64()),
+        ("created_at", _TIME),
+    ]
+)
+
+TRIALS_SCHEMA = pa.schema(
+    [
+        ("dataset", _NAME),
+        ("category", _NAME),
+        ("method", _NAME),
+        ("number", pa.int32()),
+        ("state", _NAME),
+        ("params", pa.string()),
+        ("seed", pa.int64()),
+        ("split_hash", pa.string()),
+        ("val_auroc", pa.float64()),
+        ("val_auroc_low", pa.float64()),
+        ("val_auroc_high", pa.float64()),
+        ("rungs", pa.int32()),
+        ("curve", pa.list_(pa.float64())),
+        ("losses", pa.list_(pa.float64())),
+        ("score_rule", _NAME),
+        ("parameters", pa.int64()),
+        ("train_seconds", pa.float64()),
+        ("evaluate_seconds", pa.float64()),
+        ("image_ms", pa.float64()),
+        ("peak_memory_bytes", pa.int64()),
+        ("started_at", _TIME),
+        ("finished_at", _TIME),
+        ("error", pa.string()),
+    ]
+)
+
+
+def compile_leaderboard(config: SweepConfig, store: RecordStore) -> pa.Table:
+    """Returns the leaderboard of a sweep as its records are now.
+
+    A study without a completed trial has a row too, with nulls and the last ranks.
+
+    Args:
+        config: The sweep.
+        store: Its records.
+    """
+    studies = store.read_all()
+    counts = store.read_test_counts()
+    categories: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    winners: dict[StudyKey, TrialRecord] = {}
+    for category in config.dataset.categories or ():
+        for method in config.methods:
+            key = StudyKey(category, method)
+            records = studies.get(key, [])
+            best = best_record(records)
+            if best is not None:
+                winners[key] = best
+            row = _row(config, key, records, best)
+            row["n_test_normal"], row["n_test_anomalous"] = counts.get(category, (None, None))
+            categories[category].append(row)
+    rows = []
+    for category, entries in categories.items():
+        entries.sort(key=lambda row: (row["val_auroc"] is None, -(row["val_auroc"] or 0.0)))
+        for rank, row in enumerate(entries, start=1):
+            row["rank"] = rank
+        _mark_ties(store, category, entries, winners)
+        rows += entries
+    return pa.Table.from_pylist(rows, schema=LEADERBOARD_SCHEMA).replace_schema_metadata(
+        _metadata(config)
+    )
+
+
+def compile_trials(config: SweepConfig, records: Iterable[TrialRecord]) -> pa.Table:
+    """Returns one row per trial, in order of study and number."""
+    rows = []
+    for record in records:
+        last = record.curve[-1] if record.curve else None
+        row: dict[str, Any] = {
+            name: getattr(record, name)
+            for name in ("dataset", "category", "method", "number", "state", "seed", "split_hash")
+        }
+        row |= {
+            "params": canonical(record.params),
+            "val_auroc": last and last.auroc,
+            "val_auroc_low": last and last.auroc_low,
+            "val_auroc_high": last and last.auroc_high,
+            "rungs": len(record.curve),
+            "curve": [rung.auroc for rung in record.curve],
+            "losses": [rung.loss for rung in record.curve],
+            "error": record.error,
+        }
+        row |= record.cost.model_dump()
+        row |= {
+            "started_at": _time(record.cost.started_at),
+            "finished_at": _time(record.cost.finished_at),
+        }
+        if record.facts is not None:
+            row |= record.facts.model_dump(include={"score_rule", "parameters"})
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=TRIALS_SCHEMA).replace_schema_metadata(
+        _metadata(config)
+    )
+
+
+def write_tables(config: SweepConfig, store: RecordStore) -> pa.Table:
+    """Compiles both tables, writes them into the sweep directory and returns the leaderboard."""
+    board = compile_leaderboard(config, store)
+    records = [record for study in store.read_all().values() for record in study]
+    for name, table in (("leaderboard", board), ("trials", compile_trials(config, records))):
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        # The same records give the same bytes: a finished sweep is left as it is.
+        if store.storage.read(f"{name}.parquet") != buffer.getvalue():
+            store.storage.write(f"{name}.parquet", buffer.getvalue(), durable=True)
+    return board
+
+
+def _row(
+    config: SweepConfig,
+    key: StudyKey,
+    records: Sequence[TrialRecord],
+    best: TrialRecord | None,
+) -> dict[str, Any]:
+    default = next((r.value for r in records if r.number == 0), None)
+    states = [record.state for record in records]
+    ends = [record.cost.finished_at for record in records if record.cost.finished_at is not None]
+    row: dict[str, Any] = {
+        "dataset": config.dataset.name,
+        "category": key.category,
+        "method": key.method,
+        "tied": False,
+        "default_val_auroc": default,
+        "validation": config.validation.protocol,
+        "trials": len(records),
+        "completed": states.count("COMPLETE"),
+        "pruned": states.count("PRUNED"),
+        "failed": states.count("FAIL"),
+        "created_at": _time(max(ends, default=None)),
+    }
+    if best is None or best.facts is None:
+        return row
+    last = best.curve[-1]
+    return row | {
+        "params": canonical(best.params),
+        "trial_number": best.number,
+        "val_auroc": last.auroc,
+        "val_auroc_low": last.auroc_low,
+        "val_auroc_high": last.auroc_high,
+        "gain": None if default is None else last.auroc - default,
+        "split_hash": best.split_hash,
+        "train_seconds": best.cost.train_seconds,
+        "peak_memory_bytes": best.cost.peak_memory_bytes,
+        "image_ms": best.cost.image_ms,
+        **best.facts.model_dump(),
+    }
+
+
+def _mark_ties(
+    store: RecordStore,
+    category: str,
+    rows: Sequence[dict[str, Any]],
+    winners: Mapping[StudyKey, TrialRecord],
+) -> None:
+    """Sets ``tied``: rows that a paired DeLong test cannot tell from rank 1, and then rank 1."""
+    labels = store.read_labels(category)
+    chosen = [winners.get(StudyKey(category, row["method"])) for row in rows]
+    scores = [None if record is None else store.read_scores(record) for record in chosen]
+    if labels is None or not scores or scores[0] is None or len(scores[0]) != len(labels):
+        return
+    for row, other in zip(rows[1:], scores[1:], strict=True):
+        if other is not None and len(other) == len(labels):
+            row["tied"] = paired_delong_p(labels, scores[0], other) > 0.05
+    rows[0]["tied"] = any(row["tied"] for row in rows[1:])
+
+
+def _metadata(config: SweepConfig) -> dict[str, str]:
+    return {
+        "anomtune.schema_version": str(SCHEMA_VERSION),
+        "anomtune.sweep_name": config.name,
+        "anomtune.sweep_sha256": config.digest(),
+        **_environment(),
+    }
+
+
+@cache
+def _environment() -> dict[str, str]:
+    libraries = ("ray", "optuna", "torch", "torchvision", "numpy", "pyarrow")
+    hardware = {
+        "machine": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+    return {
+        "anomtune.code_version": version("anomtune"),
+        "anomtune.library_versions": json.dumps({name: version(name) for name in libraries}),
+        "anomtune.hardware": json.dumps(hardware),
+    }
+
+
+def _time(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)

@@ -1,0 +1,223 @@
+"""The records of a sweep: one small JSON file per trial. They are the only truth about it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from anomtune.search.config import SweepConfig, SweepError, parse_sweep, read_yaml
+from anomtune.search.storage import Storage
+
+State = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
+
+
+class StudyKey(NamedTuple):
+    """Names a study of a sweep."""
+
+    category: str
+    method: str
+
+    def __str__(self) -> str:
+        return f"{self.category}/{self.method}"
+
+
+class _Model(BaseModel):
+    # NaN is no JSON: a figure that was not measured is null.
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_assignment=True)
+
+
+class Rung(_Model):
+    """What a trial reports at one of its evaluation points.
+
+    Attributes:
+        step: 1-based index of the rung.
+        auroc: Image AUROC on the validation images, in [0, 1].
+        auroc_low: Lower end of its 95 % DeLong interval.
+        auroc_high: Upper end.
+        loss: Mean training loss since the rung before.
+    """
+
+    step: int
+    auroc: float
+    auroc_low: float
+    auroc_high: float
+    loss: float
+
+
+class Facts(_Model):
+    """What is known of a trained detector, apart from its scores."""
+
+    n_val_normal: int
+    n_val_anomalous: int
+    parameters: int
+    score_rule: str
+
+
+class Cost(_Model):
+    """What a trial took. The only part of a record that differs when it is run again.
+
+    Attributes:
+        train_seconds: Time spent in ``fit``.
+        evaluate_seconds: Time spent scoring validation images.
+        image_ms: Time to score one image in a validation batch, in milliseconds.
+        peak_memory_bytes: Peak of GPU memory, on a CPU of the worker's resident memory.
+        started_at: UTC, ISO 8601.
+        finished_at: UTC, ISO 8601.
+    """
+
+    train_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+    image_ms: float | None = None
+    peak_memory_bytes: int | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+
+
+class TrialRecord(_Model):
+    """One trial: which config, how it went and what came out.
+
+    Attributes:
+        number: Index of the trial within its study; 0 is the paper's own config.
+        params: The complete hyperparameters, searched and fixed.
+        split_hash: Names the exact images of training and validation.
+        pruner_state: What Optuna's pruner noted about the trial.
+        error: Why a FAIL failed, in one line.
+        traceback: Where, if it was not expected.
+    """
+
+    dataset: str
+    category: str
+    method: str
+    number: int
+    state: State
+    params: dict[str, Any]
+    seed: int
+    split_hash: str
+    curve: list[Rung] = []
+    facts: Facts | None = None
+    pruner_state: dict[str, float] = {}
+    error: str | None = None
+    traceback: str | None = None
+    cost: Cost = Cost()
+
+    @property
+    def key(self) -> StudyKey:
+        """The study that the trial belongs to."""
+        return StudyKey(self.category, self.method)
+
+    @property
+    def value(self) -> float | None:
+        """The AUROC at the last rung of a completed trial."""
+        return self.curve[-1].auroc if self.state == "COMPLETE" and self.curve else None
+
+    @property
+    def path(self) -> str:
+        """Where the record lies below the sweep directory, without extension."""
+        return f"trials/{self.category}/{self.method}/{self.number:05d}"
+
+
+class RecordStore:
+    """Writes and reads the records of a sweep directory."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    def write(self, record: TrialRecord) -> None:
+        """Replaces a record; a finished one is flushed to the disk."""
+        content = record.model_dump_json(indent=1).encode()
+        self.storage.write(f"{record.path}.json", content, durable=record.state != "RUNNING")
+
+    def read_all(self) -> dict[StudyKey, list[TrialRecord]]:
+        """Returns every record, by study and in order of number.
+
+        Raises:
+            SweepError: If a record cannot be understood; the message names it.
+        """
+        studies: dict[StudyKey, list[TrialRecord]] = defaultdict(list)
+        for path in self.storage.list("trials", ".json"):
+            try:
+                record = TrialRecord.model_validate_json(self.storage.read(path) or b"")
+            except ValidationError as error:
+                reason = error.errors()[0]["msg"]
+                raise SweepError(
+                    f"{self.storage.location}/{path}: not a trial record ({reason}); "
+                    f"delete the file to run that trial again"
+                ) from None
+            if path != f"{record.path}.json":
+                raise SweepError(
+                    f"{self.storage.location}/{path}: holds the record of {record.path}; "
+                    f"move it back, or delete the file to run that trial again"
+                )
+            studies[record.key].append(record)
+        return dict(studies)
+
+    def read_scores(self, record: TrialRecord) -> npt.NDArray[np.float32] | None:
+        """Returns the validation scores of a completed trial, in the order of the split."""
+        content = self.storage.read(f"{record.path}.npy")
+        return None if content is None else np.load(io.BytesIO(content), allow_pickle=False)
+
+    def write_labels(self, category: str, labels: npt.NDArray[np.int8]) -> None:
+        """Keeps the validation labels of a category, for paired tests."""
+        self.storage.write(f"trials/{category}/labels.npy", npy_bytes(labels))
+
+    def write_test_counts(self, counts: Mapping[str, tuple[int, int]]) -> None:
+        """Keeps how many held-out images each category has: numbers, not images."""
+        self.storage.write("held_out.json", json.dumps(counts, indent=1).encode())
+
+    def read_test_counts(self) -> dict[str, tuple[int, int]]:
+        """Returns the numbers of normal and anomalous held-out images of each category."""
+        content = json.loads(self.storage.read("held_out.json") or b"{}")
+        return {name: (normal, anomalous) for name, (normal, anomalous) in content.items()}
+
+    def read_labels(self, category: str) -> npt.NDArray[np.int8] | None:
+        """Returns the validation labels of a category, in the order of the split."""
+        content = self.storage.read(f"trials/{category}/labels.npy")
+        return None if content is None else np.load(io.BytesIO(content), allow_pickle=False)
+
+
+def open_sweep(directory: str | os.PathLike[str]) -> tuple[SweepConfig, RecordStore]:
+    """Returns the config and the records of a sweep directory.
+
+    Raises:
+        SweepError: If it is not one.
+    """
+    storage = Storage(directory)
+    content = storage.read("sweep.yaml")
+    if content is None:
+        raise SweepError(f"{directory}: no sweep.yaml there; give the directory of a sweep")
+    location = f"{directory}/sweep.yaml"
+    return parse_sweep(read_yaml(content.decode(), location), location), RecordStore(storage)
+
+
+def best_record(records: Iterable[TrialRecord]) -> TrialRecord | None:
+    """Returns the completed trial with the highest AUROC, the earliest of equals."""
+    completed = [
+        (record.value, -record.number, record) for record in records if record.value is not None
+    ]
+    return max(completed, key=lambda item: item[:2])[2] if completed else None
+
+
+def npy_bytes(array: npt.NDArray[Any]) -> bytes:
+    """Returns an array in NumPy's file format."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def now() -> str:
+    """Returns the time, UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def canonical(params: dict[str, Any]) -> str:
+    """Returns hyperparameters as JSON with sorted keys, as the leaderboard shows them."""
+    return json.dumps(params, sort_keys=True)

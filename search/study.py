@@ -1,0 +1,210 @@
+"""What a study searches: the space, trial 0, and Optuna's sampler and pruner for it."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from pydantic import ValidationError
+
+from anomtune.models.hyperparameters import (
+    Choice,
+    FloatRange,
+    Hyperparameters,
+    IntRange,
+    MethodError,
+    SearchRange,
+)
+from anomtune.models.registry import get_method
+from anomtune.search.config import MethodConfig, SweepConfig, SweepError, explain, suggest
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """How one method is searched in a sweep, the same for every category.
+
+    Attributes:
+        method: Name of the method.
+        defaults: Trial 0: the paper's values, changed only by ``preset`` and ``fixed``.
+        space: The range of every hyperparameter that is searched.
+    """
+
+    method: str
+    defaults: Hyperparameters
+    space: dict[str, SearchRange]
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """The space as Optuna knows it."""
+        return {name: _distribution(item) for name, item in self.space.items()}
+
+    def anchor(self) -> tuple[dict[str, Any], bool]:
+        """Returns trial 0 as a point of the space, and whether it really lies in it.
+
+        A user's range may leave the paper's value out. Trial 0 still runs it, as the baseline of
+        ``gain``; Optuna is shown the nearest point and must then not learn from the result.
+        """
+        values = self.defaults.model_dump()
+        point = {name: _nearest(item, values[name]) for name, item in self.space.items()}
+        return point, all(point[name] == values[name] for name in point)
+
+    def hyperparameters(self, point: Mapping[str, Any]) -> Hyperparameters:
+        """Returns the complete hyperparameters at a point of the space.
+
+        Raises:
+            ValidationError: If the values do not go together.
+        """
+        return type(self.defaults)(**{**self.defaults.model_dump(), **point})
+
+
+def plan_search(method: str, config: MethodConfig) -> SearchPlan:
+    """Checks what a sweep file says of a method against the method itself.
+
+    Raises:
+        SweepError: Naming the key that is wrong and what would be right.
+    """
+    where = f"methods.{method}"
+    try:
+        detector = get_method(method)
+    except MethodError as error:
+        raise SweepError(f"{where}: {error}") from None
+    kind = detector.Hyperparameters
+    for section in ("fixed", "space"):
+        for name in getattr(config, section):
+            if name not in kind.model_fields:
+                known = suggest(name, list(kind.model_fields))
+                raise SweepError(f"{where}.{section}.{name}: unknown hyperparameter{known}")
+    both = sorted(set(config.fixed) & set(config.space))
+    if both:
+        raise SweepError(f"{where}: {both[0]} is both fixed and searched; remove one of the two")
+    preset: Mapping[str, Any] = {}
+    if config.preset is not None:
+        if config.preset not in kind.presets:
+            names = list(kind.presets) or ["none"]
+            raise SweepError(f"{where}.preset: no {config.preset!r}{suggest(config.preset, names)}")
+        preset = kind.presets[config.preset]
+    try:
+        defaults = kind(**{**preset, **config.fixed})
+    except ValidationError as error:
+        raise SweepError(f"{where}.fixed.{explain(error, kind)}") from None
+    space = {
+        name: item
+        for name, item in kind.search_space().items()
+        if name not in config.fixed and name not in preset
+    }
+    for name, given in config.space.items():
+        space[name] = _parse_range(f"{where}.space.{name}", given, kind, name)
+    return SearchPlan(method, defaults, space)
+
+
+def _parse_range(
+    where: str, given: Mapping[str, Any], kind: type[Hyperparameters], name: str
+) -> SearchRange:
+    default = kind.model_fields[name].get_default(call_default_factory=True)
+    if "choices" in given or isinstance(default, bool | str):
+        shape: type[SearchRange] = Choice
+    elif isinstance(default, int):
+        shape = IntRange
+    else:
+        shape = FloatRange
+    try:
+        parsed = shape(**given)
+    except ValidationError as error:
+        raise SweepError(f"{where}: {explain(error, shape)}") from None
+    edges = parsed.choices if isinstance(parsed, Choice) else (parsed.low, parsed.high)
+    for edge in edges:
+        try:
+            kind(**{name: edge})
+        except ValidationError as error:
+            # Only the value itself is judged here: how values go together, each trial shows.
+            wrong = [item for item in error.errors() if item["loc"][:1] == (name,)]
+            if wrong:
+                raise SweepError(f"{where}: {edge!r} cannot be: {wrong[0]['msg']}") from None
+    return parsed
+
+
+def _distribution(item: SearchRange) -> BaseDistribution:
+    match item:
+        case FloatRange():
+            return FloatDistribution(item.low, item.high, log=item.log)
+        case IntRange():
+            return IntDistribution(item.low, item.high, log=item.log, step=item.step)
+        case Choice():
+            return CategoricalDistribution(item.choices)
+
+
+def _nearest(item: SearchRange, value: Any) -> Any:
+    match item:
+        case FloatRange():
+            return min(max(float(value), item.low), item.high)
+        case IntRange():
+            steps = round((min(max(value, item.low), item.high) - item.low) / item.step)
+            return min(item.low + steps * item.step, item.high)
+        case Choice():
+            return value if value in item.choices else item.choices[0]
+
+
+def startup_trials(trials: int) -> int:
+    """Returns how many trials of a study are random before its sampler models them.
+
+    Optuna's 10, but never more than a third of a short study.
+    """
+    return min(10, max(2, trials // 3))
+
+
+def make_sampler(config: SweepConfig, study: str, number: int) -> optuna.samplers.BaseSampler:
+    """Returns the sampler for one trial.
+
+    A new one for each, seeded by the trial's name: what is suggested depends on the history
+    alone, so that a resumed study goes on as if it had never stopped.
+
+    Args:
+        config: The sweep.
+        study: Name of the study.
+        number: Index of the trial in it.
+    """
+    digest = hashlib.sha256(f"{config.seed}/{study}/{number}".encode()).digest()
+    seed = int.from_bytes(digest[:4], "big")
+    startup = startup_trials(config.trials)
+    match config.sampler:
+        case "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        case "gp":
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
+        case "cmaes":
+            # CMA-ES draws from a distribution that earlier trials moved: after a restart Optuna
+            # begins a new one (its own notes are pickles, which a record must not hold).
+            return optuna.samplers.CmaEsSampler(
+                seed=seed, n_startup_trials=startup, warn_independent_sampling=False
+            )
+        case "tpe":
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
+
+
+def make_pruner(config: SweepConfig) -> optuna.pruners.BasePruner:
+    """Returns the pruner of a study; its first look comes after a quarter of the rungs."""
+    first = max(1, config.rungs // 4)
+    match config.pruner:
+        case "successive_halving":
+            return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=3)
+        case "hyperband":
+            return optuna.pruners.HyperbandPruner(min_resource=first, max_resource=config.rungs)
+        case "median":
+            return optuna.pruners.MedianPruner(
+                n_startup_trials=startup_trials(config.trials), n_warmup_steps=first - 1
+            )
+        case "none":
+            return optuna.pruners.NopPruner()

@@ -1,0 +1,84 @@
+"""What all tests share: a cache of their own, weights and data if they are there, tiny images."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PROJECT = Path(__file__).parent.parent
+SHARED = PROJECT.parent / "shared"
+PLUGIN = Path(__file__).parent / "plugin"
+
+# The toy method is found as any other package's would be, here and in every Ray worker.
+sys.path.append(str(PLUGIN))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(PLUGIN), os.environ.get("PYTHONPATH", "")))
+)
+if (SHARED / "weights").is_dir():
+    os.environ.setdefault("TORCH_HOME", str(SHARED / "weights"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory):
+    os.environ["ANOMTUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real datasets; tests that need it are skipped where it is absent."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("needs the real datasets in ../shared/data")
+    return SHARED / "data"
+
+
+def draw_category(
+    folder: Path, *, train: int = 6, good: int = 6, bad: int = 6, size: int = 32, seed: int = 0
+) -> Path:
+    """Writes a category in MVTec layout: noisy grey images, the defective ones with a bright patch."""
+    generator = np.random.default_rng(seed)
+
+    def draw(path: Path, *, patch: bool) -> None:
+        image = generator.integers(60, 120, (size, size, 3), dtype=np.uint8)
+        if patch:
+            image[4:10, 4:10] = generator.integers(110, 190)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+        if patch:
+            mask = np.zeros((size, size), np.uint8)
+            mask[4:10, 4:10] = 255
+            target = folder / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(target)
+
+    for index in range(train):
+        draw(folder / f"train/good/{index:03}.png", patch=False)
+    for index in range(good):
+        draw(folder / f"test/good/{index:03}.png", patch=False)
+    for index in range(bad):
+        draw(folder / f"test/spot/{index:03}.png", patch=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory) -> Path:
+    """A folder with two tiny categories."""
+    root = tmp_path_factory.mktemp("toy-data")
+    for index, name in enumerate(("plate", "ring")):
+        draw_category(root / name, seed=index)
+    return root
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """One Ray instance for all tests of this process."""
+    import ray
+
+    from anomtune.search.engine import ray_cluster
+
+    with ray_cluster(None):
+        yield ray

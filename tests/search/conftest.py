@@ -1,0 +1,114 @@
+"""Sweeps of the toy method, and a pool that runs without Ray on a simulated clock."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+
+from anomtune.search.config import SweepConfig, parse_sweep
+from anomtune.search.pool import Pool
+from anomtune.search.records import Cost, Facts, Rung, StudyKey, TrialRecord
+from anomtune.search.study import plan_search
+
+FACTS = Facts(n_val_normal=3, n_val_anomalous=3, parameters=2, score_rule="max")
+
+
+def sweep_dict(root: object = "/nowhere", **changes) -> dict:
+    """Returns a small sweep of the toy method as a sweep file holds it."""
+    return {
+        "name": "toys",
+        "dataset": {"name": "folder", "root": str(root)},
+        "image_size": 32,
+        "trials": 4,
+        "rungs": 4,
+        "methods": {"toy": {}},
+    } | changes
+
+
+@pytest.fixture
+def make_sweep() -> Callable[..., SweepConfig]:
+    return lambda root="/nowhere", **changes: parse_sweep(sweep_dict(root, **changes), "test")
+
+
+class Simulation:
+    """Runs pools with workers and a clock that exist only here.
+
+    A trial's value grows with ``quality`` and its rungs; its duration depends on its parameters
+    alone. The records live in a dict, as they would in a directory.
+    """
+
+    def __init__(self, categories=("a", "b"), duration: Callable[[dict], float] | None = None):
+        self.categories = categories
+        self.store: dict[str, str] = {}
+        self.duration = duration or (lambda params: 1.0 + 3 * params["quality"])
+        self.history: list[tuple[float, str]] = []
+
+    def save(self, record: TrialRecord) -> None:
+        self.store[record.path] = record.model_dump_json()
+
+    def records(self) -> dict[StudyKey, list[TrialRecord]]:
+        found: dict[StudyKey, list[TrialRecord]] = {}
+        for path in sorted(self.store):
+            record = TrialRecord.model_validate_json(self.store[path])
+            found.setdefault(record.key, []).append(record)
+        return found
+
+    def pool(self, config: SweepConfig) -> Pool:
+        plans = {name: plan_search(name, method) for name, method in config.methods.items()}
+        hashes = dict.fromkeys(self.categories, "split")
+        return Pool(config, plans, hashes, self.records(), self.save)
+
+    def run(
+        self,
+        config: SweepConfig,
+        workers: int = 1,
+        events: float = math.inf,
+        fail: Callable[[TrialRecord], bool] = lambda record: False,
+    ) -> Pool:
+        """Runs until nothing remains, or dies without warning after a number of events."""
+        pool, clock, serial = self.pool(config), 0.0, 0
+        queue: list[tuple[float, int, TrialRecord, int]] = []
+        while pool.remaining:
+            while pool.running < workers and (record := pool.ask()):
+                self.history.append((clock, record.path))
+                serial += 1
+                queue_at = clock + self.duration(record.params)
+                heapq.heappush(queue, (queue_at, serial, record, 1))
+            if not queue or (events := events - 1) < 0:
+                return pool
+            clock, _, record, step = heapq.heappop(queue)
+            if fail(record):
+                pool.finish(record.key, record.number, "FAIL", error="simulated")
+                continue
+            goes_on = pool.report(record.key, record.number, self._rung(record, step, config))
+            if step == config.rungs:
+                pool.finish(record.key, record.number, "COMPLETE", facts=FACTS, cost=Cost())
+            elif not goes_on:
+                pool.finish(record.key, record.number, "PRUNED")
+            else:
+                serial += 1
+                queue_at = clock + self.duration(record.params)
+                heapq.heappush(queue, (queue_at, serial, record, step + 1))
+        return pool
+
+    def outcome(self) -> dict[str, dict]:
+        """Returns every record without what may differ between two runs."""
+        return {
+            path: TrialRecord.model_validate_json(text).model_dump(exclude={"cost"})
+            for path, text in self.store.items()
+        }
+
+    @staticmethod
+    def _rung(record: TrialRecord, step: int, config: SweepConfig) -> Rung:
+        luck = random.Random(f"{record.path}{step}").random() * 0.05
+        value = min(1.0, record.params["quality"] * step / config.rungs * 0.9 + luck)
+        return Rung(step=step, auroc=value, auroc_low=0, auroc_high=1, loss=1 / step)
+
+
+@pytest.fixture
+def simulation() -> Simulation:
+    return Simulation()
