@@ -182,21 +182,22 @@ def audit(
     category: Annotated[str | None, typer.Option(help="Only this category.")] = None,
 ) -> None:
     """Read every image and mask of a data folder and say what is wrong with it."""
-    from anomtune.datasets.audit import audit as run_audit
+    from anomtune.datasets.audit import inspect
     from anomtune.datasets.registry import open_dataset
 
-    report = run_audit(open_dataset(dataset, root), category)
+    report = inspect(open_dataset(dataset, root), category)
     table = Table(box=None, pad_edge=False)
     for column in ("category", "train", "good", "defective", "defect types", "sizes"):
         table.add_column(column, justify="right" if column in {"train", "good"} else "left")
     for row in report.counts:
+        sizes = dict.fromkeys(size for size in (row.smallest, row.largest) if size is not None)
         table.add_row(
             row.category,
             str(row.n_train),
             str(row.n_test_normal),
             str(row.n_test_anomalous),
-            ", ".join(row.defects),
-            row.sizes,
+            ", ".join(f"{defect} {number}" for defect, number in row.defects),
+            " to ".join(f"{height}x{width}" for height, width in sizes),
         )
     out = _console()
     out.print(table)
@@ -290,3 +291,7 @@ def _console(*, stderr: bool = False) -> Console:
 def _refuse(message: str) -> NoReturn:
     print(f"anomtune: {message}", file=sys.stderr)
     sys.exit(BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()

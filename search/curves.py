@@ -2,6 +2,10 @@
 
 Event files are written through the sweep's storage, record by record and without a thread or
 an open file per trial, so a killed driver loses nothing and a remote directory works too.
+
+No study declares its hyperparameters beforehand: TensorBoard would take the first declaration
+that it finds for all studies. Without any it gathers them from the trials themselves, so that
+one page shows every method, and the table can be filtered by category and method.
 """
 
 from __future__ import annotations
@@ -17,8 +21,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from anomtune.models.hyperparameters import Choice, SearchRange
-from anomtune.search.records import StudyKey, TrialRecord
+from anomtune.search.records import TrialRecord
 from anomtune.search.storage import Storage
 from anomtune.search.study import SearchPlan
 
@@ -45,20 +48,6 @@ class CurveWriter:
         self._plans = plans
         self._written: dict[str, int] = {}
 
-    def begin_study(self, key: StudyKey) -> None:
-        """Says once which hyperparameters and metrics a study has."""
-        folder = f"tensorboard/{key}"
-        if self._storage.read(f"{folder}/{_EVENT_FILE}") is not None:
-            return
-        space = self._plans[key.method].space
-        hparams = [summary_v2.HParam(name, _domain(item)) for name, item in space.items()]
-        metrics = [
-            summary_v2.Metric("validation/auroc", display_name="validation AUROC"),
-            summary_v2.Metric("train/loss", display_name="loss"),
-        ]
-        config = summary_v2.hparams_config_pb(hparams=hparams, metrics=metrics)
-        self._append(folder, _version_event(), Event(wall_time=time.time(), summary=config))
-
     def update(self, record: TrialRecord) -> None:
         """Adds what is new in a record: its start, a rung, its end."""
         folder = f"tensorboard/{record.key}/{record.number:05d}"
@@ -68,7 +57,11 @@ class CurveWriter:
             self._storage.delete_folder(folder)
             written = 0
             space = self._plans[record.method].space
-            values = {name: _plain(record.params[name]) for name in space}
+            values: dict[str, bool | float | str] = {
+                "category": record.category,
+                "method": record.method,
+            }
+            values |= {name: _plain(record.params[name]) for name in space}
             start = summary_v2.hparams_pb(values, trial_id=f"{record.key}/{record.number}")
             events += [_version_event(), Event(wall_time=time.time(), summary=start)]
         for rung in record.curve[written:]:
@@ -98,13 +91,6 @@ class CurveWriter:
 
 def _version_event() -> Event:
     return Event(wall_time=time.time(), file_version="brain.Event:2")
-
-
-def _domain(item: SearchRange) -> Any:
-    if isinstance(item, Choice):
-        # One column type per study: choices of mixed kinds are shown as text.
-        return summary_v2.Discrete([_plain(value) for value in item.choices])
-    return summary_v2.RealInterval(float(item.low), float(item.high))
 
 
 def _plain(value: Any) -> bool | float | str:

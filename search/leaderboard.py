@@ -129,7 +129,7 @@ def compile_leaderboard(config: SweepConfig, store: RecordStore) -> pa.Table:
             categories[category].append(row)
     rows = []
     for category, entries in categories.items():
-        entries.sort(key=lambda row: (row["val_auroc"] is None, -(row["val_auroc"] or 0.0)))
+        entries.sort(key=lambda row: -row.get("val_auroc", -1.0))
         for rank, row in enumerate(entries, start=1):
             row["rank"] = rank
         _mark_ties(store, category, entries, winners)

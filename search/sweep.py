@@ -71,9 +71,9 @@ def run_sweep(
     storage = Storage(directory)
     config = resolve(config)
     plans = {name: plan_search(name, method) for name, method in config.methods.items()}
+    _check_directory(storage, config)
     for plan in plans.values():
         _prepare_method(plan)
-    _check_directory(storage, config)
     splits = _open_splits(config, monitor)
     # Nothing has been written so far, and nothing will be if the directory has another owner.
     with DirectoryLock(storage):
@@ -89,8 +89,6 @@ def run_sweep(
         pool = Pool(config, plans, hashes, store.read_all(), save)
         _write_preamble(config, store, splits)
         if pool.remaining:
-            for key in pool.studies:
-                curves.begin_study(key)
             monitor.note("starting Ray")
             with ray_cluster(address):
                 slots = concurrency(config)

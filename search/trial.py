@@ -149,13 +149,20 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any]) -> None:
         """Begins the first trial."""
-        self._results = TrialRun(TrialSpec(**config["trial"])).results()
+        with suppress(MethodError):
+            get_method(config["trial"]["method"])  # import what it imports
+        # All that stays: the collector need not look through it after each trial.
+        gc.freeze()
+        self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begins another trial in the same process."""
         self.cleanup()
-        self.setup(new_config)
+        self._begin(new_config)
         return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._results = TrialRun(TrialSpec(**config["trial"])).results()
 
     def step(self) -> dict[str, Any]:
         """Trains up to the next rung."""

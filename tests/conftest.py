@@ -39,7 +39,7 @@ def shared_data() -> Path:
 def draw_category(
     folder: Path, *, train: int = 6, good: int = 6, bad: int = 6, size: int = 32, seed: int = 0
 ) -> Path:
-    """Writes a category in MVTec layout: noisy grey images, the defective ones with a bright patch."""
+    """Writes a category in MVTec layout: noisy images, the defective ones with a bright patch."""
     generator = np.random.default_rng(seed)
 
     def draw(path: Path, *, patch: bool) -> None:

@@ -121,9 +121,7 @@ def test_random_start_up_trials_are_capped(make_sweep):
     assert sum(at == 0.0 for at, _ in simulation.history) == startup_trials(30) == 10
 
 
-def test_values_that_do_not_go_together_fail_without_a_worker(
-    simulation, make_sweep, monkeypatch
-):
+def test_values_that_do_not_go_together_fail_without_a_worker(simulation, make_sweep, monkeypatch):
     from anomtune_toy import ToyHyperparameters
     from pydantic import ValidationError
 
@@ -131,7 +129,8 @@ def test_values_that_do_not_go_together_fail_without_a_worker(
         def __init__(self, **values):
             if values.get("quality", 0.5) != 0.5:
                 raise ValidationError.from_exception_data(
-                    "Picky", [{"type": "value_error", "loc": (), "ctx": {"error": "too good"}, "input": {}}]
+                    "Picky",
+                    [{"type": "value_error", "loc": (), "ctx": {"error": "too good"}, "input": {}}],
                 )
             super().__init__(**values)
 

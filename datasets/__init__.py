@@ -1,0 +1,1 @@
+"""Datasets of visual anomaly detection: categories of images, honest splits, a per-node cache."""

@@ -1,0 +1,136 @@
+"""What every dataset is: categories of labelled images that can be listed and read.
+
+This module knows nothing of Ray, Optuna or methods: images leave as arrays.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+GOOD = "good"
+
+
+class DataError(ValueError):
+    """A dataset cannot be used as it is; the message is one line: what, where, what to do."""
+
+
+class ImageError(DataError):
+    """One image or mask cannot be used.
+
+    Args:
+        where: The file.
+        reason: What is wrong and what to do, in one line without the location.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        # Both go to ``args``, so that the error survives a trip between processes.
+        super().__init__(where, reason)
+        self.where = where
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image of a category.
+
+    Attributes:
+        key: Path of the image within the category (``test/scratch/003.png``), unique there.
+        part: The part that the dataset's authors put it in.
+        defect: Defect type, ``good`` for normal images.
+        mask: Path of the ground-truth mask within the category, if there is one.
+    """
+
+    key: str
+    part: Literal["train", "test"]
+    defect: str
+    mask: str | None = None
+
+    @property
+    def anomalous(self) -> bool:
+        """Whether the image shows a defect."""
+        return self.defect != GOOD
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with a dataset.
+
+    Attributes:
+        category: Where.
+        key: The image, mask or folder, within the category ("" for the category as a whole).
+        message: What is wrong and what to do, in one line without the location.
+        fatal: Whether the dataset cannot be used until it is mended.
+    """
+
+    category: str
+    key: str
+    message: str
+    fatal: bool = True
+
+    def __str__(self) -> str:
+        return f"{'/'.join(filter(None, (self.category, self.key)))}: {self.message}"
+
+
+class Dataset(ABC):
+    """A dataset at a place. A subclass is one family of layouts.
+
+    Args:
+        root: Folder of the dataset, or ``None`` for datasets that need none.
+    """
+
+    name: str
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root
+
+    @abstractmethod
+    def categories(self) -> tuple[str, ...]:
+        """Returns the names of the categories, sorted.
+
+        Raises:
+            DataError: If the root does not exist or holds no category.
+        """
+
+    @abstractmethod
+    def scan(self, category: str) -> tuple[tuple[Sample, ...], tuple[Problem, ...]]:
+        """Lists a category without decoding an image: its samples by key, and what is wrong."""
+
+    def fingerprint(self, category: str) -> str | None:
+        """Returns a cheap digest that changes whenever a file of the category does.
+
+        It lets the cache recognise a category without reading its images. ``None`` (the default)
+        says that there is no such digest at present, so that every file is read.
+        """
+        return None
+
+    @abstractmethod
+    def file_digest(self, category: str, key: str) -> str:
+        """Returns a digest of the encoded bytes of an image or mask."""
+
+    @abstractmethod
+    def read_image(self, category: str, key: str) -> npt.NDArray[np.uint8]:
+        """Returns an image as ``(H, W, 3)`` RGB.
+
+        Raises:
+            DataError: If the image cannot be decoded or is of a kind that is not supported.
+        """
+
+    @abstractmethod
+    def read_mask(self, category: str, key: str) -> npt.NDArray[np.bool_]:
+        """Returns a ground-truth mask as ``(H, W)``, true at anomalous pixels.
+
+        Raises:
+            DataError: If the mask cannot be decoded.
+        """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.root)!r})"

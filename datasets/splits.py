@@ -1,0 +1,363 @@
+"""The honest splits: what a search may see, and what only `confirm` opens.
+
+A split is decided by the content of the images alone, so it survives renaming, reordering and
+another machine. A `SearchSplit` holds copies of the training and validation images in a directory
+of its own: the test images cannot be reached from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from anomtune.datasets import store
+from anomtune.datasets.base import GOOD, DataError, Dataset, Problem, Sample
+from anomtune.datasets.cache import CategoryArrays, map_array, open_category, start_array, workers
+from anomtune.datasets.damage import COPIES, damaged_copies
+from anomtune.datasets.damage import VERSION as DAMAGE_VERSION
+from anomtune.datasets.leaks import find_leaks
+
+Protocol = Literal["labelled", "synthetic", "test"]
+PROTOCOLS: tuple[Protocol, ...] = ("labelled", "synthetic", "test")
+
+_FORMAT = 1
+_CHUNK = 64  # Images damaged ahead of the writer.
+_REMEDY = "use validation.protocol: synthetic"
+
+
+# An image, its defect type and its key.
+_Row = tuple[npt.NDArray[np.uint8], str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """How the validation images are chosen.
+
+    Attributes:
+        protocol: ``labelled`` divides the dataset's test images into validation and held-out test;
+            ``synthetic`` holds out normal training images and damages copies of them; ``test``
+            validates on the whole test part, as the papers do.
+        fraction: Share of the images that goes to validation, of each defect type (``labelled``)
+            or of the training images (``synthetic``); unused by ``test``.
+        seed: Chooses among the splits of one kind.
+    """
+
+    protocol: Protocol = "labelled"
+    fraction: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise DataError(
+                f"validation.protocol {self.protocol!r}: must be one of {', '.join(PROTOCOLS)}"
+            )
+        if not 0 < self.fraction < 1:
+            raise DataError(f"validation.fraction {self.fraction}: must lie between 0 and 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Which sample of a category plays which part; each side sorted by pixel hash.
+
+    Attributes:
+        train: Indices of the normal training images.
+        validation: Indices of the validation images. Under ``synthetic`` these are the held-out
+            normal ones; the damaged copies are made of them.
+        test: Indices of the held-out test images.
+        dropped: What the leak audit found.
+        split_hash: Digest of the protocol and of the pixels and labels on each side.
+    """
+
+    train: npt.NDArray[np.intp]
+    validation: npt.NDArray[np.intp]
+    test: npt.NDArray[np.intp]
+    dropped: tuple[Problem, ...]
+    split_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSplit:
+    """All that a trial is ever given of a category.
+
+    Attributes:
+        category: Its name.
+        protocol: How the validation images were chosen.
+        train: ``(N, S, S, 3)`` uint8 normal images, memory-mapped, by pixel hash.
+        validation: ``(M, S, S, 3)`` uint8, memory-mapped, by pixel hash.
+        validation_labels: ``(M,)`` int8, 1 = anomalous.
+        validation_defects: ``M`` defect types; a damaged copy carries its mechanism.
+        validation_keys: ``M`` paths within the category; a damaged copy adds ``#mechanism``.
+        split_hash: Identity of the split, see `Split`.
+        n_test_normal: How many normal images are held out.
+        n_test_anomalous: How many anomalous images are held out.
+        dropped: What the leak audit found, one line each.
+    """
+
+    category: str
+    protocol: Protocol
+    train: npt.NDArray[np.uint8]
+    validation: npt.NDArray[np.uint8]
+    validation_labels: npt.NDArray[np.int8]
+    validation_defects: tuple[str, ...]
+    validation_keys: tuple[str, ...]
+    split_hash: str
+    n_test_normal: int
+    n_test_anomalous: int
+    dropped: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TestSplit:
+    """The held-out test images, by pixel hash.
+
+    Attributes:
+        images: ``(K, S, S, 3)`` uint8.
+        masks: ``(K, S, S)`` uint8, 0 or 1; zeros where there is no mask.
+        has_mask: ``(K,)`` bool, whether a mask file exists; normal images need none.
+        labels: ``(K,)`` int8, 1 = anomalous.
+        defects: ``K`` defect types.
+        keys: ``K`` paths within the category.
+        split_hash: Identity of the split, see `Split`.
+    """
+
+    __test__ = False  # Keeps pytest from collecting a class by its name.
+
+    images: npt.NDArray[np.uint8]
+    masks: npt.NDArray[np.uint8]
+    has_mask: npt.NDArray[np.bool_]
+    labels: npt.NDArray[np.int8]
+    defects: tuple[str, ...]
+    keys: tuple[str, ...]
+    split_hash: str
+
+
+def split(
+    category: str, samples: Sequence[Sample], pixel_hashes: Sequence[str], validation: Validation
+) -> Split:
+    """Divides a category; pure, and independent of names, order and machine.
+
+    Args:
+        category: Its name, for messages.
+        samples: The ``N`` samples.
+        pixel_hashes: ``N`` digests of their pixels.
+        validation: How to divide.
+
+    Raises:
+        DataError: If the category cannot be divided that way; the message says what to do.
+    """
+    order = sorted(range(len(samples)), key=lambda i: (pixel_hashes[i], samples[i].key))
+    leaked, problems = find_leaks(category, samples, pixel_hashes)
+    train = [i for i in order if samples[i].part == "train" and not samples[i].anomalous]
+    judges = [i for i in order if samples[i].part == "test" and i not in leaked]
+    if not train:
+        raise DataError(f"{category}: no training images; put normal images in train/{GOOD}")
+
+    if validation.protocol == "synthetic":
+        held = _first(train, pixel_hashes, validation)
+        if not held:
+            raise DataError(
+                f"{category}: only one distinct training image, and the synthetic protocol holds "
+                f"some out; put more normal images in train/{GOOD}"
+            )
+        hashes = {pixel_hashes[i] for i in held}
+        problems += tuple(
+            Problem(category, samples[i].key, "same pixels as a held-out image; left out", False)
+            for i in train
+            if pixel_hashes[i] in hashes and i not in held
+        )
+        sides = (
+            [i for i in train if pixel_hashes[i] not in hashes],
+            [i for i in train if i in held],
+            judges,
+        )
+        name = f"synthetic {DAMAGE_VERSION} {validation.seed}"
+    elif validation.protocol == "test":
+        _need_both(category, samples, judges, 1)
+        sides, name = (train, judges, []), "test"
+    else:
+        _need_both(category, samples, judges, 2)
+        chosen: set[int] = set()
+        by_defect: dict[str, list[int]] = defaultdict(list)
+        for i in judges:
+            by_defect[samples[i].defect].append(i)
+        for members in by_defect.values():
+            chosen |= _first(members, pixel_hashes, validation)
+        if not any(samples[i].anomalous for i in chosen):
+            raise DataError(
+                f"{category}: every defect type has a single image, so none is left for "
+                f"validation; {_REMEDY}"
+            )
+        sides = (train, [i for i in judges if i in chosen], [i for i in judges if i not in chosen])
+        name = "labelled"
+
+    content = [[(pixel_hashes[i], int(samples[i].anomalous)) for i in side] for side in sides]
+    arrays = [np.array(side, dtype=np.intp) for side in sides]
+    return Split(arrays[0], arrays[1], arrays[2], problems, store.digest(_FORMAT, name, content))
+
+
+def load_search_split(
+    dataset: Dataset, category: str, image_size: int, validation: Validation
+) -> SearchSplit:
+    """Opens what a search may see of a category, preparing it first if this node has not.
+
+    Args:
+        dataset: Where the images come from.
+        category: One of its categories.
+        image_size: Side ``S`` of the square images, in pixels.
+        validation: How the validation images are chosen.
+
+    Raises:
+        DataError: If the images cannot be read or not be divided that way, or the cache cannot be
+            written.
+    """
+    arrays, parts = _open(dataset, category, image_size, validation)
+    normal, anomalous = _count(arrays.samples, parts.test)
+
+    def build(folder: Path) -> None:
+        if validation.protocol == "synthetic":
+            rows, count = _damaged_rows(arrays, parts.validation, validation.seed)
+        else:
+            rows, count = _plain_rows(arrays, parts.validation), len(parts.validation)
+        meta: dict[str, list[int | str]] = {"labels": [], "defects": [], "keys": []}
+
+        def images() -> Iterator[npt.NDArray[np.uint8]]:
+            for image, defect, key in rows:
+                meta["labels"].append(int(defect != GOOD))
+                meta["defects"].append(defect)
+                meta["keys"].append(key)
+                yield image
+
+        _write(folder / "train.npy", (arrays.images[i] for i in parts.train), len(parts.train))
+        _write(folder / "validation.npy", images(), count)
+        (folder / "meta.json").write_text(json.dumps(meta), encoding="ascii")
+
+    def load(folder: Path) -> SearchSplit:
+        meta = json.loads((folder / "meta.json").read_text(encoding="ascii"))
+        square = (image_size, image_size, 3)
+        return SearchSplit(
+            category=category,
+            protocol=validation.protocol,
+            train=map_array(folder / "train.npy", (len(parts.train), *square)),
+            validation=map_array(folder / "validation.npy", (len(meta["labels"]), *square)),
+            validation_labels=np.array(meta["labels"], dtype=np.int8),
+            validation_defects=tuple(meta["defects"]),
+            validation_keys=tuple(meta["keys"]),
+            split_hash=parts.split_hash,
+            n_test_normal=normal,
+            n_test_anomalous=anomalous,
+            dropped=tuple(str(p) for p in parts.dropped),
+        )
+
+    key = store.digest(_FORMAT, parts.split_hash, image_size, arrays.content)
+    return store.obtain("splits", key, build, load)
+
+
+def load_test_split(
+    dataset: Dataset, category: str, image_size: int, validation: Validation
+) -> TestSplit:
+    """Opens the held-out test images of a category; only `confirm` may call this.
+
+    Raises:
+        DataError: As `load_search_split`, and if nothing is held out.
+    """
+    if validation.protocol == "test":
+        raise DataError(
+            f"{category}: validation.protocol 'test' holds no test image out; "
+            "use labelled or synthetic"
+        )
+    arrays, parts = _open(dataset, category, image_size, validation)
+    if not len(parts.test):
+        raise DataError(
+            f"{category}: no test images to confirm on; add them to test/{GOOD} and "
+            "test/<defect type>, or set confirm: 0"
+        )
+    chosen = [arrays.samples[i] for i in parts.test]
+    return TestSplit(
+        # Indexing copies: plain arrays, no longer a window onto the whole category.
+        images=np.asarray(arrays.images[parts.test]),
+        masks=np.asarray(arrays.masks[parts.test]),
+        has_mask=arrays.has_mask[parts.test],
+        labels=np.array([s.anomalous for s in chosen], dtype=np.int8),
+        defects=tuple(s.defect for s in chosen),
+        keys=tuple(s.key for s in chosen),
+        split_hash=parts.split_hash,
+    )
+
+
+def _open(
+    dataset: Dataset, category: str, image_size: int, validation: Validation
+) -> tuple[CategoryArrays, Split]:
+    arrays = open_category(dataset, category, image_size)
+    return arrays, split(category, arrays.samples, arrays.pixel_hashes, validation)
+
+
+def _first(members: Sequence[int], pixel_hashes: Sequence[str], validation: Validation) -> set[int]:
+    """Chooses the share of the distinct images among ``members`` that goes to validation.
+
+    Of two images and more at least one goes to each side; a single one is not chosen.
+    """
+    distinct = {pixel_hashes[i]: i for i in reversed(members)}
+    ranked = sorted(distinct, key=lambda h: store.digest(validation.seed, h))
+    wanted = round(validation.fraction * len(ranked))
+    share = 0 if len(ranked) < 2 else min(max(wanted, 1), len(ranked) - 1)
+    return {distinct[h] for h in ranked[:share]}
+
+
+def _count(samples: Sequence[Sample], indices: Iterable[int]) -> tuple[int, int]:
+    labels = [samples[i].anomalous for i in indices]
+    return labels.count(False), labels.count(True)
+
+
+def _need_both(category: str, samples: Sequence[Sample], judges: list[int], least: int) -> None:
+    normal, anomalous = _count(samples, judges)
+    if min(normal, anomalous) < least:
+        raise DataError(
+            f"{category}: has {normal} normal and {anomalous} anomalous test images that can be "
+            f"used, needs at least {least} of each; add images to test/, or {_REMEDY}"
+        )
+
+
+def _plain_rows(arrays: CategoryArrays, indices: npt.NDArray[np.intp]) -> Iterator[_Row]:
+    for index in indices:
+        sample = arrays.samples[index]
+        yield arrays.images[index], sample.defect, sample.key
+
+
+def _damaged_rows(
+    arrays: CategoryArrays, held: npt.NDArray[np.intp], seed: int
+) -> tuple[Iterator[_Row], int]:
+    """Returns each held-out normal image followed by its damaged copies, and their number."""
+
+    def work(turn: int) -> list[_Row]:
+        index = held[turn]
+        key, image = arrays.samples[index].key, np.asarray(arrays.images[index])
+        source = int(store.digest(seed, arrays.pixel_hashes[index]), 16)
+        copies = damaged_copies(image, turn, source)
+        return [
+            (image, GOOD, key),
+            *((copy.image, copy.mechanism, f"{key}#{copy.mechanism}") for copy in copies),
+        ]
+
+    def rows() -> Iterator[_Row]:
+        with ThreadPoolExecutor(workers()) as pool:
+            for start in range(0, len(held), _CHUNK):
+                for group in pool.map(work, range(start, min(start + _CHUNK, len(held)))):
+                    yield from group
+
+    return rows(), len(held) * (1 + COPIES)
+
+
+def _write(path: Path, images: Iterable[npt.NDArray[np.uint8]], count: int) -> None:
+    with path.open("wb") as file:
+        for number, image in enumerate(images):
+            if number == 0:
+                start_array(file, (count, *image.shape))
+            file.write(image.tobytes())

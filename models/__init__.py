@@ -1,0 +1,1 @@
+"""Methods: detectors, their hyperparameters and their building blocks."""

@@ -1,0 +1,148 @@
+"""What the detectors of the reverse distillation family share: all but network and loss."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Annotated, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from anomtune.models.backbones import Backbone, Weights, prepare_weights
+from anomtune.models.base import Detector
+from anomtune.models.hyperparameters import Choice, Hyperparameters, MethodError
+from anomtune.models.losses import Loss
+from anomtune.models.maps import ScoreRule, anomaly_map, image_scores
+from anomtune.models.training import BatchOrder, Trainer, normalise
+
+
+class DistillationHyperparameters(Hyperparameters):
+    """What can be set of every method of the family."""
+
+    backbone: Annotated[
+        Backbone,
+        Choice(choices=("resnet18", "resnet34", "resnet50", "wide_resnet50_2", "mobilenet_v2")),
+    ] = Field(
+        default="wide_resnet50_2",
+        description="The encoder. Source: both papers; range from ReContrast, Table A5, and "
+        "RD4AD's code; mobilenet_v2 is ours, for CPUs.",
+    )
+    weights: Weights = Field(
+        default="imagenet", description="Weights the encoder starts from. Source: both papers."
+    )
+    batch_size: int = Field(
+        default=16,
+        ge=1,
+        description="Images per optimiser step. Source: both official codes (ReContrast: 32 on "
+        "medical images).",
+    )
+    loss: Annotated[Loss, Choice(choices=("region", "global", "global_hm"))] = Field(
+        default="global",
+        description="Compares features point by point (region), as whole maps (global), or so "
+        "with hard-normal mining (global_hm). Source: RD4AD's code; range from ReContrast, "
+        "Table 5.",
+    )
+    sigma: Annotated[float, Choice(choices=(0.0, 2.0, 4.0, 6.0, 8.0))] = Field(
+        default=4.0,
+        ge=0,
+        description="Gaussian smoothing of the maps in pixels. Source: both official codes; "
+        "range inferred.",
+    )
+    score: Annotated[ScoreRule, Choice(choices=("max", "mean", "top1"))] = Field(
+        default="max",
+        description="Image score: the map's maximum, its mean, or the mean of its highest 1 %. "
+        "Source: both papers; range from ReContrast's official scripts.",
+    )
+
+
+D = TypeVar("D", bound=DistillationHyperparameters)
+
+
+class DistillationDetector(Detector[D]):
+    """A network that returns pairs of target and prediction, trained to make them agree.
+
+    A subclass builds its network and optimisers in `_build` and gives the loss in `_loss`.
+    See `Detector` for the arguments.
+
+    Raises:
+        MethodError: If the image size does not suit the networks, or weights cannot be had.
+    """
+
+    def __init__(
+        self,
+        hyperparameters: D,
+        *,
+        image_size: int,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(hyperparameters, image_size=image_size, device=device, seed=seed)
+        if image_size < 32 or image_size % 32:
+            raise MethodError(
+                f"image_size {image_size} does not suit the network, which halves images five "
+                f"times: use {max(32, round(image_size / 32) * 32)} or another multiple of 32"
+            )
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would seed the GPUs' generators as well.
+            torch.default_generator.manual_seed(seed)
+            network, optimizers = self._build()
+        self.network = network
+        # At 32 pixels the embedding is a single point, and batch norm needs two values.
+        order = BatchOrder(hyperparameters.batch_size, seed, 2 if image_size == 32 else 1)
+        self._trainer = Trainer(network, optimizers, order, self.device)
+
+    @abstractmethod
+    def _build(self) -> tuple[nn.Module, Sequence[Optimizer]]:
+        """Returns the network on its device, and its optimisers, under the detector's seed."""
+
+    @abstractmethod
+    def _loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
+        """Returns the scalar loss of normalised images, at an iteration out of ``total``."""
+
+    @classmethod
+    def prepare(cls, hyperparameters: D) -> None:
+        """Makes sure that the encoder's weights can be had; see `Detector.prepare`."""
+        prepare_weights(hyperparameters.backbone, hyperparameters.weights)
+
+    @property
+    def score_rule(self) -> str:
+        """The hyperparameter ``score``."""
+        return self.hyperparameters.score
+
+    def fit(self, images: Tensor, iterations: int) -> dict[str, float]:
+        """Trains on; see `Detector.fit`.
+
+        Raises:
+            MethodError: If there are no images.
+            TrainingDivergedError: If the loss is not finite.
+        """
+        total = self.hyperparameters.training_iterations(len(images))
+        try:
+            return self._trainer.fit(
+                images, iterations, lambda batch, iteration: self._loss(batch, iteration, total)
+            )
+        finally:
+            self.iteration = self._trainer.iteration
+
+    @torch.inference_mode()
+    def anomaly_maps(self, images: Tensor) -> Tensor:
+        """Returns maps; see `Detector.anomaly_maps`."""
+        self.network.eval()
+        pairs = self.network(normalise(images, self.device))
+        return anomaly_map(pairs, self.image_size, self.hyperparameters.sigma)
+
+    def image_scores(self, maps: Tensor) -> Tensor:
+        """Returns scores; see `Detector.image_scores`."""
+        return image_scores(maps, self.hyperparameters.score)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns the state; see `Detector.state_dict`."""
+        return self._trainer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over a state; see `Detector.load_state_dict`."""
+        self._trainer.load_state_dict(state)
+        self.iteration = self._trainer.iteration

@@ -1,0 +1,114 @@
+"""Hyperparameters that carry their search ranges, and the errors of a method.
+
+This module does not import torch, so that configurations can be read and checked quickly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema
+
+
+class MethodError(ValueError):
+    """A method cannot be used as asked; the message is one line that names the remedy."""
+
+
+class TrainingDivergedError(ArithmeticError):
+    """The training loss became NaN or infinite: these hyperparameters do not train."""
+
+
+class _Range(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        # In a field's annotation a range describes the field: it must not become its type.
+        return handler(source)
+
+
+class FloatRange(_Range):
+    """Real numbers in ``[low, high]``, sampled uniformly or, with ``log``, log-uniformly."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> FloatRange:
+        _check_bounds(self.low, self.high, self.log)
+        return self
+
+
+class IntRange(_Range):
+    """Integers ``low, low + step, ... <= high``, sampled uniformly or log-uniformly."""
+
+    low: int
+    high: int
+    log: bool = False
+    step: int = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> IntRange:
+        _check_bounds(self.low, self.high, self.log)
+        if self.step < 1 or (self.log and self.step != 1):
+            raise ValueError("step must be 1 or more, and 1 on a log scale")
+        return self
+
+
+class Choice(_Range):
+    """One of a list of values."""
+
+    choices: tuple[bool | int | float | str, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Choice:
+        if not self.choices:
+            raise ValueError("choices must not be empty")
+        return self
+
+
+SearchRange = FloatRange | IntRange | Choice
+
+
+def _check_bounds(low: float, high: float, log: bool) -> None:
+    if low > high:
+        raise ValueError(f"low ({low}) is above high ({high})")
+    if log and low <= 0:
+        raise ValueError(f"low ({low}) must be positive on a log scale")
+
+
+class Hyperparameters(BaseModel):
+    """Everything about a method that can be set: the defaults are the paper's values.
+
+    A field is searched by default if its annotation carries a range::
+
+        lr: Annotated[float, FloatRange(low=1e-3, high=1e-2, log=True)] = 5e-3
+
+    Every field has a ``description`` that ends with the source of its default and range.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    #: Named settings of the paper (ablation rows and recipes): name -> fields they change.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @classmethod
+    def search_space(cls) -> dict[str, SearchRange]:
+        """Returns the range of every field that is searched by default, in field order."""
+        return {
+            name: item
+            for name, field in cls.model_fields.items()
+            for item in field.metadata
+            if isinstance(item, SearchRange)
+        }
+
+    def training_iterations(self, n_images: int) -> int:
+        """Returns the total number of optimiser steps of a full training run.
+
+        Args:
+            n_images: Number of training images (papers that count epochs need it).
+        """
+        raise NotImplementedError

@@ -1,0 +1,141 @@
+"""The contract of a method, as a check that authors of methods run in their own tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anomtune.models.base import Detector, Hyperparameters, TrainingDivergedError
+
+
+def check_detector(
+    method: type[Detector[Any]],
+    hyperparameters: Hyperparameters | None = None,
+    *,
+    diverging: Hyperparameters | None = None,
+    image_size: int = 64,
+) -> None:
+    """Checks that a detector keeps what `Detector` promises, on a CPU.
+
+    Args:
+        method: The detector class.
+        hyperparameters: Settings to check it with, best with a small network; default: the
+            method's defaults.
+        diverging: Settings whose loss must become NaN or infinite within 60 iterations, for
+            instance with an absurd learning rate; None leaves this out.
+        image_size: Side of the images in pixels.
+
+    Raises:
+        AssertionError: If a promise is broken; the message says which.
+    """
+    hp = method.Hyperparameters() if hyperparameters is None else hyperparameters
+    images = _images(7, image_size)
+    _check_hyperparameters(method, hp)
+    _check_results(_new(method, hp, image_size), images)
+    _check_reproducible(method, hp, images)
+    _check_state(method, hp, images)
+    if diverging is not None:
+        _check_divergence(_new(method, diverging, image_size), images)
+
+
+def _new(
+    method: type[Detector[Any]], hp: Hyperparameters, image_size: int, seed: int = 0
+) -> Detector[Any]:
+    return method(hp, image_size=image_size, device="cpu", seed=seed)
+
+
+def _images(n: int, size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8, generator=generator)
+    return pixels.permute(0, 3, 1, 2)
+
+
+def _check_hyperparameters(method: type[Detector[Any]], hp: Hyperparameters) -> None:
+    assert issubclass(method.Hyperparameters, Hyperparameters), "Hyperparameters has a wrong base"
+    defaults = method.Hyperparameters()
+    for name in method.Hyperparameters.search_space():
+        assert name in type(defaults).model_fields, f"{name} is searched but not a field"
+    for name, field in method.Hyperparameters.model_fields.items():
+        assert field.description, f"{name} has no description"
+    for name, fields in method.Hyperparameters.presets.items():
+        method.Hyperparameters(**fields)
+        assert fields, f"preset {name} changes nothing"
+    total = hp.training_iterations(7)
+    assert isinstance(total, int), "training_iterations must be an integer"
+    assert total > 0, "training_iterations must be positive"
+    method.prepare(hp)
+
+
+def _check_results(detector: Detector[Any], images: Tensor) -> None:
+    before = images.clone()
+    random_state = torch.get_rng_state()
+    report = detector.fit(images, 2)
+    assert "loss" in report, "fit reports no loss"
+    assert all(isinstance(value, float) for value in report.values()), "fit reports non-floats"
+    assert detector.iteration == 2, "iteration does not count the steps"
+    n, size = len(images), detector.image_size
+    maps = detector.anomaly_maps(images)
+    assert maps.shape == (n, size, size), f"maps have shape {tuple(maps.shape)}"
+    assert maps.dtype == torch.float32, f"maps are {maps.dtype}"
+    assert maps.isfinite().all(), "maps are not finite"
+    assert not maps.requires_grad, "maps carry a gradient"
+    scores = detector.image_scores(maps)
+    assert scores.shape == (n,), f"scores have shape {tuple(scores.shape)}"
+    assert scores.dtype == torch.float32, f"scores are {scores.dtype}"
+    torch.testing.assert_close(
+        detector.score(images, batch_size=3), scores.cpu(), rtol=1e-3, atol=1e-4
+    )
+    assert isinstance(detector.score_rule, str), "score_rule is no string"
+    assert torch.equal(images, before), "the images were written to"
+    assert torch.equal(torch.get_rng_state(), random_state), "the global random state was used"
+
+
+def _check_reproducible(method: type[Detector[Any]], hp: Hyperparameters, images: Tensor) -> None:
+    size = images.shape[-1]
+    once, again, other = (_new(method, hp, size, seed) for seed in (0, 0, 1))
+    once.fit(images, 4)
+    torch.manual_seed(1234)  # a detector has its own random state
+    for _ in range(2):
+        again.fit(images, 2)
+        again.anomaly_maps(images[:2])  # looking must not change the training
+    _assert_same(once.state_dict(), again.state_dict(), "fit(2) twice differs from fit(4)")
+    other.fit(images, 4)
+    assert not torch.equal(once.score(images), other.score(images)), "the seed has no effect"
+
+
+def _check_state(method: type[Detector[Any]], hp: Hyperparameters, images: Tensor) -> None:
+    size = images.shape[-1]
+    original, copy = _new(method, hp, size, 0), _new(method, hp, size, 5)
+    original.fit(images, 3)
+    state = original.state_dict()
+    assert all(isinstance(value, Tensor) for value in state.values()), "the state is not flat"
+    copy.load_state_dict(state)
+    assert copy.iteration == 3, "the iteration is not restored"
+    _assert_same(state, copy.state_dict(), "the state does not round-trip")
+    assert torch.equal(original.anomaly_maps(images), copy.anomaly_maps(images)), (
+        "maps differ after a round-trip"
+    )
+    snapshot = {name: value.clone() for name, value in state.items()}
+    original.fit(images, 2)
+    _assert_same(state, snapshot, "training changes a state that was returned earlier")
+    copy.fit(images, 2)
+    _assert_same(
+        original.state_dict(), copy.state_dict(), "training goes on differently after loading"
+    )
+
+
+def _check_divergence(detector: Detector[Any], images: Tensor) -> None:
+    for _ in range(15):
+        try:
+            detector.fit(images, 4)
+        except TrainingDivergedError:
+            return
+    raise AssertionError("a loss that is not finite does not raise TrainingDivergedError")
+
+
+def _assert_same(a: dict[str, Tensor], b: dict[str, Tensor], message: str) -> None:
+    assert a.keys() == b.keys(), f"{message}: {sorted(a.keys() ^ b.keys())[:3]}"
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), f"{message}: {name}"

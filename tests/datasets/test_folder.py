@@ -1,0 +1,246 @@
+"""The MVTec layout: what is listed, what is accepted, what is refused and in which words."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomtune.datasets.base import DataError, ImageError
+from anomtune.datasets.folder import FolderDataset
+
+Draw = Callable[..., Image.Image]
+
+
+def save(image: Image.Image, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    return path
+
+
+def fatal(root: Path, category: str = "part") -> list[str]:
+    return [str(p) for p in FolderDataset(root).scan(category)[1] if p.fatal]
+
+
+def warnings(root: Path, category: str = "part") -> list[str]:
+    return [str(p) for p in FolderDataset(root).scan(category)[1] if not p.fatal]
+
+
+def one_line(error: pytest.ExceptionInfo[DataError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_lists_a_folder_of_categories_and_a_single_one(tree: Path) -> None:
+    many, single = FolderDataset(tree), FolderDataset(tree / "part")
+    assert many.categories() == single.categories() == ("part",)
+    assert many.scan("part") == single.scan("part")
+    samples, problems = many.scan("part")
+    assert problems == ()
+    assert [s.key for s in samples] == sorted(s.key for s in samples)
+    assert len(samples) == 17
+    scratch = next(s for s in samples if s.key == "test/scratch/002.png")
+    assert (scratch.part, scratch.defect, scratch.anomalous) == ("test", "scratch", True)
+    assert scratch.mask == "ground_truth/scratch/002_mask.png"
+    assert many.read_image("part", scratch.key).shape == (16, 20, 3)
+    assert many.read_mask("part", scratch.mask).sum() == 64
+
+
+@pytest.mark.parametrize("ext", ["PNG", "Jpg", "jpeg", "BMP", "tif", "TIFF"])
+def test_extensions_in_any_case(tree: Path, picture: Draw, ext: str) -> None:
+    save(picture(99), tree / "part/train/good" / f"x.{ext}")
+    keys = [s.key for s in FolderDataset(tree).scan("part")[0]]
+    assert f"train/good/x.{ext}" in keys
+
+
+def test_junk_is_skipped_silently_and_other_files_are_named(tree: Path) -> None:
+    good = tree / "part/train/good"
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._000.png"):
+        (good / name).write_bytes(b"junk")
+    (tree / "__MACOSX/train").mkdir(parents=True)
+    (tree / ".hidden/train").mkdir(parents=True)
+    assert FolderDataset(tree).categories() == ("part",)
+    assert len(FolderDataset(tree).scan("part")[0]) == 17
+    assert warnings(tree) == []
+    (good / "notes.txt").write_text("hm")
+    assert ["notes.txt" in w for w in warnings(tree)] == [True]
+
+
+def test_masks_pair_by_stem_with_any_extension(tree: Path) -> None:
+    masks = tree / "part/ground_truth/scratch"
+    Image.open(masks / "000_mask.png").save(masks / "000.BMP")
+    (masks / "000_mask.png").unlink()
+    samples, problems = FolderDataset(tree).scan("part")
+    assert problems == ()
+    assert {s.key: s.mask for s in samples}["test/scratch/000.png"].endswith("000.BMP")  # type: ignore[union-attr]
+
+
+def test_mask_without_image_is_fatal(tree: Path) -> None:
+    (tree / "part/test/scratch/000.png").unlink()
+    (found,) = fatal(tree)
+    assert found.startswith("part/ground_truth/scratch/000_mask.png: mask without image")
+    shutil.rmtree(tree / "part/test/dent")
+    assert len(fatal(tree)) == 4
+
+
+def test_image_without_mask_is_a_warning_only_where_others_have_one(tree: Path) -> None:
+    (tree / "part/ground_truth/scratch/000_mask.png").unlink()
+    assert fatal(tree) == []
+    assert [w.startswith("part/test/scratch/000.png: no mask") for w in warnings(tree)] == [True]
+    shutil.rmtree(tree / "part/ground_truth")
+    assert FolderDataset(tree).scan("part")[1] == ()
+
+
+def test_ambiguous_names_are_fatal(tree: Path, picture: Draw) -> None:
+    save(picture(7), tree / "part/test/scratch/000.bmp")
+    assert ["shares its name" in m for m in fatal(tree)] == [True]
+    save(Image.new("L", (20, 16), 255), tree / "part/ground_truth/dent/001.png")
+    assert any("has 2 masks" in m for m in fatal(tree))
+    save(picture(8), tree / "part/test/good/000.bmp")
+    assert len(fatal(tree)) == 2, "normal images need no mask, so their names may repeat"
+
+
+def test_no_such_folder_no_category_no_training_no_test(tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such folder; set dataset\.root") as error:
+        FolderDataset(tmp_path / "absent").categories()
+    assert str(tmp_path / "absent") in one_line(error)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no category here; expected <category>/train/good"):
+        FolderDataset(tmp_path / "empty").categories()
+    with pytest.raises(DataError, match=r"needs a folder: set dataset\.root"):
+        FolderDataset(None)
+    shutil.rmtree(tree / "part/train")
+    assert fatal(tree) == [
+        "part/train/good: no training images; put images of normal products here"
+    ]
+    shutil.rmtree(tree / "part/test")
+    (tree / "part/train").mkdir()
+    assert any("no test images" in w for w in warnings(tree))
+
+
+@pytest.mark.parametrize(
+    "name", ["../data/part", "..", ".", "", "/etc", "part/train", "prat", "a\0"]
+)
+def test_unknown_or_escaping_category_is_refused(tree: Path, name: str) -> None:
+    for call in (FolderDataset(tree).scan, FolderDataset(tree).fingerprint):
+        with pytest.raises(DataError, match="no category") as error:
+            call(name)
+    if name == "prat":
+        assert "did you mean 'part'" in one_line(error)
+
+
+@pytest.mark.parametrize("key", ["../../secret.png", "/etc/passwd", "", "test/../../x.png"])
+def test_escaping_key_is_refused(tree: Path, key: str) -> None:
+    with pytest.raises(DataError, match="is not the path of an image"):
+        FolderDataset(tree).read_image("part", key)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
+def test_eight_bit_images_become_rgb(tree: Path, picture: Draw, mode: str) -> None:
+    ext = "tif" if mode in {"CMYK", "YCbCr"} else "png"
+    path = save(picture(5).convert(mode), tree / "part/train/good" / f"m.{ext}")
+    image = FolderDataset(tree).read_image("part", f"train/good/m.{ext}")
+    assert image.shape == (16, 20, 3)
+    assert image.dtype == np.uint8
+    assert (image == np.asarray(Image.open(path).convert("RGB"))).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_accepted_if_opaque(tree: Path, picture: Draw, mode: str) -> None:
+    image = picture(5).convert(mode)
+    path = tree / "part/train/good/alpha.png"
+    save(image, path)
+    assert FolderDataset(tree).read_image("part", "train/good/alpha.png").shape == (16, 20, 3)
+    image.putpixel((3, 3), (0,) * (len(mode) - 1) + (254,))
+    save(image, path)
+    with pytest.raises(ImageError, match="transparent in places; flatten"):
+        FolderDataset(tree).read_image("part", "train/good/alpha.png")
+
+
+def test_transparent_palette_is_refused(tree: Path, picture: Draw) -> None:
+    path = tree / "part/train/good/p.png"
+    picture(5).convert("P").save(path, transparency=int(np.asarray(picture(5).convert("P"))[0, 0]))
+    with pytest.raises(ImageError, match="transparent"):
+        FolderDataset(tree).read_image("part", "train/good/p.png")
+
+
+def test_deep_images_are_refused(tree: Path) -> None:
+    good = tree / "part/train/good"
+    Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(good / "deep.png")
+    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(good / "deep.tif")
+    for name in ("deep.png", "deep.tif"):
+        with pytest.raises(ImageError, match="convert it to 8 bits per channel") as error:
+            FolderDataset(tree).read_image("part", f"train/good/{name}")
+        assert name in one_line(error)
+
+
+def test_sixteen_bit_colour_is_refused_though_pillow_would_reduce_it(tree: Path) -> None:
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        crc = zlib.crc32(kind + body)
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
+
+    rows = b"".join(b"\0" + bytes(range(4 * 6)) for _ in range(4))
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))
+    data += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tree / "part/train/good/rgb16.png").write_bytes(data)
+    with pytest.raises(ImageError, match="convert it to 8 bits per channel"):
+        FolderDataset(tree).read_image("part", "train/good/rgb16.png")
+
+
+@pytest.mark.parametrize("ext", ["png", "jpg", "bmp", "tif"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
+def test_truncated_images_are_named(tree: Path, picture: Draw, ext: str, share: float) -> None:
+    path = save(picture(5, (64, 64)), tree / "part/train/good" / f"cut.{ext}")
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ImageError, match="cannot be read as a PNG, JPEG, BMP or TIFF") as error:
+        FolderDataset(tree).read_image("part", f"train/good/cut.{ext}")
+    assert f"cut.{ext}" in one_line(error)
+
+
+def test_mask_values(tree: Path) -> None:
+    where = tree / "part/ground_truth/dent/000_mask.png"
+
+    def read(image: Image.Image) -> list[bool]:
+        save(image, where)
+        mask = FolderDataset(tree).read_mask("part", "ground_truth/dent/000_mask.png")
+        return [bool(v) for v in mask.ravel()]
+
+    def grey(values: list[int], kind: type = np.uint8) -> Image.Image:
+        return Image.fromarray(np.array([values], kind))
+
+    assert read(grey([0, 127, 128, 255])) == [False, False, True, True]
+    assert read(grey([0, 1])) == [False, True]
+    assert read(grey([0, 255]).convert("1")) == [False, True]
+    assert read(grey([0, 65535, 20000], np.uint16)) == [False, True, False]
+    assert read(grey([0, 255], np.uint16)) == [False, True]
+    assert read(Image.fromarray(np.array([[[255, 0, 0], [0, 0, 0]]], np.uint8))) == [True, False]
+
+
+def test_loose_and_ignored_folders_are_reported(tree: Path, picture: Draw) -> None:
+    save(picture(1), tree / "part/test/loose.png")
+    save(picture(1), tree / "part/train/bad/x.png")
+    found = warnings(tree)
+    assert any("images belong in test/<defect type>" in w for w in found)
+    assert any("part/train/bad: ignored" in w for w in found)
+
+
+def test_errors_survive_pickling() -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(ImageError("a.png", "is bad")))
+    assert (str(error), error.reason) == ("a.png: is bad", "is bad")
+
+
+def test_battery_weld(real: Callable[[str], Path]) -> None:
+    samples, problems = FolderDataset(real("battery_weld")).scan("battery_weld")
+    assert problems == ()
+    assert sum(s.part == "train" for s in samples) == 37
+    assert sum(s.part == "test" and not s.anomalous for s in samples) == 28
+    assert sum(s.anomalous and s.mask is not None for s in samples) == 93

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from anomtune.models import registry
+from anomtune.models.hyperparameters import MethodError
+from anomtune.models.rd4ad import RD4AD
+from anomtune.models.recontrast import ReContrast
+from anomtune.models.registry import available, get_method
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Makes entry points ``name=value`` the only ones there are."""
+
+    def install(*pairs: tuple[str, str]) -> None:
+        entries = [EntryPoint(name, value, registry.GROUP) for name, value in pairs]
+
+        def entry_points(*, group: str, name: str | None = None) -> list[EntryPoint]:
+            assert group == registry.GROUP
+            return [entry for entry in entries if name in (None, entry.name)]
+
+        monkeypatch.setattr(registry, "entry_points", entry_points)
+
+    return install
+
+
+def test_the_methods_of_this_package() -> None:
+    assert {"rd4ad", "recontrast"} <= set(available())
+    assert get_method("rd4ad") is RD4AD
+    assert get_method("recontrast") is ReContrast
+
+
+def test_an_unknown_name_gets_the_nearest(install: Install) -> None:
+    install(("rd4ad", "a:B"), ("recontrast", "a:C"))
+    with pytest.raises(MethodError, match=r"there are rd4ad, recontrast; did you mean 'recontra"):
+        get_method("re_contrast")
+    with pytest.raises(MethodError, match=r"recontrast$"):
+        get_method("zzz")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("no_such_module_at_all:X", "no_such_module_at_all.* cannot be loaded: ModuleNotFound"),
+        ("json:no_such_name", "cannot be loaded: AttributeError"),
+        ("json:dumps", "not a subclass of Detector"),
+    ],
+)
+def test_a_broken_plug_in(install: Install, value: str, message: str) -> None:
+    install(("broken", value))
+    assert available() == ("broken",)
+    with pytest.raises(MethodError, match=message):
+        get_method("broken")
+
+
+def test_a_name_claimed_twice(install: Install) -> None:
+    install(("x", "a:B"), ("x", "c:D"))
+    with pytest.raises(MethodError, match="more than once: a:B, c:D"):
+        get_method("x")
+    same = "anomtune.models.rd4ad:RD4AD"  # an editable install may list itself twice
+    install(("x", same), ("x", same))
+    assert get_method("x") is RD4AD
+
+
+def test_names_are_known_without_torch() -> None:
+    code = (
+        "import sys; from anomtune.models.registry import available; available(); "
+        "import anomtune.models.hyperparameters; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,270 @@
+"""The command as people type it: bad input is one line and exit code 2, and nothing is written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from anomtune.search import cli
+from anomtune.search.sweep import run_sweep
+from tests.conftest import draw_category
+from tests.search.conftest import parse_sweep, sweep_dict
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs `anomtune` in this process; returns exit code, output and errors."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["anomtune", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def refused(run, tmp_path):
+    """Runs a sweep that must be refused; returns the one line that says why."""
+
+    def call(config: dict, *arguments: object) -> str:
+        path = tmp_path / "bad.yaml"
+        path.write_text(config if isinstance(config, str) else yaml.safe_dump(config))
+        directory = tmp_path / "result"
+        before = sorted(directory.rglob("*"))
+        code, out, err = run("sweep", path, "--dir", directory, *arguments)
+        assert code == 2, (code, out, err)
+        assert sorted(directory.rglob("*")) == before, "something was written"
+        assert "Traceback" not in err
+        reasons = [line for line in err.splitlines() if line.startswith("anomtune: ")]
+        assert len(reasons) == 1, err
+        assert err.rstrip().endswith(reasons[0]), err
+        return reasons[0]
+
+    return call
+
+
+def nested(keys: str, value: object) -> dict:
+    for key in reversed(keys.split(".")):
+        value = {key: value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"trails": 5}, "trails: unknown key; there is name, dataset,"),
+        ({"trails": 5}, "did you mean 'trials'?"),
+        ({"dataset": {"name": "folder", "rot": "x"}}, "did you mean 'root'?"),
+        ({"methods": {"toy": {"fixd": {}}}}, "methods.toy.fixd: unknown key"),
+        ({"methods": {"toy": {"fixd": {}}}}, "did you mean 'fixed'?"),
+        ({"methods": {"rd4d": {}}}, "did you mean 'rd4ad'?"),
+        ({"methods": {}}, "methods"),
+        ({"methods": {"toy": {"fixed": {"qualty": 1}}}}, "did you mean 'quality'?"),
+        ({"methods": {"toy": {"fixed": {"quality": 2}}}}, "quality: Input should be less than"),
+        ({"methods": {"toy": {"preset": "best"}}}, "methods.toy.preset"),
+        (
+            {"methods": {"toy": {"space": {"quality": {"low": 0.9, "high": 0.1}}}}},
+            "low (0.9) is above high (0.1)",
+        ),
+        (
+            {"methods": {"toy": {"space": {"quality": {"low": 0.1, "high": 3}}}}},
+            "methods.toy.space.quality: 3.0 cannot be",
+        ),
+        (
+            {"methods": {"toy": {"space": {"quality": {"low": 0, "high": 1, "log": True}}}}},
+            "must be positive on a log scale",
+        ),
+        (
+            {"methods": {"toy": {"space": {"colour": {"choices": ["blue"]}}}}},
+            "methods.toy.space.colour: 'blue' cannot be",
+        ),
+        ({"trials": 0}, "trials: Input should be greater than or equal to 1, not 0"),
+        ({"trials": "many"}, "trials: Input should be a valid integer"),
+        ({"image_size": 100}, "image_size: Input should be a multiple of 32"),
+        ({"name": "../up"}, "name: String should match"),
+        ({"pruner": "asha"}, "pruner: Input should be 'successive_halving'"),
+        ({"dataset": {"name": "foldr"}}, "did you mean 'folder'?"),
+        ({"dataset": {"name": "folder", "root": "/no/such"}}, "/no/such"),
+        ({"confirm": {"top": 3}}, "no confirm stage"),
+    ],
+)
+def test_a_wrong_sweep_file_is_refused(refused, toy_data, change, expected):
+    assert expected in refused(sweep_dict(toy_data) | change)
+
+
+def test_not_yaml_and_not_a_mapping(refused, run, tmp_path):
+    assert "not valid YAML" in refused("a: [1")
+    assert "is a mapping of keys" in refused("- 1")
+    code, _, err = run("sweep", tmp_path / "missing.yaml")
+    assert code == 2
+    assert "No such file" in err
+
+
+def test_unknown_category_names_those_that_exist(refused, toy_data):
+    config = sweep_dict(toy_data)
+    config["dataset"]["categories"] = ["plat"]
+    assert "no category 'plat'; there is plate, ring; did you mean 'plate'?" in refused(config)
+
+
+def test_set_overrides(refused, toy_data):
+    assert "trials" in refused(sweep_dict(toy_data), "--set", "trials=none")
+    assert "write key=value" in refused(sweep_dict(toy_data), "--set", "trials")
+    assert "did you mean" in refused(
+        sweep_dict(toy_data), "--set", "methods.toy.fixed.qualiti=1e-1"
+    )
+
+
+def broken(tmp_path: Path, kind: str) -> Path:
+    """Draws a category and breaks it in one way."""
+    root = draw_category(tmp_path / "data" / "plate")
+    image, mask = root / "test/spot/000.png", root / "ground_truth/spot/000_mask.png"
+    match kind:
+        case "no training images":
+            for path in (root / "train/good").iterdir():
+                path.unlink()
+        case "no anomalous image":
+            for path in [*(root / "test/spot").iterdir(), *(root / "ground_truth").rglob("*.png")]:
+                path.unlink()
+        case "truncated image":
+            image.write_bytes(image.read_bytes()[:200])
+        case "mask of another size":
+            Image.fromarray(np.zeros((20, 30), np.uint8)).save(mask)
+        case "mask without image":
+            image.unlink()
+        case "16-bit image":
+            Image.fromarray(np.zeros((32, 32), np.uint16)).save(image)
+        case "transparent image":
+            Image.fromarray(np.zeros((32, 32, 4), np.uint8)).save(image)
+    return root.parent
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("no training images", "train"),
+        ("no anomalous image", "validation.protocol: synthetic"),
+        ("truncated image", "test/spot/000.png"),
+        ("mask of another size", "000_mask.png"),
+        ("mask without image", "000_mask.png"),
+        ("16-bit image", "8 bit"),
+        ("transparent image", "transparen"),
+    ],
+)
+def test_broken_data_is_refused(refused, tmp_path, kind, expected):
+    assert expected in refused(sweep_dict(broken(tmp_path, kind)))
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory, toy_data, ray_session) -> Path:
+    """A finished sweep."""
+    directory = tmp_path_factory.mktemp("finished")
+    run_sweep(parse_sweep(sweep_dict(toy_data, trials=3), "test"), directory)
+    return directory
+
+
+@pytest.mark.ray
+class TestOnAFinishedSweep:
+    """The commands that read a sweep directory."""
+
+    def test_leaderboard_in_three_forms(self, run, directory):
+        code, out, _ = run("leaderboard", directory)
+        assert code == 0
+        assert "plate" in out
+        assert "95 % interval" in out
+        rows = json.loads(run("leaderboard", directory, "--format", "json")[1])
+        table = list(
+            csv.DictReader(io.StringIO(run("leaderboard", directory, "--format", "csv")[1]))
+        )
+        assert [row["category"] for row in rows] == [row["category"] for row in table]
+        assert len(rows) == 2
+        only = run("leaderboard", directory, "--category", "ring", "--format", "json")[1]
+        assert [row["category"] for row in json.loads(only)] == ["ring"]
+
+    def test_best_is_a_config_that_can_be_read_again(self, run, directory):
+        code, out, _ = run("best", directory, "--category", "plate")
+        assert code == 0
+        best = yaml.safe_load(out)
+        assert best["method"] == "toy"
+        assert set(best["hyperparameters"]) >= {"quality", "colour", "iterations"}
+
+    def test_questions_about_what_is_not_there(self, run, directory, tmp_path):
+        assert "did you mean 'plate'" in run("best", directory, "--category", "plat")[2]
+        assert run("leaderboard", tmp_path)[0] == 2
+        assert run("leaderboard", directory, "--format", "xml")[0] == 2
+        assert run("tensorboard", tmp_path)[0] == 2
+
+    @pytest.mark.parametrize(
+        ("change", "expected"),
+        [
+            ({"image_size": 64}, "image_size = 32, now it is 64"),
+            ({"trials": 2}, "trials = 3, now it is 2"),
+            ({"seed": 1}, "seed = 0, now it is 1"),
+            ({"methods": {"toy": {"fixed": {"colour": "red"}}}}, "methods.toy.fixed.colour"),
+            ({"methods": {"rd4ad": {}}}, "methods.toy"),
+            ({"validation": {"fraction": 0.4}}, "validation.fraction = 0.5, now it is 0.4"),
+        ],
+    )
+    def test_a_contradiction_is_refused(self, run, directory, toy_data, tmp_path, change, expected):
+        path = tmp_path / "other.yaml"
+        path.write_text(yaml.safe_dump(sweep_dict(toy_data, trials=3) | change))
+        before = {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+        code, _, err = run("sweep", path, "--dir", directory)
+        assert code == 2
+        assert expected in err
+        assert before == {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+    def test_a_record_that_is_no_record_is_named(self, run, directory):
+        path = directory / "trials/plate/toy/00001.json"
+        content = path.read_bytes()
+        path.write_bytes(b'{"number": 1}')
+        code, _, err = run("leaderboard", directory)
+        path.write_bytes(content)
+        assert code == 2
+        assert "00001.json: not a trial record" in err
+        assert "delete the file" in err
+
+
+def test_methods_and_datasets_are_listed(run):
+    code, out, _ = run("methods")
+    assert code == 0
+    for word in ("rd4ad", "recontrast", "toy", "backbone", "(log)"):
+        assert word in out
+    code, out, _ = run("datasets")
+    assert code == 0
+    assert "folder" in out
+    assert "synthetic" in out
+    assert "did you mean 'rd4ad'" in run("methods", "rd4da")[2]
+
+
+def test_audit_says_what_is_wrong(run, tmp_path):
+    code, out, _ = run("audit", "folder", draw_category(tmp_path / "plate"))
+    assert code == 0
+    assert "spot 6" in out
+    code, out, _ = run("audit", "folder", broken(tmp_path, "truncated image"))
+    assert code == 2
+    assert "test/spot/000.png" in out
+    assert run("audit", "folder", "/no/such")[0] == 2
+
+
+def test_a_directory_that_cannot_be_written(refused, toy_data, run, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(sweep_dict(toy_data)))
+    code, _, err = run("sweep", path, "--dir", tmp_path / "file" / "sweep")
+    assert code == 2
+    assert "Not a directory" in err
+    assert "--dir" in err
