@@ -22,8 +22,8 @@ from anomtune.datasets.store import digest
 
 VERSION = 1  # Raise it when any image changes: cached categories are found by it.
 N_TRAIN = 40
-N_TEST_GOOD = 20
-N_PER_DEFECT = 8
+N_TEST_GOOD = 40
+N_PER_DEFECT = 14
 
 # Pixels that a defect changes by at least so many grey levels are anomalous.
 _VISIBLE = 8.0
@@ -31,7 +31,7 @@ _LEAST_PIXELS = 10
 
 
 class SyntheticDataset(Dataset):
-    """Five drawn products; see `scenes`.
+    """Five drawn products (three textures, two objects) that need no files.
 
     Args:
         root: Unused: there are no files.

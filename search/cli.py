@@ -213,13 +213,17 @@ def audit(
 @app.command()
 def tensorboard(
     directory: Directory,
+    category: Annotated[str | None, typer.Option(help="Only this category.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only this method of the category.")] = None,
     port: Annotated[int, typer.Option(help="0 = any free port.")] = 6006,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Open TensorBoard on the curves of a sweep."""
-    logdir = Path(directory) / "tensorboard"
+    if method is not None and category is None:
+        _refuse("--method: say which --category too")
+    logdir = Path(directory, "tensorboard", category or "", method or "")
     if not logdir.is_dir():
-        _refuse(f"{directory}: no tensorboard folder there; give the directory of a sweep")
+        _refuse(f"{logdir}: no such folder; give the directory of a sweep with trials")
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)]
     raise typer.Exit(subprocess.call([*command, "--port", str(port), "--host", host]))  # noqa: S603
 

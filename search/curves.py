@@ -65,12 +65,7 @@ class CurveWriter:
             start = summary_v2.hparams_pb(values, trial_id=f"{record.key}/{record.number}")
             events += [_version_event(), Event(wall_time=time.time(), summary=start)]
         for rung in record.curve[written:]:
-            for tag, value in (
-                ("validation/auroc", rung.auroc),
-                ("validation/auroc_low", rung.auroc_low),
-                ("validation/auroc_high", rung.auroc_high),
-                ("train/loss", rung.loss),
-            ):
+            for tag, value in (("validation/auroc", rung.auroc), ("train/loss", rung.loss)):
                 scalar = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
                 events.append(Event(wall_time=time.time(), step=rung.step, summary=scalar))
         if record.state != "RUNNING":

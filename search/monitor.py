@@ -131,4 +131,6 @@ def _count(number: int) -> str:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if not hours and not minutes:
+        return f"{rest} s"
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

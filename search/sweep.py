@@ -155,7 +155,7 @@ def _open_splits(config: SweepConfig, monitor: Monitor) -> dict[str, SearchSplit
         monitor.note(f"reading {config.dataset.name}/{category}")
         split = load_search_split(dataset, category, config.image_size, validation)
         for message in split.dropped:
-            monitor.note(f"left out: {message}")
+            monitor.note(f"note: {message}")
         splits[category] = split
     return splits
 

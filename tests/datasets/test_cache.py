@@ -324,8 +324,8 @@ def test_dataset_without_fingerprint_still_works(decoded: list[str], tree: Path)
 
 def test_synthetic_category(cache: Path) -> None:
     arrays = open_category(SyntheticDataset(), "washer", 32)
-    assert arrays.images.shape == (84, 32, 32, 3)
-    assert arrays.has_mask.sum() == 24
+    assert arrays.images.shape == (122, 32, 32, 3)
+    assert arrays.has_mask.sum() == 42
 
 
 def test_battery_weld(real: Callable[[str], Path]) -> None:

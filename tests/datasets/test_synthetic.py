@@ -16,14 +16,14 @@ from anomtune.datasets.synthetic import SyntheticDataset, _draw
 DATASET = SyntheticDataset()
 
 
-def test_five_categories_of_84_images() -> None:
+def test_five_categories_of_122_images() -> None:
     assert DATASET.categories() == ("board", "grain", "stone", "washer", "weave")
     for category in DATASET.categories():
         samples, problems = DATASET.scan(category)
         assert problems == ()
         assert [s.key for s in samples] == sorted({s.key for s in samples})
         assert sum(s.part == "train" for s in samples) == 40
-        assert sum(s.part == "test" and not s.anomalous for s in samples) == 20
+        assert sum(s.part == "test" and not s.anomalous for s in samples) == 40
         assert len(PRODUCTS[category].defects) == 3
 
 
@@ -38,7 +38,7 @@ def test_masks_are_sane_and_images_differ(category: str) -> None:
         if sample.mask:
             share = DATASET.read_mask(category, sample.mask).mean()
             assert 10 / 128**2 <= share < 0.1
-    assert len(seen) == 84
+    assert len(seen) == 122
 
 
 def test_every_image_can_be_drawn_alone_and_again() -> None:
