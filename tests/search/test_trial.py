@@ -1,0 +1,154 @@
+"""A trial, without Ray: rungs, scores, failures, and that it goes through real methods."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from anomtune.datasets.base import DataError
+from anomtune.datasets.registry import open_dataset
+from anomtune.datasets.splits import SearchSplit, Validation, load_search_split
+from anomtune.models.hyperparameters import MethodError, TrainingDivergedError
+from anomtune.search.config import MethodConfig, ValidationConfig
+from anomtune.search.records import RecordStore, TrialRecord
+from anomtune.search.storage import Storage
+from anomtune.search.study import plan_search
+from anomtune.search.trial import TrialActor, TrialResult, TrialRun, TrialSpec
+
+
+def make_spec(directory: Path, root: Path, category: str, method: str = "toy", **changes):
+    fixed = changes.pop("fixed", {})
+    size = changes.pop("image_size", 32)
+    split = load_search_split(open_dataset("folder", root), category, size, Validation())
+    return split, TrialSpec(
+        directory=str(directory),
+        record_path=f"trials/{category}/{method}/00000",
+        dataset="folder",
+        root=str(root),
+        category=category,
+        validation=ValidationConfig(),
+        image_size=size,
+        method=method,
+        params=plan_search(method, MethodConfig(fixed=fixed)).defaults.model_dump(mode="json"),
+        **{"rungs": 4, "seed": 0, "threads": 1, "split_hash": split.split_hash} | changes,
+    )
+
+
+def test_rungs_are_spread_evenly_and_scores_are_kept(tmp_path, toy_data):
+    split, spec = make_spec(tmp_path, toy_data, "plate", fixed={"iterations": 9, "quality": 0.9})
+    results = list(TrialRun(spec).results())
+    assert [result.rung.step for result in results] == [1, 2, 3, 4]
+    # The toy's loss is 1 / (1 + iteration): rung k ends at round(9 k / 4).
+    assert [round(1 / result.rung.loss - 1) for result in results] == [2, 4, 7, 9]
+    assert [result.facts is None for result in results] == [True, True, True, False]
+    scores = np.load(tmp_path / f"{spec.record_path}.npy", allow_pickle=False)
+    assert scores.shape == split.validation_labels.shape
+    area = roc_auc_score(split.validation_labels, scores)
+    assert results[-1].rung.auroc == pytest.approx(area)
+    assert results[-1].facts.n_val_normal == (split.validation_labels == 0).sum()
+    assert results[-1].cost.peak_memory_bytes > 1e6
+
+
+def test_other_images_than_the_sweep_started_with_fail(tmp_path, toy_data):
+    _, spec = make_spec(tmp_path, toy_data, "plate", split_hash="other")
+    with pytest.raises(DataError, match="not those that the sweep started with"):
+        next(TrialRun(spec).results())
+
+
+def test_more_rungs_than_iterations_fail(tmp_path, toy_data):
+    _, spec = make_spec(tmp_path, toy_data, "plate", rungs=16)
+    with pytest.raises(MethodError, match="16 rungs, but only 8 iterations"):
+        next(TrialRun(spec).results())
+
+
+def test_scores_that_are_no_numbers_fail(tmp_path, toy_data, monkeypatch):
+    _, spec = make_spec(tmp_path, toy_data, "plate")
+    monkeypatch.setattr(
+        "anomtune_toy.Toy.image_scores", lambda self, maps: torch.full((len(maps),), torch.nan)
+    )
+    with pytest.raises(TrainingDivergedError, match="not finite at rung 1"):
+        next(TrialRun(spec).results())
+
+
+def test_a_trial_cannot_reach_held_out_images(tmp_path, toy_data):
+    """No array that a split holds, nor the files below it, contains a held-out image."""
+    root = toy_data / "plate"
+    split, _ = make_spec(tmp_path, toy_data, "plate")
+    assert isinstance(split, SearchSplit)
+    seen = {image.tobytes() for part in (split.train, split.validation) for image in part}
+    for array in (split.train, split.validation):
+        base = array
+        while base is not None:
+            images = np.asarray(base) if isinstance(base, np.ndarray) else None
+            if images is not None and images.dtype == np.uint8 and images.ndim == 4:
+                assert {image.tobytes() for image in images} <= seen
+            base = getattr(base, "base", None)
+    every = set()
+    dataset = open_dataset("folder", root)
+    for sample in dataset.scan("plate")[0]:
+        every.add(dataset.read_image("plate", sample.key).tobytes())
+    assert len(every - seen) == 6  # the held-out half of 12 test images
+
+
+def test_an_actor_reports_failures_and_lives_on(tmp_path, toy_data):
+    actor = TrialActor.__new__(TrialActor)
+    _, spec = make_spec(tmp_path, toy_data, "plate", fixed={"behaviour": "raise"})
+    actor.setup({"trial": spec.model_dump()})
+    failed = actor.step()
+    assert failed["done"]
+    assert failed["error"] == "RuntimeError: this toy is broken"
+    assert "anomtune_toy.py" in failed["traceback"]
+    _, spec = make_spec(tmp_path, toy_data, "plate")
+    assert actor.reset_config({"trial": spec.model_dump()})
+    results = [actor.step() for _ in range(4)]
+    assert [result["done"] for result in results] == [False, False, False, True]
+    assert TrialResult.model_validate_json(results[-1]["result"]).facts is not None
+    gc.unfreeze()
+
+
+@pytest.mark.parametrize(
+    ("method", "fixed"),
+    [
+        ("rd4ad", {"epochs": 4, "batch_size": 8}),
+        ("recontrast", {"iterations": 16, "batch_size": 8}),
+    ],
+)
+def test_real_welds(tmp_path, shared_data, method, fixed):
+    """A few seconds of training find most of the defective welds."""
+    fixed |= {"backbone": "mobilenet_v2"}
+    root = shared_data / "battery_weld"
+    _, spec = make_spec(
+        tmp_path, root, "battery_weld", method, fixed=fixed, image_size=96, rungs=2, threads=2
+    )
+    try:
+        *_, last = TrialRun(spec).results()
+    except MethodError as error:
+        pytest.skip(f"needs MobileNetV2's weights: {error}")
+    assert last.rung.auroc > 0.8
+    assert last.facts.parameters > 1e6
+
+
+def test_records_round_trip_exactly(tmp_path):
+    store = RecordStore(Storage(tmp_path))
+    record = TrialRecord(
+        dataset="folder",
+        category="plate",
+        method="toy",
+        number=3,
+        state="FAIL",
+        params={"lr": 0.1 + 0.2, "n": 3, "flag": True, "name": "x", "float": 2.0},
+        seed=2**40,
+        split_hash="abc",
+        error="it broke",
+    )
+    store.write(record)
+    (again,) = store.read_all()[record.key]
+    assert again == record
+    assert {name: type(v) for name, v in again.params.items()} == {
+        name: type(v) for name, v in record.params.items()
+    }
