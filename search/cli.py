@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -27,6 +26,8 @@ app = typer.Typer(
 
 #: Exit codes: 0 done, 1 some study has no usable trial, 2 bad input, 3 interrupted, resumable.
 UNUSABLE, BAD_INPUT, INTERRUPTED = 1, 2, 3
+
+_GOES_ON = "Interrupted. The same command goes on from here."
 
 Directory = Annotated[str, typer.Argument(help="The directory of a sweep.", metavar="DIR")]
 
@@ -54,28 +55,39 @@ def sweep(
     out, log = _console(), _console(stderr=True)
     log.print(f"anomtune sweep {config.name} -> {where}", highlight=False)
 
+    from anomtune.search.engine import terminate_as_interrupt
     from anomtune.search.sweep import run_sweep
 
-    outcome = run_sweep(config, where, address=address, monitor=Monitor(log))
+    try:
+        with terminate_as_interrupt():
+            outcome = run_sweep(config, where, address=address, monitor=Monitor(log))
+    except KeyboardInterrupt:  # while it was still preparing
+        log.print(_GOES_ON, style="bold")
+        raise typer.Exit(INTERRUPTED) from None
     out.print(leaderboard_table(outcome.leaderboard))
     out.print(leaderboard_note(outcome.leaderboard), style="dim", highlight=False)
     if outcome.interrupted:
-        log.print("Interrupted. The same command goes on from here.", style="bold")
+        log.print(_GOES_ON, style="bold")
         raise typer.Exit(INTERRUPTED)
     for study in outcome.unusable:
         log.print(
             f"{study}: no trial completed; the records in {where}/trials/{study} say why",
             style="bold red",
+            markup=False,
             highlight=False,
         )
-    first = outcome.leaderboard.to_pylist()[0]["category"]
+    usable = [row for row in outcome.leaderboard.to_pylist() if row["params"] is not None]
+    place = shlex.quote(where)
+    commands = [
+        (f"anomtune leaderboard {place} --format csv", "every column"),
+        (f"anomtune tensorboard {place}", "curves and hyperparameters"),
+    ]
+    if usable:
+        chosen = f"anomtune best {place} --category {shlex.quote(usable[0]['category'])}"
+        commands.insert(0, (chosen, "the chosen config as YAML"))
     out.print("\nNext:")
-    for command, purpose in (
-        (f"anomtune best {where} --category {first}", "the chosen config as YAML"),
-        (f"anomtune leaderboard {where} --format csv", "every column"),
-        (f"anomtune tensorboard {where}", "curves and hyperparameters"),
-    ):
-        out.print(f"  {command}  # {purpose}", highlight=False, soft_wrap=True)
+    for command, purpose in commands:
+        out.print(f"  {command}  # {purpose}", markup=False, highlight=False, soft_wrap=True)
     if outcome.unusable:
         raise typer.Exit(UNUSABLE)
 
@@ -111,15 +123,22 @@ def leaderboard(
 @app.command()
 def best(
     directory: Directory,
-    category: Annotated[str, typer.Option(help="The category to decide for.")],
+    category: Annotated[
+        str | None, typer.Option(help="The category to decide for; may be left out if one.")
+    ] = None,
     method: Annotated[str | None, typer.Option(help="Default: the method of rank 1.")] = None,
 ) -> None:
     """Print the chosen config of a category as YAML."""
+    from anomtune.search.config import dump_yaml
     from anomtune.search.records import open_sweep
 
-    row = _board(directory, category, method).to_pylist()[0]
+    rows = _board(directory, category, method).to_pylist()
+    names = list(dict.fromkeys(row["category"] for row in rows))
+    if len(names) > 1:
+        _refuse(f"--category: say which; there is {', '.join(names)}")
+    row = rows[0]
     if row["params"] is None:
-        _refuse(f"{category}/{row['method']}: no completed trial yet, so there is no best config")
+        _refuse(f"{names[0]}/{row['method']}: no completed trial yet, so there is no best config")
     config, _ = open_sweep(directory)
     chosen = {
         "dataset": {"name": row["dataset"], "root": config.dataset.root},
@@ -137,7 +156,7 @@ def best(
         },
         "trial": row["trial_number"],
     }
-    sys.stdout.write(yaml.safe_dump(chosen, sort_keys=False))
+    sys.stdout.write(dump_yaml(chosen))
 
 
 @app.command()
@@ -221,10 +240,10 @@ def tensorboard(
     """Open TensorBoard on the curves of a sweep."""
     if method is not None and category is None:
         _refuse("--method: say which --category too")
-    logdir = Path(directory, "tensorboard", category or "", method or "")
-    if not logdir.is_dir():
+    logdir = "/".join(filter(None, (directory, "tensorboard", category, method)))
+    if "://" not in directory and not Path(logdir).is_dir():
         _refuse(f"{logdir}: no such folder; give the directory of a sweep with trials")
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", logdir]
     raise typer.Exit(subprocess.call([*command, "--port", str(port), "--host", host]))  # noqa: S603
 
 
@@ -238,12 +257,6 @@ def main() -> None:
         app()
     except (SweepError, DataError, MethodError) as error:
         _refuse(str(error))
-    except KeyboardInterrupt:
-        print("Interrupted. The same command goes on from here.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader of a pipe went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 def _board(directory: str, category: str | None, method: str | None) -> pa.Table:

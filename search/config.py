@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 
 class SweepError(ValueError):
@@ -21,6 +21,10 @@ class SweepError(ValueError):
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+#: What torch, NumPy and Parquet all take.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class DatasetConfig(_Section):
@@ -36,7 +40,7 @@ class ValidationConfig(_Section):
 
     protocol: Literal["labelled", "synthetic", "test"] = "labelled"
     fraction: float = Field(0.5, gt=0, lt=1)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class MethodConfig(_Section):
@@ -57,7 +61,7 @@ class ConfirmConfig(_Section):
     """How many configs of each study are confirmed on held-out images. None yet."""
 
     top: Annotated[int, Field(ge=0)] = 0
-    seeds: tuple[int, ...] = (1, 11, 111)
+    seeds: tuple[Seed, ...] = (1, 11, 111)
 
 
 class ResourcesConfig(_Section):
@@ -82,12 +86,21 @@ class SweepConfig(_Section):
     confirm: ConfirmConfig = ConfirmConfig()
     resources: ResourcesConfig = ResourcesConfig()
     concurrency: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    seed: int = 0
+    seed: Seed = 0
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _empty_is_default(cls, methods: Any) -> Any:
+        # `rd4ad:` with nothing behind it means what `rd4ad: {}` does.
+        if not isinstance(methods, dict):
+            return methods
+        return {name: {} if method is None else method for name, method in methods.items()}
 
     def to_yaml(self) -> str:
         """Returns the resolved config as a sweep file, its hash in a comment on top."""
-        body = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-        return f"# resolved sweep, sha256 {self.digest()}\n{body}"
+        return (
+            f"# resolved sweep, sha256 {self.digest()}\n{dump_yaml(self.model_dump(mode='json'))}"
+        )
 
     def digest(self) -> str:
         """Returns a hash of the config, independent of the order and layout of the file."""
@@ -95,15 +108,25 @@ class SweepConfig(_Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-class _Yaml12FloatLoader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):
     """SafeLoader that reads ``1e-4`` as a number, as YAML 1.2 does (1.1 wants ``1.0e-4``)."""
 
 
-_Yaml12FloatLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes the strings that `_Loader` would take for numbers."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
+
+
+def dump_yaml(data: Any) -> str:
+    """Returns data as YAML that `read_yaml` reads back to the same."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False)
 
 
 def read_yaml(text: str, origin: str) -> Any:
@@ -113,8 +136,8 @@ def read_yaml(text: str, origin: str) -> Any:
         SweepError: If it is not YAML; the message says where.
     """
     try:
-        return yaml.load(text, Loader=_Yaml12FloatLoader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise SweepError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
@@ -165,17 +188,26 @@ def parse_sweep(data: Mapping[str, Any], origin: str) -> SweepConfig:
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Says in one line what is wrong with the first wrong value of a pydantic model."""
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"] if part != "function-after"]
+    first, *rest = error.errors()
+    location = _plain_location(first["loc"])
     where = ".".join(location) or "the whole"
     if first["type"] == "extra_forbidden":
         known = _keys_at(model, location[:-1])
         return f"{where}: unknown key{suggest(location[-1], known)}"
     if first["type"] == "missing":
         return f"{where}: missing, please set it"
-    message = first["msg"].removeprefix("Value error, ")
+    # A key that may be one thing or another has an error for each.
+    same = [item for item in rest if _plain_location(item["loc"]) == location]
+    messages = [item["msg"].removeprefix("Value error, ") for item in (first, *same)]
     shown = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
-    return f"{where}: {message}{shown}"
+    quote = "; put it in quotes" if first["type"] == "string_type" else ""
+    return f"{where}: {' or: '.join(messages)}{shown}{quote}"
+
+
+def _plain_location(location: Sequence[int | str]) -> list[str]:
+    """Returns the keys of an error's location, without pydantic's names for types."""
+    tag = re.compile(r"[\[(]|^(int|float|str|constrained-\w+)$")
+    return [str(part) for part in location if not tag.search(str(part))]
 
 
 def suggest(wrong: str, known: Sequence[str]) -> str:
@@ -219,7 +251,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 
 
 #: What may differ when a sweep directory is used again: it changes no result that is there.
-_FREE = {"resources", "concurrency"}
+_FREE = {"resources", "concurrency", "confirm"}
 
 
 def check_extends(old: SweepConfig, new: SweepConfig, directory: str) -> None:

@@ -12,8 +12,10 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -38,6 +40,11 @@ _TUNE_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+_WORKER_DIED = (
+    "the worker process died, and again when the trial was retried "
+    "(killed, out of memory, or a crash of native code)"
+)
+
 
 class _Adapters:
     """What the searcher and the scheduler share: the pool, and Tune's names for its trials."""
@@ -47,6 +54,8 @@ class _Adapters:
         self.make_spec = make_spec
         self.trials: dict[str, tuple[StudyKey, int]] = {}
         self.pruned: set[str] = set()
+        #: Why Ray gave up on a trial.
+        self.reasons: dict[str, str] = {}
         #: The first failure of the pool itself (storage), which ends the run.
         self.failure: Exception | None = None
 
@@ -98,8 +107,11 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
         key, number = shared.trials.pop(trial_id)
         with shared.guard():
             if error:
-                reason = "the worker process died, and again when the trial was retried"
+                reason = shared.reasons.pop(trial_id, "Ray gave no reason")
                 shared.pool.finish(key, number, "FAIL", error=reason)
+            elif result is not None and "abort" in result:
+                # The record says RUNNING: when the surroundings are mended, the trial is run.
+                raise SweepError(result["abort"])
             elif result is None or ("error" not in result and "result" not in result):
                 shared.pool.finish(key, number, "FAIL", error="the trial ended without a result")
             elif "error" in result:
@@ -126,6 +138,15 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Notes why a trial could not run."""
+        path = trial.error_file
+        text = Path(path).read_text() if path and Path(path).exists() else ""
+        lines = text.strip().splitlines() or ["Ray gave no reason"]
+        self._adapters.reasons[trial.trial_id] = (
+            _WORKER_DIED if "actor died" in text else f"the trial could not run: {lines[-1]}"
+        )
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Returns whether the trial goes on."""
         shared = self._adapters
@@ -151,11 +172,11 @@ def ray_cluster(address: str | None) -> Iterator[None]:
     Raises:
         SweepError: If there is no cluster at the address.
     """
+    for name, value in _TUNE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     if ray.is_initialized():
         yield
         return
-    for name, value in _TUNE_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     try:
         ray.init(
             address=address or "local",
@@ -163,10 +184,12 @@ def ray_cluster(address: str | None) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if address is None:
+            raise SweepError(f"Ray does not start on this machine: {reason}") from error
         raise SweepError(
-            f"--address {address}: no Ray cluster answers ({reason}); start one with "
+            f"--address {address}: no Ray cluster to use there ({reason}); start one with "
             f"`ray start --head`, or leave --address out"
         ) from None
     try:
@@ -220,12 +243,12 @@ def run_pool(
     """
     if pool.remaining == 0:
         return
-    for name in ("ray.tune", "ray.train", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # What Tune says of trials, the records say better.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     adapters = _Adapters(pool, make_spec)
     scratch = tempfile.mkdtemp(prefix="anomtune-")
     try:
-        with _terminate_as_interrupt():
+        with terminate_as_interrupt():
             tune.Tuner(
                 tune.with_resources(trainable, resources),
                 tune_config=tune.TuneConfig(
@@ -252,8 +275,11 @@ def run_pool(
 
 
 @contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Lets SIGTERM (a preempted job) end the run as Ctrl-C does: orderly, resumable."""
+def terminate_as_interrupt() -> Iterator[None]:
+    """Lets SIGTERM (a preempted job) end a run as Ctrl-C does: orderly, resumable."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python takes signals in the main thread alone
+        return
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         yield

@@ -104,16 +104,21 @@ TRIALS_SCHEMA = pa.schema(
 )
 
 
-def compile_leaderboard(config: SweepConfig, store: RecordStore) -> pa.Table:
+def compile_leaderboard(
+    config: SweepConfig,
+    store: RecordStore,
+    studies: Mapping[StudyKey, Sequence[TrialRecord]] | None = None,
+) -> pa.Table:
     """Returns the leaderboard of a sweep as its records are now.
 
     A study without a completed trial has a row too, with nulls and the last ranks.
 
     Args:
         config: The sweep.
-        store: Its records.
+        store: Its directory.
+        studies: Its records, if they have been read already.
     """
-    studies = store.read_all()
+    studies = store.read_all() if studies is None else studies
     counts = store.read_test_counts()
     categories: dict[str, list[dict[str, Any]]] = defaultdict(list)
     winners: dict[StudyKey, TrialRecord] = {}
@@ -173,8 +178,9 @@ def compile_trials(config: SweepConfig, records: Iterable[TrialRecord]) -> pa.Ta
 
 def write_tables(config: SweepConfig, store: RecordStore) -> pa.Table:
     """Compiles both tables, writes them into the sweep directory and returns the leaderboard."""
-    board = compile_leaderboard(config, store)
-    records = [record for study in store.read_all().values() for record in study]
+    studies = store.read_all()
+    board = compile_leaderboard(config, store, studies)
+    records = [record for study in studies.values() for record in study]
     for name, table in (("leaderboard", board), ("trials", compile_trials(config, records))):
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
@@ -197,7 +203,6 @@ def _row(
         "dataset": config.dataset.name,
         "category": key.category,
         "method": key.method,
-        "tied": False,
         "default_val_auroc": default,
         "validation": config.validation.protocol,
         "trials": len(records),
@@ -230,7 +235,10 @@ def _mark_ties(
     rows: Sequence[dict[str, Any]],
     winners: Mapping[StudyKey, TrialRecord],
 ) -> None:
-    """Sets ``tied``: rows that a paired DeLong test cannot tell from rank 1, and then rank 1."""
+    """Sets ``tied`` where a paired DeLong test could be made: not to be told from rank 1.
+
+    Rank 1 itself is tied if any other row is.
+    """
     labels = store.read_labels(category)
     chosen = [winners.get(StudyKey(category, row["method"])) for row in rows]
     scores = [None if record is None else store.read_scores(record) for record in chosen]
@@ -239,7 +247,9 @@ def _mark_ties(
     for row, other in zip(rows[1:], scores[1:], strict=True):
         if other is not None and len(other) == len(labels):
             row["tied"] = paired_delong_p(labels, scores[0], other) > 0.05
-    rows[0]["tied"] = any(row["tied"] for row in rows[1:])
+    tested = [row["tied"] for row in rows[1:] if "tied" in row]
+    if tested:
+        rows[0]["tied"] = any(tested)
 
 
 def _metadata(config: SweepConfig) -> dict[str, str]:

@@ -37,15 +37,14 @@ def auroc(labels: Labels, scores: Scores) -> Auroc:
     Raises:
         ValueError: If a class is missing or a score is not finite.
     """
-    anomalous, normal = _placements(labels, scores)
-    value = float(anomalous.mean())
+    anomalous, normal, value = _placements(labels, scores)
     smaller = min(len(anomalous), len(normal))
     if value in (0.0, 1.0):
         bound = 0.025 ** (1 / smaller)
         return Auroc(value, bound, 1.0) if value == 1.0 else Auroc(value, 0.0, 1.0 - bound)
-    if smaller < 2:  # no variance can be estimated from one image
+    deviation = math.sqrt(_variance(anomalous, normal)) if smaller > 1 else 0.0
+    if deviation == 0.0:  # one image, or all alike: nothing to estimate a width from
         return Auroc(value, 0.0, 1.0)
-    deviation = math.sqrt(anomalous.var(ddof=1) / len(anomalous) + normal.var(ddof=1) / len(normal))
     centre = math.log(value / (1 - value))
     half = float(norm.ppf(0.975)) * deviation / (value * (1 - value))
     return Auroc(value, _expit(centre - half), _expit(centre + half))
@@ -62,29 +61,34 @@ def paired_delong_p(labels: Labels, first: Scores, second: Scores) -> float:
         second: ``(N,)`` scores of the other, in the same order.
 
     Returns:
-        The p-value; 1 if the two rank the images alike.
+        The p-value; 1 if the areas are equal. Where one detector is better by the same amount on
+        every image, DeLong's variance is 0; the sign test of the smaller class stands in.
     """
-    first_anomalous, first_normal = _placements(labels, first)
-    second_anomalous, second_normal = _placements(labels, second)
-    anomalous = first_anomalous - second_anomalous
-    normal = first_normal - second_normal
-    difference = float(anomalous.mean())
-    if difference == 0.0 or min(len(anomalous), len(normal)) < 2:
+    first_anomalous, first_normal, first_area = _placements(labels, first)
+    second_anomalous, second_normal, second_area = _placements(labels, second)
+    difference = first_area - second_area
+    smaller = min(len(first_anomalous), len(first_normal))
+    if difference == 0.0 or smaller < 2:
         return 1.0
-    variance = anomalous.var(ddof=1) / len(anomalous) + normal.var(ddof=1) / len(normal)
-    if variance == 0.0:
-        return 0.0
+    variance = _variance(first_anomalous - second_anomalous, first_normal - second_normal)
+    if variance < 1e-24:  # rounding of components that are all alike
+        return min(1.0, 2 * 0.5**smaller)
     return float(2 * norm.sf(abs(difference) / math.sqrt(variance)))
+
+
+def _variance(anomalous: npt.NDArray[np.float64], normal: npt.NDArray[np.float64]) -> float:
+    """Returns DeLong's variance of an area from its structural components."""
+    return float(anomalous.var(ddof=1) / len(anomalous) + normal.var(ddof=1) / len(normal))
 
 
 def _placements(
     labels: Labels, scores: Scores
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Returns DeLong's structural components.
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float]:
+    """Returns DeLong's structural components and the area.
 
     For every anomalous image the share of normal images that it outscores, and for every normal
     image the share of anomalous images that outscore it (a tie is one half). The mean of either
-    is the AUROC.
+    is the area; it is computed from the sum of ranks, which is exact: equal areas are equal bits.
     """
     labels = np.asarray(labels)
     values = np.asarray(scores, dtype=np.float64)
@@ -97,7 +101,8 @@ def _placements(
     m, n = len(anomalous), len(normal)
     over_normal = (ranks[:m] - rankdata(anomalous)) / n
     under_anomalous = 1.0 - (ranks[m:] - rankdata(normal)) / m
-    return over_normal, under_anomalous
+    area = (float(ranks[:m].sum()) - m * (m + 1) / 2) / (m * n)
+    return over_normal, under_anomalous, area
 
 
 def _expit(x: float) -> float:

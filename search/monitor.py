@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -40,6 +41,7 @@ class Monitor:
     def running(self, pool: Pool, slots: int) -> None:
         """Begins to show the pool."""
         progress = _Progress(pool, slots, self._clock)
+        self._stop.clear()
         if self._console.is_terminal:
             self._live = Live(
                 get_renderable=lambda: progress.table(self._console.height),
@@ -104,7 +106,7 @@ class _Progress:
         best = study.best
         default = study.records.get(0)
         return [
-            str(study.key),
+            escape(str(study.key)),
             f"{study.finished.total()}/{self._pool.target(study)}",
             _count(len(study.running)),
             _count(study.finished["PRUNED"]),

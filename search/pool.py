@@ -10,8 +10,10 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
@@ -67,7 +69,8 @@ class Study:
     @property
     def best(self) -> TrialRecord | None:
         """The completed trial with the highest AUROC, the earliest of equals."""
-        return best_record(self.records.values())
+        # A copy: the progress table reads while trials are added.
+        return best_record(list(self.records.values()))
 
 
 class Pool:
@@ -139,12 +142,12 @@ class Pool:
         """
         study = self.studies[key]
         record, trial = study.records[number], study.running[number]
-        # A retried trial starts over and reports its first rungs again.
         record.curve = [*(past for past in record.curve if past.step < rung.step), rung]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Optuna warns of a repeated step, and keeps the first
+        prune = False
+        # A retried trial starts over; what Optuna has seen of it already, it has decided.
+        if rung.step not in study.search.get_trials(deepcopy=False)[number].intermediate_values:
             trial.report(rung.auroc, rung.step)
-        prune = trial.should_prune() and number > 0
+            prune = trial.should_prune() and number > 0
         record.pruner_state = {
             name: value
             for name, value in study.search.get_trials(deepcopy=False)[number].system_attrs.items()
@@ -187,8 +190,10 @@ class Pool:
 
     def target(self, study: Study) -> int:
         """Returns how many trials a study is to have."""
-        # Records beyond the sweep's number are kept, and what was begun of them is finished.
-        return max(self._config.trials, len(study.records))
+        # Where nothing is searched, one trial says all. Records beyond the sweep's number are
+        # kept, and what was begun of them is finished.
+        wanted = self._config.trials if study.plan.space else 1
+        return max(wanted, len(study.records))
 
     def _may_start(self, study: Study) -> bool:
         if study.started >= self.target(study):
@@ -262,12 +267,7 @@ class Pool:
         )
         study.records = {record.number: record for record in records.get(key, ())}
         for record in study.records.values():
-            if record.split_hash != split_hash:
-                raise SweepError(
-                    f"{key.category}: its images are not those that the trials of this directory "
-                    f"used (split {split_hash[:12]}, was {record.split_hash[:12]}); "
-                    f"restore them, or start another directory with --dir"
-                )
+            _check_record(study, record)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for number in range(max(study.records, default=0) + 1):
@@ -300,3 +300,38 @@ class Pool:
                 value=None if told is TrialState.FAIL else last,
             )
         )
+
+
+def _check_record(study: Study, record: TrialRecord) -> None:
+    """Checks that a record of an earlier run belongs to the study as it is now.
+
+    Raises:
+        SweepError: If its images or its hyperparameters do not.
+    """
+    remedy = "start another directory with --dir"
+    if record.split_hash != study.split_hash:
+        raise SweepError(
+            f"{record.category}: its images are not those that the trials of this directory used "
+            f"(split {study.split_hash[:12]}, was {record.split_hash[:12]}); "
+            f"restore them, or {remedy}"
+        )
+    fixed = study.plan.defaults.model_dump(mode="json")
+    searched = study.plan.distributions if record.number > 0 else {}
+    for name in {**record.params, **fixed}:
+        value = record.params.get(name)
+        if name in record.params and name in searched:
+            fits = _contains(searched[name], value)
+        else:
+            fits = name in record.params and name in fixed and value == fixed[name]
+        if not fits:
+            raise SweepError(
+                f"{record.path}.json: was run with {name} = {value!r}, which this version of "
+                f"{record.method} does not; install the version that it was run with, or {remedy}"
+            )
+
+
+def _contains(distribution: BaseDistribution, value: Any) -> bool:
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except ValueError:
+        return False

@@ -144,8 +144,11 @@ class RecordStore:
         """
         studies: dict[StudyKey, list[TrialRecord]] = defaultdict(list)
         for path in self.storage.list("trials", ".json"):
+            content = self.storage.read(path)
+            if not content:  # the machine lost power while the trial ran: it is run again
+                continue
             try:
-                record = TrialRecord.model_validate_json(self.storage.read(path) or b"")
+                record = TrialRecord.model_validate_json(content)
             except ValidationError as error:
                 reason = error.errors()[0]["msg"]
                 raise SweepError(
@@ -162,8 +165,7 @@ class RecordStore:
 
     def read_scores(self, record: TrialRecord) -> npt.NDArray[np.float32] | None:
         """Returns the validation scores of a completed trial, in the order of the split."""
-        content = self.storage.read(f"{record.path}.npy")
-        return None if content is None else np.load(io.BytesIO(content), allow_pickle=False)
+        return self._read_array(f"{record.path}.npy")
 
     def write_labels(self, category: str, labels: npt.NDArray[np.int8]) -> None:
         """Keeps the validation labels of a category, for paired tests."""
@@ -180,8 +182,15 @@ class RecordStore:
 
     def read_labels(self, category: str) -> npt.NDArray[np.int8] | None:
         """Returns the validation labels of a category, in the order of the split."""
-        content = self.storage.read(f"trials/{category}/labels.npy")
-        return None if content is None else np.load(io.BytesIO(content), allow_pickle=False)
+        return self._read_array(f"trials/{category}/labels.npy")
+
+    def _read_array(self, path: str) -> npt.NDArray[Any] | None:
+        """Returns an array, ``None`` if there is none or it cannot be read."""
+        try:
+            array = np.load(io.BytesIO(self.storage.read(path) or b""), allow_pickle=False)
+        except (ValueError, EOFError):
+            return None
+        return array if isinstance(array, np.ndarray) else None
 
 
 def open_sweep(directory: str | os.PathLike[str]) -> tuple[SweepConfig, RecordStore]:

@@ -101,8 +101,12 @@ class Storage:
 
     def delete_folder(self, path: str) -> None:
         """Removes a folder and what is in it, if it is there."""
-        with suppress(FileNotFoundError):
+        try:
             self._fs.delete_dir(self._full(path))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._unusable("delete", path, error) from error
 
     def _full(self, path: str) -> str:
         if ".." in path.split("/") or path.startswith("/"):
@@ -118,9 +122,13 @@ class Storage:
         )
 
 
+#: Ends the name of a file that is being written; one that is left over is of a killed driver.
+_TEMPORARY = ".tmp"
+
+
 def _replace_local(target: Path, content: bytes, durable: bool) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    handle, temporary = tempfile.mkstemp(_TEMPORARY, f".{target.name}.", target.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
@@ -129,6 +137,12 @@ def _replace_local(target: Path, content: bytes, durable: bool) -> None:
                 os.fsync(stream.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(target)
+        if durable:
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except BaseException:
         with suppress(OSError):
             Path(temporary).unlink()
@@ -169,6 +183,8 @@ class DirectoryLock:
                 f"{self._storage.location}: cannot write there: {error.strerror}; "
                 f"choose another directory with --dir"
             ) from None
+        for left_over in root.rglob(f".*{_TEMPORARY}"):
+            left_over.unlink(missing_ok=True)
         owner = {"host": socket.gethostname(), "pid": os.getpid()}
         self._storage.write("owner.json", json.dumps(owner).encode())
         return self
@@ -179,5 +195,12 @@ class DirectoryLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._lock is not None:
-            self._lock.release()
+        root = self._storage.local_root
+        if root is None or self._lock is None:
+            return
+        if not (root / "sweep.yaml").exists():  # no sweep began: leave nothing behind
+            for name in ("owner.json", ".lock"):
+                (root / name).unlink(missing_ok=True)
+            with suppress(OSError):  # not empty: it is somebody's folder
+                root.rmdir()
+        self._lock.release()

@@ -113,27 +113,29 @@ def plan_search(method: str, config: MethodConfig) -> SearchPlan:
 def _parse_range(
     where: str, given: Mapping[str, Any], kind: type[Hyperparameters], name: str
 ) -> SearchRange:
-    default = kind.model_fields[name].get_default(call_default_factory=True)
-    if "choices" in given or isinstance(default, bool | str):
-        shape: type[SearchRange] = Choice
-    elif isinstance(default, int):
-        shape = IntRange
-    else:
-        shape = FloatRange
+    numeric: dict[Any, type[SearchRange]] = {int: IntRange, float: FloatRange}
+    shape = (
+        Choice if "choices" in given else numeric.get(kind.model_fields[name].annotation, Choice)
+    )
     try:
         parsed = shape(**given)
     except ValidationError as error:
         raise SweepError(f"{where}: {explain(error, shape)}") from None
     edges = parsed.choices if isinstance(parsed, Choice) else (parsed.low, parsed.high)
-    for edge in edges:
-        try:
-            kind(**{name: edge})
-        except ValidationError as error:
-            # Only the value itself is judged here: how values go together, each trial shows.
-            wrong = [item for item in error.errors() if item["loc"][:1] == (name,)]
-            if wrong:
-                raise SweepError(f"{where}: {edge!r} cannot be: {wrong[0]['msg']}") from None
-    return parsed
+    values = tuple(_field_value(where, kind, name, edge) for edge in edges)
+    # Choices become what the field makes of them, which is what a record will hold.
+    return Choice(choices=values) if isinstance(parsed, Choice) else parsed
+
+
+def _field_value(where: str, kind: type[Hyperparameters], name: str, value: Any) -> Any:
+    try:
+        return getattr(kind(**{name: value}), name)
+    except ValidationError as error:
+        # Only the value itself is judged here: how values go together, each trial shows.
+        wrong = [item for item in error.errors() if item["loc"][:1] == (name,)]
+        if wrong:
+            raise SweepError(f"{where}: {value!r} cannot be: {wrong[0]['msg']}") from None
+        return value
 
 
 def _distribution(item: SearchRange) -> BaseDistribution:
@@ -141,7 +143,8 @@ def _distribution(item: SearchRange) -> BaseDistribution:
         case FloatRange():
             return FloatDistribution(item.low, item.high, log=item.log)
         case IntRange():
-            return IntDistribution(item.low, item.high, log=item.log, step=item.step)
+            high = item.high - (item.high - item.low) % item.step  # the last on the grid
+            return IntDistribution(item.low, high, log=item.log, step=item.step)
         case Choice():
             return CategoricalDistribution(item.choices)
 
@@ -151,8 +154,8 @@ def _nearest(item: SearchRange, value: Any) -> Any:
         case FloatRange():
             return min(max(float(value), item.low), item.high)
         case IntRange():
-            steps = round((min(max(value, item.low), item.high) - item.low) / item.step)
-            return min(item.low + steps * item.step, item.high)
+            last = (item.high - item.low) // item.step
+            return item.low + min(max(round((value - item.low) / item.step), 0), last) * item.step
         case Choice():
             return value if value in item.choices else item.choices[0]
 
@@ -204,7 +207,7 @@ def make_pruner(config: SweepConfig) -> optuna.pruners.BasePruner:
             return optuna.pruners.HyperbandPruner(min_resource=first, max_resource=config.rungs)
         case "median":
             return optuna.pruners.MedianPruner(
-                n_startup_trials=startup_trials(config.trials), n_warmup_steps=first - 1
+                n_startup_trials=startup_trials(config.trials), n_warmup_steps=first
             )
         case "none":
             return optuna.pruners.NopPruner()

@@ -75,6 +75,7 @@ def run_sweep(
     for plan in plans.values():
         _prepare_method(plan)
     splits = _open_splits(config, monitor)
+    _check_rungs(config, plans, splits)
     # Nothing has been written so far, and nothing will be if the directory has another owner.
     with DirectoryLock(storage):
         _check_directory(storage, config)
@@ -82,21 +83,24 @@ def run_sweep(
         curves = CurveWriter(storage, plans)
 
         def save(record: TrialRecord) -> None:
-            store.write(record)
+            # The curve first: should we be killed in between, the trial is run again and its
+            # curve is written anew.
             curves.update(record)
+            store.write(record)
 
         hashes = {category: split.split_hash for category, split in splits.items()}
         pool = Pool(config, plans, hashes, store.read_all(), save)
-        _write_preamble(config, store, splits)
-        if pool.remaining:
+        if pool.remaining == 0:
+            _write_preamble(config, store, splits)
+        else:
             monitor.note("starting Ray")
             with ray_cluster(address):
                 slots = concurrency(config)
+                resources = trial_resources(config.resources)
+                _write_preamble(config, store, splits)
                 monitor.running(pool, slots)
                 try:
-                    run_pool(
-                        pool, _spec_maker(config, storage), trial_resources(config.resources), slots
-                    )
+                    run_pool(pool, _spec_maker(config, storage, resources), resources, slots)
                 finally:
                     monitor.stopped()
         return Outcome(
@@ -121,7 +125,8 @@ def resolve(config: SweepConfig) -> SweepConfig:
     root = config.dataset.root
     section = config.dataset.model_copy(
         update={
-            "root": root and str(Path(root).expanduser().resolve()),
+            # Not resolved: a link's name is the category's, and where it leads may change.
+            "root": root and str(Path(root).expanduser().absolute()),
             "categories": config.dataset.categories or known,
         }
     )
@@ -160,6 +165,19 @@ def _open_splits(config: SweepConfig, monitor: Monitor) -> dict[str, SearchSplit
     return splits
 
 
+def _check_rungs(
+    config: SweepConfig, plans: Mapping[str, SearchPlan], splits: Mapping[str, SearchSplit]
+) -> None:
+    for name, plan in plans.items():
+        for category, split in splits.items():
+            iterations = plan.defaults.training_iterations(len(split.train))
+            if iterations < config.rungs:
+                raise SweepError(
+                    f"rungs: {config.rungs} are more than the {iterations} training iterations of "
+                    f"{name} on {category}; ask for fewer rungs or train longer"
+                )
+
+
 def _write_preamble(
     config: SweepConfig, store: RecordStore, splits: Mapping[str, SearchSplit]
 ) -> None:
@@ -176,7 +194,9 @@ def _dataset(config: SweepConfig) -> Dataset:
     return open_dataset(config.dataset.name, None if root is None else Path(root).expanduser())
 
 
-def _spec_maker(config: SweepConfig, storage: Storage) -> Callable[[TrialRecord], TrialSpec]:
+def _spec_maker(
+    config: SweepConfig, storage: Storage, resources: Mapping[str, float]
+) -> Callable[[TrialRecord], TrialSpec]:
     local = storage.local_root
 
     def make(record: TrialRecord) -> TrialSpec:
@@ -194,6 +214,7 @@ def _spec_maker(config: SweepConfig, storage: Storage) -> Callable[[TrialRecord]
             rungs=config.rungs,
             seed=record.seed,
             threads=config.resources.cpu,
+            gpu=resources.get("gpu", 0),
         )
 
     return make

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -26,7 +27,7 @@ def leaderboard_table(board: pa.Table) -> Table:
             else ""
         )
         table.add_row(
-            row["category"] if row["category"] != before else "",
+            escape(row["category"]) if row["category"] != before else "",
             f"{'=' if row['tied'] else ''}{row['rank']}",
             row["method"],
             figure(row["val_auroc"]),

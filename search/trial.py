@@ -32,8 +32,10 @@ from anomtune.search.metrics import auroc
 from anomtune.search.records import Cost, Facts, Rung, npy_bytes
 from anomtune.search.storage import Storage
 
-#: Failures that say all in one line; anything else is a bug and brings its traceback.
-_EXPECTED = (DataError, MethodError, SweepError, TrainingDivergedError, torch.OutOfMemoryError)
+#: Failures of a config that say all in one line; other exceptions bring their traceback.
+_EXPECTED = (MethodError, TrainingDivergedError, torch.OutOfMemoryError)
+#: Failures of the surroundings: no fault of the config, which must not be marked by them.
+_SURROUNDINGS = (DataError, SweepError)
 
 
 class TrialSpec(BaseModel):
@@ -54,6 +56,7 @@ class TrialSpec(BaseModel):
     rungs: int
     seed: int
     threads: int
+    gpu: float
 
 
 class TrialResult(BaseModel):
@@ -82,7 +85,7 @@ class TrialRun:
         """
         spec = self._spec
         torch.set_num_threads(spec.threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if spec.gpu > 0 and torch.cuda.is_available() else "cpu")
         _reset_peak_memory(device)
         split = _open_split(
             spec.dataset, spec.root, spec.category, spec.image_size, spec.validation
@@ -131,7 +134,8 @@ class TrialRun:
             if step < spec.rungs:
                 yield TrialResult(rung=rung, cost=cost)
                 continue
-            Storage(spec.directory).write(f"{spec.record_path}.npy", npy_bytes(scores))
+            kept = f"{spec.record_path}.npy"
+            Storage(spec.directory).write(kept, npy_bytes(scores), durable=True)
             facts = Facts(
                 n_val_normal=int((split.validation_labels == 0).sum()),
                 n_val_anomalous=int((split.validation_labels == 1).sum()),
@@ -168,6 +172,8 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         """Trains up to the next rung."""
         try:
             result = next(self._results)
+        except _SURROUNDINGS as error:
+            return {"abort": str(error), "done": True}
         except Exception as error:  # noqa: BLE001 - a failing trial is a record, whatever failed
             expected = isinstance(error, _EXPECTED)
             return {

@@ -14,7 +14,8 @@ import yaml
 from PIL import Image
 
 from anomtune.search import cli
-from anomtune.search.sweep import run_sweep
+from anomtune.search.config import read_yaml
+from anomtune.search.sweep import resolve, run_sweep
 from tests.conftest import draw_category
 from tests.search.conftest import parse_sweep, sweep_dict
 
@@ -44,10 +45,10 @@ def refused(run, tmp_path):
         path = tmp_path / "bad.yaml"
         path.write_text(config if isinstance(config, str) else yaml.safe_dump(config))
         directory = tmp_path / "result"
-        before = sorted(directory.rglob("*"))
+        before = sorted(tmp_path.rglob("*"))
         code, out, err = run("sweep", path, "--dir", directory, *arguments)
         assert code == 2, (code, out, err)
-        assert sorted(directory.rglob("*")) == before, "something was written"
+        assert sorted(tmp_path.rglob("*")) == before, "something was written"
         assert "Traceback" not in err
         reasons = [line for line in err.splitlines() if line.startswith("anomtune: ")]
         assert len(reasons) == 1, err
@@ -100,10 +101,19 @@ def nested(keys: str, value: object) -> dict:
         ({"dataset": {"name": "foldr"}}, "did you mean 'folder'?"),
         ({"dataset": {"name": "folder", "root": "/no/such"}}, "/no/such"),
         ({"confirm": {"top": 3}}, "no confirm stage"),
+        ({"concurrency": 0}, "concurrency: Input should be 'auto' or: Input should be greater"),
+        ({"resources": {"gpu": -1}}, "resources.gpu: Input should be 'auto' or: Input should"),
+        ({"resources": {"cpu": 640}}, "resources: a trial wants"),
+        ({"seed": 10**21}, "seed: "),
+        ({"seed": -1}, "seed: "),
+        ({"rungs": 9}, "rungs: 9 are more than the 8 training iterations of toy on plate"),
+        ({"dataset": {"name": "folder", "categories": [3]}}, "put it in quotes"),
+        ("name: 2026-02-30", "not valid YAML"),
     ],
 )
+@pytest.mark.usefixtures("ray_session")
 def test_a_wrong_sweep_file_is_refused(refused, toy_data, change, expected):
-    assert expected in refused(sweep_dict(toy_data) | change)
+    assert expected in refused(change if isinstance(change, str) else sweep_dict(toy_data) | change)
 
 
 def test_not_yaml_and_not_a_mapping(refused, run, tmp_path):
@@ -195,6 +205,7 @@ class TestOnAFinishedSweep:
         assert [row["category"] for row in json.loads(only)] == ["ring"]
 
     def test_best_is_a_config_that_can_be_read_again(self, run, directory):
+        assert "say which; there is plate, ring" in run("best", directory)[2]
         code, out, _ = run("best", directory, "--category", "plate")
         assert code == 0
         best = yaml.safe_load(out)
@@ -236,6 +247,23 @@ class TestOnAFinishedSweep:
         assert code == 2
         assert "00001.json: not a trial record" in err
         assert "delete the file" in err
+
+
+def test_names_that_look_like_numbers_survive_the_resolved_file():
+    config = sweep_dict("/data")
+    config["dataset"]["categories"] = ["1e3", "12E4", "007", "1.5", "null", "on"]
+    config["methods"] = {"toy": None}
+    parsed = parse_sweep(config, "test")
+    text = parsed.to_yaml()
+    assert parse_sweep(read_yaml(text, "test"), "test") == parsed
+
+
+def test_a_link_to_a_category_keeps_its_name(tmp_path, toy_data):
+    (tmp_path / "current").symlink_to(toy_data / "plate")
+    resolved = resolve(parse_sweep(sweep_dict(tmp_path / "current"), "test"))
+    assert resolved.dataset.categories == ("current",)
+    assert resolved.dataset.root == str(tmp_path / "current")
+    assert resolve(resolved) == resolved
 
 
 def test_methods_and_datasets_are_listed(run):

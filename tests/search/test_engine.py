@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -182,6 +183,42 @@ def test_a_study_without_a_usable_trial_is_reported(tmp_path, toy_data, make_swe
     outcome = run_sweep(make_sweep(toy_data, trials=2, methods=methods), tmp_path)
     assert outcome.unusable == ("plate/toy", "ring/toy")
     assert [row["val_auroc"] for row in outcome.leaderboard.to_pylist()] == [None, None]
+
+
+def test_data_that_vanishes_is_no_fault_of_the_configs(tmp_path, toy_data, make_sweep, monkeypatch):
+    from anomtune.search import sweep
+    from anomtune.search.config import SweepError
+
+    data, away = tmp_path / "data", tmp_path / "away"
+    shutil.copytree(toy_data, data)
+    run = sweep.run_pool
+
+    def unplugged(*arguments):
+        data.rename(away)
+        run(*arguments)
+
+    monkeypatch.setattr(sweep, "run_pool", unplugged)
+    config = make_sweep(data, trials=3)
+    with pytest.raises(SweepError, match="no such folder"):
+        run_sweep(config, tmp_path / "sweep")
+    monkeypatch.undo()
+    states = {record["state"] for record in records_without_cost(tmp_path / "sweep").values()}
+    assert states == {"RUNNING"}
+    away.rename(data)
+    outcome = run_sweep(config, tmp_path / "sweep")
+    assert [row["failed"] for row in outcome.leaderboard.to_pylist()] == [0, 0]
+
+
+def test_unreadable_scores_and_an_empty_record_stop_nothing(tmp_path, toy_data, make_sweep):
+    config = make_sweep(toy_data, trials=2)
+    run_sweep(config, tmp_path)
+    for path in tmp_path.rglob("0*.npy"):
+        path.write_bytes(b"")
+    (tmp_path / "trials/ring/toy/00001.json").write_bytes(b"")
+    (tmp_path / "trials/ring/toy/.00001.json.abc.tmp").write_bytes(b"half")
+    outcome = run_sweep(config, tmp_path)
+    assert [row["trials"] for row in outcome.leaderboard.to_pylist()] == [2, 2]
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(

@@ -68,7 +68,7 @@ def test_rows(board):
         ("a", 1, True),
         ("b", 2, True),
         ("c", 3, False),
-        ("d", 4, False),
+        ("d", 4, None),
     ]
     first, _, third, last = rows
     assert first["trial_number"] == 1  # the earliest of equals; a pruned trial is no candidate

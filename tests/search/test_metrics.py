@@ -109,6 +109,22 @@ def test_a_perfect_score_on_few_images_is_not_certain():
     assert many.low > 0.97
 
 
+@given(st.integers(0, 10_000))
+def test_equal_areas_are_equal_bits(seed):
+    """Selection takes the earliest of equals: rounding must not choose."""
+    generator = np.random.default_rng(seed)
+    labels = np.r_[np.zeros(20, int), np.ones(21, int)]
+    areas = [auroc(labels, generator.permutation(41) + 0.0).value for _ in range(20)]
+    assert len({round(area * 420) for area in areas}) == len(set(areas))
+
+
+def test_scores_that_are_all_alike_are_not_certain():
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    constant = auroc(labels, np.ones(6))
+    assert (constant.value, constant.low, constant.high) == (0.5, 0.0, 1.0)
+    assert paired_delong_p(labels, np.arange(6.0), np.ones(6)) == pytest.approx(0.25)
+
+
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_scores_that_are_no_numbers_are_refused(wrong):
     with pytest.raises(ValueError, match="finite"):

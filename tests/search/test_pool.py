@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from anomtune.search.config import SweepError
-from anomtune.search.records import TrialRecord
+from anomtune.search.records import Rung, TrialRecord
 from anomtune.search.study import startup_trials
 from tests.search.conftest import Simulation
 
@@ -150,10 +150,60 @@ def test_other_images_than_before_are_refused(simulation, make_sweep):
         simulation.pool(make_sweep(trials=3))
 
 
-def test_a_retried_trial_starts_its_curve_over(simulation, make_sweep):
-    config = make_sweep(trials=1)
+def test_a_retried_trial_starts_its_curve_over_and_is_not_judged_twice(simulation, make_sweep):
+    config = make_sweep(trials=3, pruner="successive_halving")
     pool = simulation.pool(config)
-    record = pool.ask()
-    for step in (1, 2, 3, 1, 2, 3, 4):
-        pool.report(record.key, record.number, Simulation._rung(record, step, config))
-    assert [rung.step for rung in record.curve] == [1, 2, 3, 4]
+    first, second = pool.ask(), pool.ask()
+    for step in (1, 2, 3, 4):
+        pool.report(first.key, first.number, Simulation._rung(first, step, config))
+    assert first.key != second.key
+    third = pool.ask()
+    assert third.key == first.key
+    good, bad = (
+        Rung(step=1, auroc=auroc, auroc_low=0, auroc_high=1, loss=1) for auroc in (1.0, 0.0)
+    )
+    assert pool.report(third.key, third.number, good)
+    assert pool.report(third.key, third.number, bad), "the same rung of the retry"
+    assert [rung.auroc for rung in third.curve] == [0.0]
+
+
+def test_successive_halving_and_median_first_look_at_a_quarter(simulation, make_sweep):
+    for pruner in ("successive_halving", "median"):
+        config = make_sweep(trials=12, rungs=8, pruner=pruner)
+        one = Simulation(categories=("a",))
+        one.run(config)
+        lengths = {len(r["curve"]) for r in one.outcome().values() if r["state"] == "PRUNED"}
+        assert min(lengths) == 2
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"iterations": {"low": 9, "high": 100, "step": 25}},
+        {"iterations": {"choices": ["9", "16"]}},
+        {"quality": {"choices": ["0.25", 0.75]}},
+        {"quality": {"low": 0.9, "high": 1}, "seconds": {"low": "1e-9", "high": 1e-8, "log": True}},
+        {"colour": {"choices": ["green"]}},
+    ],
+)
+def test_a_users_own_space_survives_a_restart(simulation, make_sweep, space):
+    methods = {"toy": {"space": space}}
+    simulation.run(make_sweep(trials=5, methods=methods), events=9)
+    simulation.run(make_sweep(trials=7, methods=methods))
+    assert len(simulation.outcome()) == 14
+
+
+@pytest.mark.parametrize("change", [{"iterations": 7}, {"quality": 7.0}, {"other": 1}])
+def test_records_of_another_version_of_the_method_are_refused(simulation, make_sweep, change):
+    simulation.run(make_sweep(trials=2))
+    path = "trials/a/toy/00001"
+    record = TrialRecord.model_validate_json(simulation.store[path])
+    simulation.save(record.model_copy(update={"params": record.params | change}))
+    with pytest.raises(SweepError, match=f"{path}.json: was run with {next(iter(change))} = "):
+        simulation.pool(make_sweep(trials=3))
+
+
+def test_where_nothing_is_searched_one_trial_says_all(simulation, make_sweep):
+    fixed = {"toy": {"fixed": {"quality": 0.3, "colour": "red"}}}
+    simulation.run(make_sweep(trials=5, methods=fixed))
+    assert len(simulation.outcome()) == 2

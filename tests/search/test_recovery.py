@@ -127,6 +127,17 @@ def test_interrupted_orderly_and_no_process_left(tmp_path, sweep_file):
     wait_for(lambda: not alive(family))
 
 
+def test_interrupted_while_it_prepares(tmp_path, sweep_file):
+    driver = start(sweep_file, tmp_path / "sweep")
+    for line in driver.stderr:
+        if "starting Ray" in line:
+            break
+    driver.send_signal(signal.SIGINT)
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 3, err
+    assert "goes on from here" in err
+
+
 def test_a_directory_has_one_driver(tmp_path, sweep_file):
     directory = tmp_path / "sweep"
     first = start(sweep_file, directory)

@@ -35,7 +35,7 @@ def make_spec(directory: Path, root: Path, category: str, method: str = "toy", *
         image_size=size,
         method=method,
         params=plan_search(method, MethodConfig(fixed=fixed)).defaults.model_dump(mode="json"),
-        **{"rungs": 4, "seed": 0, "threads": 1, "split_hash": split.split_hash} | changes,
+        **{"rungs": 4, "seed": 0, "threads": 1, "gpu": 0, "split_hash": split.split_hash} | changes,
     )
 
 
