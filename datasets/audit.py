@@ -42,7 +42,7 @@ class Audit:
     """What an inspection found.
 
     Attributes:
-        problems: By category, the fatal ones first.
+        problems: What lies beside the categories, then by category, the fatal ones first.
         counts: One per category that could be listed.
     """
 
@@ -66,11 +66,13 @@ def inspect(dataset: Dataset, category: str | None = None) -> Audit:
         DataError: If the root holds no category at all, or not this one.
     """
     names = dataset.categories()
-    if category is not None:
+    problems: list[Problem] = []
+    if category is None:
+        problems += dataset.warnings()
+    else:
         # An unknown name is answered with the existing ones.
         dataset.scan(category)
         names = (category,)
-    problems: list[Problem] = []
     counts = []
     for name in names:
         try:
@@ -115,7 +117,7 @@ def _decode_all(
             sizes.append(size)
             if empty:
                 message = (
-                    "empty mask of an anomalous image: no pixel above half of the range; "
+                    "empty mask of an anomalous image; "
                     "draw the defect, or remove the mask to leave it out of pixel metrics"
                 )
                 problems.append(Problem(category, str(sample.mask), message, fatal=False))

@@ -35,7 +35,7 @@ class ImageError(DataError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.reason}"
+        return _one_line(f"{self.where}: {self.reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,8 @@ class Problem:
     fatal: bool = True
 
     def __str__(self) -> str:
-        return f"{'/'.join(filter(None, (self.category, self.key)))}: {self.message}"
+        place = "/".join(filter(None, (self.category, self.key)))
+        return _one_line(f"{place}: {self.message}")
 
 
 class Dataset(ABC):
@@ -103,6 +104,10 @@ class Dataset(ABC):
     @abstractmethod
     def scan(self, category: str) -> tuple[tuple[Sample, ...], tuple[Problem, ...]]:
         """Lists a category without decoding an image: its samples by key, and what is wrong."""
+
+    def warnings(self) -> tuple[Problem, ...]:
+        """Returns what was passed over beside the categories; by default nothing."""
+        return ()
 
     def fingerprint(self, category: str) -> str | None:
         """Returns a cheap digest that changes whenever a file of the category does.
@@ -134,3 +139,8 @@ class Dataset(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.root)!r})"
+
+
+def _one_line(text: str) -> str:
+    """Escapes what a file name may hold and a line of text may not."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

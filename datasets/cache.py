@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,7 +24,7 @@ from anomtune.datasets import store
 from anomtune.datasets.base import DataError, Dataset, ImageError, Problem, Sample
 from anomtune.datasets.imagefile import hash_pixels, resize_image, resize_mask
 
-FORMAT = 1
+FORMAT = 2  # Raise it when files are read otherwise: cached categories are found by it.
 _CHUNK = 128  # Images decoded ahead of the writer: bounds memory for large categories.
 
 
@@ -39,6 +41,7 @@ class CategoryArrays:
         images: ``(N, S, S, 3)`` uint8, memory-mapped copy-on-write: pages are shared between
             processes and writing to it does not change the file.
         masks: ``(N, S, S)`` uint8, 0 or 1, memory-mapped; zeros where there is no mask.
+        warnings: What the listing found that is not fatal.
     """
 
     category: str
@@ -48,6 +51,7 @@ class CategoryArrays:
     has_mask: npt.NDArray[np.bool_]
     images: npt.NDArray[np.uint8]
     masks: npt.NDArray[np.uint8]
+    warnings: tuple[Problem, ...]
 
 
 def open_category(dataset: Dataset, category: str, image_size: int) -> CategoryArrays:
@@ -64,18 +68,22 @@ def open_category(dataset: Dataset, category: str, image_size: int) -> CategoryA
     """
     if image_size < 1:
         raise DataError(f"image_size {image_size}: must be at least 1")
+    # Before the listing: a file that appears between the two must not be known by this digest.
+    fingerprint = dataset.fingerprint(category)
     samples, problems = dataset.scan(category)
     refuse_fatal(dataset, problems)
     samples = tuple(sorted(samples, key=lambda s: s.key))
-    fingerprint = dataset.fingerprint(category)
     content = _content(dataset, category, samples, fingerprint)
 
     def build(folder: Path) -> None:
         _decode_all(dataset, category, samples, image_size, folder)
         # The pixels were read after the digests: an edit in between would be cached as if it were
         # the old content.
-        after = dataset.fingerprint(category)
-        if None not in (fingerprint, after) and after != fingerprint:
+        if fingerprint is None:
+            changed = _content(dataset, category, samples, None) != content
+        else:
+            changed = dataset.fingerprint(category) != fingerprint
+        if changed:
             raise DataError(f"{_place(dataset)}: {category!r} changed while it was read; try again")
 
     def load(folder: Path) -> CategoryArrays:
@@ -89,6 +97,7 @@ def open_category(dataset: Dataset, category: str, image_size: int) -> CategoryA
             has_mask=np.array([s.mask is not None for s in samples], dtype=np.bool_),
             images=map_array(folder / "images.npy", (n, size, size, 3)),
             masks=map_array(folder / "masks.npy", (n, size, size)),
+            warnings=tuple(p for p in problems if not p.fatal),
         )
 
     return store.obtain("categories", store.digest(FORMAT, image_size, content), build, load)
@@ -100,11 +109,11 @@ def refuse_fatal(dataset: Dataset, problems: tuple[Problem, ...]) -> None:
     if not fatal:
         return
     more = f" (and {len(fatal) - 1} more)" if len(fatal) > 1 else ""
-    place = _place(dataset)
+    command = ["anomtune", "audit", dataset.name]
+    if dataset.root is not None:
+        command.append(str(dataset.root))
     raise DataError(
-        f"{place}: {fatal[0]}{more}; for all of them run "
-        f"`anomtune audit {dataset.name} {dataset.root or ''}".rstrip()
-        + "`"
+        f"{_place(dataset)}: {fatal[0]}{more}; for all of them run `{shlex.join(command)}`"
     )
 
 
@@ -116,10 +125,12 @@ def decode(
     Raises:
         DataError: If either cannot be decoded, or their sizes differ.
     """
-    image = dataset.read_image(category, sample.key)
+    with _reading(dataset, category, sample.key):
+        image = dataset.read_image(category, sample.key)
     if sample.mask is None:
         return image, None
-    mask = dataset.read_mask(category, sample.mask)
+    with _reading(dataset, category, sample.mask):
+        mask = dataset.read_mask(category, sample.mask)
     if mask.shape != image.shape[:2]:
         raise ImageError(
             f"{_place(dataset)}: {category}/{sample.mask}",
@@ -158,14 +169,18 @@ def start_array(file: BinaryIO, shape: tuple[int, ...]) -> None:
 def _content(
     dataset: Dataset, category: str, samples: tuple[Sample, ...], fingerprint: str | None
 ) -> str:
-    note = store.digest(FORMAT, dataset.name, category, fingerprint)
+    listed = [[s.key, s.part, s.defect, s.mask] for s in samples]
+    note = store.digest(FORMAT, dataset.name, category, fingerprint, listed)
     if fingerprint is not None and (known := store.recall(note)):
         return known
 
+    def digest(key: str) -> str:
+        with _reading(dataset, category, key):
+            return dataset.file_digest(category, key)
+
     def describe(sample: Sample) -> list[str | None]:
-        mask = dataset.file_digest(category, sample.mask) if sample.mask else None
-        image = dataset.file_digest(category, sample.key)
-        return [sample.key, sample.part, sample.defect, sample.mask, image, mask]
+        mask = digest(sample.mask) if sample.mask else None
+        return [sample.key, sample.part, sample.defect, sample.mask, digest(sample.key), mask]
 
     with ThreadPoolExecutor(workers()) as pool:
         content = store.digest(list(pool.map(describe, samples)))
@@ -199,6 +214,18 @@ def _decode_all(
             images.write(image.tobytes())
             masks.write(mask.tobytes())
     (folder / "meta.json").write_text(json.dumps({"pixel_hashes": hashes}), encoding="ascii")
+
+
+@contextmanager
+def _reading(dataset: Dataset, category: str, key: str) -> Iterator[None]:
+    """Names the file in an error of reading, which would else pass for one of the cache."""
+    try:
+        yield
+    except OSError as error:
+        raise ImageError(
+            f"{_place(dataset)}: {category}/{key}",
+            f"cannot be read ({error.strerror or error}); replace or remove the file",
+        ) from error
 
 
 def _place(dataset: Dataset) -> str:

@@ -37,7 +37,7 @@ class Damaged:
     Attributes:
         image: ``(H, W, 3)`` uint8.
         mask: ``(H, W)`` bool, true where the image was changed.
-        mechanism: How it was damaged.
+        mechanism: How it was damaged, a name of `MECHANISMS`.
     """
 
     image: Image
@@ -82,7 +82,8 @@ def damage(image: Image, mechanism: str, rng: np.random.Generator) -> Damaged:
     """Damages an image.
 
     A draw that changes next to nothing (a blur on a plain surface) is drawn again, stronger; if
-    the image gives the mechanism nothing to work on, something is laid over it instead.
+    the image gives the mechanism nothing to work on, something is laid over it instead, and the
+    copy says ``occlusion``.
 
     Args:
         image: ``(H, W, 3)`` uint8, at least 8 pixels wide and high.
@@ -113,7 +114,7 @@ def damage(image: Image, mechanism: str, rng: np.random.Generator) -> Damaged:
         least = max(4, _LEAST_SHARE * difference.size)
         if np.count_nonzero(difference >= _LEAST_CHANGE) >= least:
             break
-    return Damaged(result, difference > 2, mechanism)
+    return Damaged(result, difference > 2, "occlusion" if last else mechanism)
 
 
 def _region(height: int, width: int, rng: np.random.Generator) -> Mask:

@@ -26,6 +26,7 @@ from anomtune.datasets.store import digest
 
 _JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _MASK_SUFFIX = "_mask"
+_MISSING = "link to a missing file; fetch it or remove the link"
 # Two writes within one tick of the clock of a file system leave the same time behind, so files
 # younger than this are not trusted to their time.
 _SETTLE_NS = 100_000_000
@@ -79,6 +80,26 @@ class FolderDataset(Dataset):
             return _Scan(category, folder).run()
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+
+    def warnings(self) -> tuple[Problem, ...]:
+        """Names every folder beside the categories that is none, by name.
+
+        Raises:
+            DataError: If the root does not exist or holds no category.
+        """
+        self.categories()
+        if _is_category(self._root):
+            return ()
+        found = []
+        for entry in _entries(self._root):
+            if _is_dangling(entry):
+                reason = f"it is a {_MISSING}"
+            elif entry.is_dir() and not _is_category(Path(entry.path)):
+                reason = _why_no_category(Path(entry.path))
+            else:
+                continue
+            found.append(Problem(entry.name, "", f"ignored, {reason}", fatal=False))
+        return tuple(found)
 
     def fingerprint(self, category: str) -> str | None:
         """Returns a digest of the paths, sizes and times of all files of a category.
@@ -223,24 +244,37 @@ class _Scan:
             return []
         keys, others = [], []
         for entry in _entries(folder):
-            known = Path(entry.name).suffix.lower() in EXTENSIONS
-            if known and entry.is_file():
-                keys.append(f"{where}/{entry.name}")
-            else:
+            key = f"{where}/{entry.name}"
+            if Path(entry.name).suffix.lower() not in EXTENSIONS:
                 others.append(entry.name)
+            elif entry.is_file():
+                keys.append(key)
+            else:
+                # Content that git-annex or DVC has not fetched, a share that is not mounted.
+                what = _MISSING if _is_dangling(entry) else "not a file; rename or remove it"
+                self._problem(key, what)
         if others:
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
             self._warn(where, f"{others[0]!r}{more} ignored: not a PNG, JPEG, BMP or TIFF file")
         return keys
 
     def _folders_of(self, where: str) -> list[str]:
-        folder = self.folder / where
-        return [f.name for f in _folders(folder)] if folder.is_dir() else []
+        """Lists the names of the folders of a part; those that cannot be meant are reported."""
+        names = []
+        for entry in _entries(self.folder / where) if (self.folder / where).is_dir() else []:
+            if _is_dangling(entry):
+                self._problem(f"{where}/{entry.name}", _MISSING)
+            elif entry.is_dir() and entry.name != GOOD and entry.name.casefold() == GOOD:
+                self._problem(f"{where}/{entry.name}", f"rename to {GOOD}")
+            elif entry.is_dir():
+                names.append(entry.name)
+        return names
 
     def _loose(self, where: str) -> None:
         loose = []
         if (self.folder / where).is_dir():
-            loose = [e.name for e in _entries(self.folder / where) if not e.is_dir()]
+            entries = _entries(self.folder / where)
+            loose = [e.name for e in entries if not e.is_dir() and not _is_dangling(e)]
         if loose:
             example = f"{where}/{GOOD}" if where == "train" else f"{where}/<defect type>"
             self._warn(
@@ -255,7 +289,18 @@ class _Scan:
 
 
 def _is_category(folder: Path) -> bool:
-    return (folder / "train").is_dir() or (folder / "test").is_dir()
+    # Not Path.is_dir: it raises in folders that may not be entered, such as lost+found.
+    return any(os.path.isdir(folder / part) for part in ("train", "test"))
+
+
+def _why_no_category(folder: Path) -> str:
+    try:
+        inside = [f.name for f in _folders(folder)]
+    except OSError as error:
+        return f"it cannot be listed ({error.strerror})"
+    if len(inside) > 5:
+        inside[4:] = [f"{len(inside) - 4} more"]
+    return f"it has no train folder; it has {', '.join(inside) or 'no folders'}"
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -263,6 +308,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         kept = [e for e in entries if not e.name.startswith(".") and e.name.lower() not in _JUNK]
     return sorted(kept, key=lambda e: e.name)
+
+
+def _is_dangling(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and not Path(entry.path).exists()
 
 
 def _folders(folder: Path) -> list[Path]:

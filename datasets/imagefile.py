@@ -42,6 +42,8 @@ _DECODE_ERRORS = (
     struct.error,
     Image.DecompressionBombError,
 )
+# Formats in which further images are further pictures; in a JPEG they are its previews.
+_PAGED = frozenset({TiffImagePlugin.TiffImageFile.format, PngImagePlugin.PngImageFile.format})
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 
 
@@ -52,11 +54,12 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
     nothing.
 
     Raises:
-        ImageError: If the file cannot be decoded, has more than 8 bits per channel or is
-            transparent somewhere.
+        ImageError: If the file cannot be decoded, holds several images, has more than 8 bits per
+            channel or is transparent somewhere.
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
+            _refuse_several(path, image)
             if image.mode in _DEEP_MODES or _stored_deep(image):
                 raise ImageError(
                     str(path),
@@ -82,13 +85,16 @@ def read_mask(path: Path) -> npt.NDArray[np.bool_]:
     """Decodes a ground-truth mask as ``(H, W)``, true at anomalous pixels.
 
     A pixel is anomalous above half of the range (127 of 255); masks that hold only 0 and 1 are
-    taken as they are. Of a coloured mask the strongest channel counts.
+    taken as they are, others that never get above half are refused. Of a coloured mask the
+    strongest channel counts.
 
     Raises:
-        ImageError: If the file cannot be decoded or holds floating-point numbers.
+        ImageError: If the file cannot be decoded, holds several images or floating-point numbers,
+            or numbers its labels instead of marking pixels.
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
+            _refuse_several(path, image)
             image.load()
             if image.mode == "F":
                 raise ImageError(
@@ -109,7 +115,10 @@ def read_mask(path: Path) -> npt.NDArray[np.bool_]:
     if values.dtype == np.bool_ or highest <= 1:
         return np.asarray(values > 0)
     # Tools write 8-bit masks into 16-bit files without scaling them.
-    return np.asarray(values > (32767 if deep and highest > 255 else 127))
+    half = 32767 if deep and highest > 255 else 127
+    if highest <= half:  # A map of label numbers would pass for an empty mask.
+        raise ImageError(str(path), f"highest value is {highest}: save anomalous pixels as 255")
+    return np.asarray(values > half)
 
 
 def digest_file(path: Path) -> str:
@@ -147,8 +156,19 @@ def hash_pixels(image: npt.NDArray[np.uint8]) -> str:
 
 def _stored_deep(image: Image.Image) -> bool:
     # Pillow reduces 16-bit colour to 8 bits silently; only the raw mode of the tiles tells.
-    tiles = getattr(image, "tile", ())
-    return any(";16" in str(tile[3]) or ";32" in str(tile[3]) for tile in tiles)
+    for tile in getattr(image, "tile", ()):
+        args = tile[3]
+        raw = str(args[0] if isinstance(args, tuple) else args)
+        # BGR;15 and BGR;16 have so many bits per pixel, not per channel.
+        if (";16" in raw or ";32" in raw) and not raw.startswith("BGR;1"):
+            return True
+    return False
+
+
+def _refuse_several(path: Path, image: Image.Image) -> None:
+    count = getattr(image, "n_frames", 1) if image.format in _PAGED else 1
+    if count > 1:
+        raise ImageError(str(path), f"holds {count} images; save one image per file")
 
 
 def _unreadable(path: Path, error: Exception) -> ImageError:

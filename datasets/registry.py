@@ -13,26 +13,23 @@ GROUP = "anomtune.datasets"
 
 def available() -> tuple[str, ...]:
     """Returns the names of all installed datasets, sorted."""
-    return tuple(sorted(_found()))
+    return tuple(sorted({entry.name for entry in entry_points(group=GROUP)}))
 
 
 def dataset_type(name: str) -> type[Dataset]:
     """Returns the class of a dataset family.
 
     Raises:
-        DataError: If there is no such dataset, or its package is broken.
+        DataError: If there is no such dataset, if two packages claim the name, or if the package
+            that declares it cannot be imported or gives something else.
     """
-    found = _found()
-    if name not in found:
-        near = get_close_matches(name, found, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"no dataset {name!r}; {hint}there are {', '.join(sorted(found))}")
+    entry = _entry_point(name)
     try:
-        kind = found[name].load()
-    except Exception as error:
-        raise _unusable(found[name], f"{type(error).__name__}: {error}") from error
+        kind = entry.load()
+    except Exception as error:  # a plug-in may raise anything while it is imported
+        raise _unusable(entry, f"{type(error).__name__}: {error}") from error
     if not (isinstance(kind, type) and issubclass(kind, Dataset)):
-        raise _unusable(found[name], "it is not a subclass of anomtune.datasets.base.Dataset")
+        raise _unusable(entry, "it is not a subclass of anomtune.datasets.base.Dataset")
     return kind
 
 
@@ -44,7 +41,7 @@ def open_dataset(name: str, root: Path | None) -> Dataset:
         root: Its folder, or ``None`` for datasets that need none.
 
     Raises:
-        DataError: If there is no such dataset, its package is broken, or it refuses the root.
+        DataError: As `dataset_type`, and if the dataset refuses the root.
     """
     kind = dataset_type(name)
     try:
@@ -52,16 +49,28 @@ def open_dataset(name: str, root: Path | None) -> Dataset:
     except DataError:
         raise
     except Exception as error:
-        raise _unusable(_found()[name], f"{type(error).__name__}: {error}") from error
+        raise _unusable(_entry_point(name), f"{type(error).__name__}: {error}") from error
 
 
 def _unusable(entry: EntryPoint, reason: str) -> DataError:
     package = f" of the package {entry.dist.name}" if entry.dist else ""
     return DataError(
         f"dataset {entry.name!r} ({entry.value}{package}) cannot be used: "
-        f"{' '.join(reason.split())}; mend or uninstall it"
+        f"{' '.join(reason.split())}; repair or uninstall that package"
     )
 
 
-def _found() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=GROUP)}
+def _entry_point(name: str) -> EntryPoint:
+    # An editable install can list the same entry point twice: equal ones are no conflict.
+    found = {entry.value: entry for entry in entry_points(group=GROUP, name=name)}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if found:
+        raise DataError(
+            f"dataset {name!r} is declared more than once: {', '.join(found)}; "
+            "uninstall all but one of these packages"
+        )
+    known = available()
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise DataError(f"no dataset {name!r}: there are {', '.join(known) or 'none'}{hint}")

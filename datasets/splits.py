@@ -1,8 +1,9 @@
 """The honest splits: what a search may see, and what only `confirm` opens.
 
-A split is decided by the content of the images alone, so it survives renaming, reordering and
-another machine. A `SearchSplit` holds copies of the training and validation images in a directory
-of its own: the test images cannot be reached from it.
+A split is decided by the pixels of the images alone, so it survives renaming, reordering and
+another machine; with JPEG files the other machine's decoder must give the same pixels. A
+`SearchSplit` holds copies of the training and validation images in a directory of its own: the
+test images cannot be reached from it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from anomtune.datasets.leaks import find_leaks
 Protocol = Literal["labelled", "synthetic", "test"]
 PROTOCOLS: tuple[Protocol, ...] = ("labelled", "synthetic", "test")
 
-_FORMAT = 1
+_FORMAT = 1  # Of the split's identity.
+_ENTRY_FORMAT = 2  # Of the directories in the cache.
 _CHUNK = 64  # Images damaged ahead of the writer.
 _REMEDY = "use validation.protocol: synthetic"
 
@@ -94,11 +96,12 @@ class SearchSplit:
         validation: ``(M, S, S, 3)`` uint8, memory-mapped, by pixel hash.
         validation_labels: ``(M,)`` int8, 1 = anomalous.
         validation_defects: ``M`` defect types; a damaged copy carries its mechanism.
-        validation_keys: ``M`` paths within the category; a damaged copy adds ``#mechanism``.
+        validation_keys: ``M`` paths within the category; a damaged copy adds ``#1-mechanism``.
         split_hash: Identity of the split, see `Split`.
         n_test_normal: How many normal images are held out.
         n_test_anomalous: How many anomalous images are held out.
         dropped: What the leak audit found, one line each.
+        warnings: What the listing of the category found, one line each.
     """
 
     category: str
@@ -112,6 +115,7 @@ class SearchSplit:
     n_test_normal: int
     n_test_anomalous: int
     dropped: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +146,7 @@ class TestSplit:
 def split(
     category: str, samples: Sequence[Sample], pixel_hashes: Sequence[str], validation: Validation
 ) -> Split:
-    """Divides a category; pure, and independent of names, order and machine.
+    """Divides a category; pure, and decided by pixels and labels, not by names or order.
 
     Args:
         category: Its name, for messages.
@@ -254,9 +258,10 @@ def load_search_split(
             n_test_normal=normal,
             n_test_anomalous=anomalous,
             dropped=tuple(str(p) for p in parts.dropped),
+            warnings=tuple(str(p) for p in arrays.warnings),
         )
 
-    key = store.digest(_FORMAT, parts.split_hash, image_size, arrays.content)
+    key = store.digest(_ENTRY_FORMAT, parts.split_hash, image_size, arrays.content)
     return store.obtain("splits", key, build, load)
 
 
@@ -343,7 +348,11 @@ def _damaged_rows(
         copies = damaged_copies(image, turn, source)
         return [
             (image, GOOD, key),
-            *((copy.image, copy.mechanism, f"{key}#{copy.mechanism}") for copy in copies),
+            # Numbered: two copies can fall back to the same mechanism.
+            *(
+                (copy.image, copy.mechanism, f"{key}#{number}-{copy.mechanism}")
+                for number, copy in enumerate(copies, 1)
+            ),
         ]
 
     def rows() -> Iterator[_Row]:

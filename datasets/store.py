@@ -29,11 +29,21 @@ _UNUSABLE = (OSError, ValueError, KeyError, TypeError, EOFError)
 
 
 def cache_root() -> Path:
-    """Returns the folder of the cache on this node; it need not exist."""
-    if chosen := os.environ.get("ANOMTUNE_CACHE"):
-        return Path(chosen).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base).expanduser().absolute() / "anomtune"
+    """Returns the folder of the cache on this node; it need not exist.
+
+    Raises:
+        DataError: If it lies in a home directory that there is not.
+    """
+    try:
+        if chosen := os.environ.get("ANOMTUNE_CACHE"):
+            return Path(chosen).expanduser().absolute()
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(base).expanduser().absolute() / "anomtune"
+    except RuntimeError as error:  # a user without a home, as in some containers
+        raise DataError(
+            f"no place for the image cache ({error}); set the environment variable "
+            "ANOMTUNE_CACHE to a folder with room"
+        ) from error
 
 
 def digest(*parts: object) -> str:
@@ -48,7 +58,8 @@ def obtain(kind: str, key: str, build: Callable[[Path], None], load: Callable[[P
     Args:
         kind: Family of directories, a folder of the cache.
         key: Digest of everything that the directory is made of.
-        build: Fills an empty directory.
+        build: Fills an empty directory. An ``OSError`` counts as one of writing, so those of its
+            reading must leave it as another kind.
         load: Opens a finished directory; it raises ``OSError``, ``ValueError`` or ``KeyError`` on
             one that is absent or damaged (a damaged one is built again).
 
@@ -79,14 +90,17 @@ def remember(key: str, value: str) -> None:
     Raises:
         DataError: If the cache cannot be written.
     """
-    place = cache_root() / "index" / key
-    draft = place.with_name(f"{key}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    index = cache_root() / "index"
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(value, encoding="ascii")
-        draft.replace(place)
+        index.mkdir(parents=True, exist_ok=True)
+        with FileLock(index / ".lock"):
+            # Only the holder of the lock has a draft: others are of killed writers.
+            for leftover in index.glob("*.tmp"):
+                leftover.unlink(missing_ok=True)
+            draft = index / f"{key}.tmp"
+            draft.write_text(value, encoding="ascii")
+            draft.replace(index / key)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise _unwritable(error) from error
 
 

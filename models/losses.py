@@ -7,7 +7,7 @@ business: a detached target gets none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -34,7 +34,7 @@ def feature_loss(
 
 def region_loss(pairs: Sequence[Pair]) -> Tensor:
     """Sum over scales of the mean of ``1 - cos`` at every point (RD4AD; ReContrast, eq. 2)."""
-    return torch.stack([1 - _cosine(*_products(*pair)).mean() for pair in pairs]).sum()
+    return torch.stack([1 - _cosine(*_products(*pair)).mean() for pair in _wide(pairs)]).sum()
 
 
 def global_loss(pairs: Sequence[Pair]) -> Tensor:
@@ -42,7 +42,7 @@ def global_loss(pairs: Sequence[Pair]) -> Tensor:
 
     It is also what RD4AD's official code computes instead of its formula.
     """
-    return torch.stack([_global(*_products(*pair)) for pair in pairs]).sum()
+    return torch.stack([_global(*_products(*pair)) for pair in _wide(pairs)]).sum()
 
 
 def global_hm_loss(pairs: Sequence[Pair], alpha: float, hm_factor: float = 0.0) -> Tensor:
@@ -57,7 +57,7 @@ def global_hm_loss(pairs: Sequence[Pair], alpha: float, hm_factor: float = 0.0) 
         hm_factor: Factor of the gradient of easy points (0 in the paper).
     """
     losses = []
-    for target, prediction in pairs:
+    for target, prediction in _wide(pairs):
         dot, target_square, prediction_square = _products(target, prediction)
         easy = easy_points(1 - _cosine(dot, target_square, prediction_square).detach(), alpha)
         # The prediction enters through its products alone, so stopping the gradient of these
@@ -97,14 +97,18 @@ def alpha_schedule(iteration: int, total: int, *, final: float = 1.0, ramp: floa
     return min(-3 + (final + 3) * iteration / (ramp * total), final)
 
 
+def _wide(pairs: Sequence[Pair]) -> Iterator[Pair]:
+    """Yields the pairs in float32 at least: 16 bits do not do for sums over whole maps."""
+    for target, prediction in pairs:
+        dtype = torch.promote_types(prediction.dtype, torch.float32)
+        yield target.to(dtype), prediction.to(dtype)
+
+
 def _products(target: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the dot product and both squared norms at every point, ``(B, h, w)`` each.
 
-    Distances of points and of whole maps both follow from these: features are read once.
+    Distances of points and of whole maps both follow from these three.
     """
-    # Sums over thousands of channels and points are not for 16 bits.
-    dtype = torch.promote_types(prediction.dtype, torch.float32)
-    target, prediction = target.to(dtype), prediction.to(dtype)
     return (
         (target * prediction).sum(1),
         (target * target).sum(1),

@@ -61,14 +61,15 @@ def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
     """
     if sigma == 0:
         return maps
-    rows = _smoothing_matrix(maps.shape[-2], sigma).to(maps)
-    columns = _smoothing_matrix(maps.shape[-1], sigma).to(maps)
+    rows = _smoothing_matrix(maps.shape[-2], sigma, maps.device, maps.dtype)
+    columns = _smoothing_matrix(maps.shape[-1], sigma, maps.device, maps.dtype)
     return rows @ maps @ columns.T
 
 
 @lru_cache(maxsize=8)
-def _smoothing_matrix(n: int, sigma: float) -> Tensor:
-    """Returns ``(n, n)``, float64: the filter along one axis with scipy's ``reflect`` border."""
+@torch.inference_mode(False)  # Kept for training as well, whoever asks first.
+def _smoothing_matrix(n: int, sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Returns ``(n, n)``: the filter along one axis with scipy's ``reflect`` border."""
     radius = int(4 * sigma + 0.5)
     offsets = range(-radius, radius + 1)
     weights = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in offsets]
@@ -79,7 +80,7 @@ def _smoothing_matrix(n: int, sigma: float) -> Tensor:
         source = (torch.arange(n) + offset) % (2 * n)
         source = torch.minimum(source, 2 * n - 1 - source)
         matrix[torch.arange(n), source] += weight / total
-    return matrix
+    return matrix.to(device, dtype)
 
 
 def image_scores(maps: Tensor, rule: ScoreRule) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
 from pydantic import Field, model_validator
@@ -58,7 +58,7 @@ class ReContrastHyperparameters(DistillationHyperparameters):
         description="Optimiser steps. Not searched: the rungs of a trial show what fewer give. "
         "Source: paper (MVTec 2000, VisA 3000, ISIC 2000, APTOS and OCT 1000).",
     )
-    loss: Annotated[Loss, Choice(choices=("region", "global", "global_hm"))] = Field(
+    loss: Annotated[Loss, Choice(choices=get_args(Loss))] = Field(
         default="global_hm",
         description="Compares features point by point (region), as whole maps (global), or so "
         "with hard-normal mining (global_hm). Source: paper, Table 5.",
@@ -93,7 +93,7 @@ class ReContrastHyperparameters(DistillationHyperparameters):
         description="Factor of the gradient of easy points in mining. "
         "Source: paper (0); range inferred.",
     )
-    encoder_bn: Annotated[EncoderBatchNorm, Choice(choices=("train", "eval", "partial"))] = Field(
+    encoder_bn: Annotated[EncoderBatchNorm, Choice(choices=get_args(EncoderBatchNorm))] = Field(
         default="train",
         description="Batch norm of the trained encoder: batch statistics, pretrained ones, or "
         "batch statistics with a floor under small variances. Source: paper (train, for some "
@@ -157,9 +157,10 @@ class ContrastNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = load_backbone(backbone, weights).requires_grad_(train_encoder)
+        # Copied before its batch norm is replaced: the frozen view stays as pretrained.
+        self.frozen = copy.deepcopy(self.encoder).requires_grad_(False) if dual else None
         if encoder_bn == "partial" and train_encoder:
             use_partial_norm(self.encoder, partial_threshold)
-        self.frozen = copy.deepcopy(self.encoder).requires_grad_(False) if dual else None
         self.student = Student(self.encoder, views=2 if dual else 1)
         self._train_encoder = train_encoder
         self._encoder_batch_statistics = train_encoder and encoder_bn != "eval"

@@ -35,20 +35,24 @@ def get_method(name: str) -> type[Detector[Any]]:
             package that declares it cannot be imported or gives something else.
     """
     entry = _entry_point(name)
-    origin = f"{entry.value} of package {entry.dist.name if entry.dist else 'unknown'}"
     try:
         method = entry.load()
     except Exception as error:  # a plug-in may raise anything while it is imported
-        raise MethodError(
-            f"method {name!r} ({origin}) cannot be loaded: {type(error).__name__}: {error}; "
-            "repair or uninstall that package"
-        ) from error
+        raise _unusable(entry, f"{type(error).__name__}: {error}") from error
 
     from anomtune.models.base import Detector  # noqa: PLC0415 - imports torch
 
     if not (isinstance(method, type) and issubclass(method, Detector)):
-        raise MethodError(f"method {name!r} ({origin}) is not a subclass of Detector")
+        raise _unusable(entry, "it is not a subclass of anomtune.models.base.Detector")
     return method
+
+
+def _unusable(entry: EntryPoint, reason: str) -> MethodError:
+    package = f" of the package {entry.dist.name}" if entry.dist else ""
+    return MethodError(
+        f"method {entry.name!r} ({entry.value}{package}) cannot be used: "
+        f"{' '.join(reason.split())}; repair or uninstall that package"
+    )
 
 
 def _entry_point(name: str) -> EntryPoint:
@@ -57,7 +61,10 @@ def _entry_point(name: str) -> EntryPoint:
     if len(found) == 1:
         return next(iter(found.values()))
     if found:
-        raise MethodError(f"method {name!r} is declared more than once: {', '.join(found)}")
+        raise MethodError(
+            f"method {name!r} is declared more than once: {', '.join(found)}; "
+            "uninstall all but one of these packages"
+        )
     known = available()
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""

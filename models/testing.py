@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from anomtune.models.base import Detector, Hyperparameters, TrainingDivergedError
@@ -54,9 +55,6 @@ def _images(n: int, size: int) -> Tensor:
 
 def _check_hyperparameters(method: type[Detector[Any]], hp: Hyperparameters) -> None:
     assert issubclass(method.Hyperparameters, Hyperparameters), "Hyperparameters has a wrong base"
-    defaults = method.Hyperparameters()
-    for name in method.Hyperparameters.search_space():
-        assert name in type(defaults).model_fields, f"{name} is searched but not a field"
     for name, field in method.Hyperparameters.model_fields.items():
         assert field.description, f"{name} has no description"
     for name, fields in method.Hyperparameters.presets.items():
@@ -96,10 +94,12 @@ def _check_reproducible(method: type[Detector[Any]], hp: Hyperparameters, images
     size = images.shape[-1]
     once, again, other = (_new(method, hp, size, seed) for seed in (0, 0, 1))
     once.fit(images, 4)
-    torch.manual_seed(1234)  # a detector has its own random state
-    for _ in range(2):
-        again.fit(images, 2)
-        again.anomaly_maps(images[:2])  # looking must not change the training
+    with torch.random.fork_rng(devices=[]):
+        # A detector has its own random state. Not torch.manual_seed: it seeds the GPUs as well.
+        torch.default_generator.manual_seed(1234)
+        for _ in range(2):
+            again.fit(images, 2)
+            again.anomaly_maps(images[:2])  # looking must not change the training
     _assert_same(once.state_dict(), again.state_dict(), "fit(2) twice differs from fit(4)")
     other.fit(images, 4)
     assert not torch.equal(once.score(images), other.score(images)), "the seed has no effect"
@@ -111,7 +111,7 @@ def _check_state(method: type[Detector[Any]], hp: Hyperparameters, images: Tenso
     original.fit(images, 3)
     state = original.state_dict()
     assert all(isinstance(value, Tensor) for value in state.values()), "the state is not flat"
-    copy.load_state_dict(state)
+    copy.load_state_dict(_through_safetensors(state))
     assert copy.iteration == 3, "the iteration is not restored"
     _assert_same(state, copy.state_dict(), "the state does not round-trip")
     assert torch.equal(original.anomaly_maps(images), copy.anomaly_maps(images)), (
@@ -124,6 +124,13 @@ def _check_state(method: type[Detector[Any]], hp: Hyperparameters, images: Tenso
     _assert_same(
         original.state_dict(), copy.state_dict(), "training goes on differently after loading"
     )
+
+
+def _through_safetensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    try:
+        return load(save(state))
+    except (ValueError, RuntimeError) as error:  # strided tensors; tensors that share memory
+        raise AssertionError(f"the state does not fit in a safetensors file: {error}") from error
 
 
 def _check_divergence(detector: Detector[Any], images: Tensor) -> None:

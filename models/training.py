@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,18 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def normalise(images: Tensor, device: torch.device) -> Tensor:
     """Returns uint8 images ``(B, 3, S, S)`` as float32 with ImageNet's mean and deviation."""
-    mean = torch.tensor(_IMAGENET_MEAN, device=device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(_IMAGENET_STD, device=device).view(1, 3, 1, 1) * 255
+    mean, std = _imagenet_statistics(device)
     pixels = images.to(device, non_blocking=True)
     return pixels.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(std)
+
+
+@cache
+def _imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns mean and deviation of 8-bit images; kept, as each copy makes the CPU wait."""
+    with torch.inference_mode(False):  # Kept for training, whoever asks first.
+        mean = torch.tensor(_IMAGENET_MEAN, device=device).view(1, 3, 1, 1) * 255
+        std = torch.tensor(_IMAGENET_STD, device=device).view(1, 3, 1, 1) * 255
+    return mean, std
 
 
 class BatchOrder:
@@ -45,11 +54,18 @@ class BatchOrder:
         self._order = torch.empty(0, dtype=torch.int64)
         self._position = 0
 
-    def draw(self, n_images: int) -> Tensor:
-        """Returns the indices ``(<= batch_size,)`` of the next batch among ``n_images``."""
+    def draw(self, n_images: int, device: torch.device | None = None) -> Tensor:
+        """Returns the indices ``(<= batch_size,)`` of the next batch among ``n_images``.
+
+        Args:
+            n_images: Number of images.
+            device: Where the images are; default: the CPU.
+        """
         if len(self._order) != n_images or self._position >= n_images:
             self._order = torch.randperm(n_images, generator=self._generator)
             self._position = 0
+        # Copied once a pass: a copy per batch would make the CPU wait for the GPU.
+        self._order = self._order.to(device or torch.device("cpu"), non_blocking=self._order.is_cpu)
         batch = self._order[self._position : self._position + self._batch_size]
         self._position += self._batch_size
         if len(batch) < self._smallest:
@@ -118,7 +134,7 @@ class Trainer:
         losses: list[Tensor] = []
         means: list[float] = []
         for _ in range(iterations):
-            indices = self._order.draw(len(images)).to(images.device)
+            indices = self._order.draw(len(images), images.device)
             batch = normalise(images[indices], self._device)
             with mixed_precision(self._device):
                 value = loss(batch, self.iteration)

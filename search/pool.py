@@ -1,6 +1,6 @@
 """The pool: every study of a sweep, which trial comes next, and what becomes of it.
 
-Pure logic: it knows Optuna and the records, not Ray, torch or the clock. The records are the
+Pure logic: it knows Optuna and the records, not Ray or images. The records are the
 only state that outlives it: a new pool built from them goes on exactly where they end.
 """
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,9 @@ from anomtune.search.records import RecordStore, TrialRecord
 from anomtune.search.storage import DirectoryLock, Storage
 from anomtune.search.study import SearchPlan, plan_search
 from anomtune.search.trial import TrialSpec
+
+#: How many notes on one category are shown.
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -156,13 +160,23 @@ def _open_splits(config: SweepConfig, monitor: Monitor) -> dict[str, SearchSplit
     dataset = _dataset(config)
     validation = Validation(**config.validation.model_dump())
     splits = {}
+    _note_all(config, monitor, [str(problem) for problem in dataset.warnings()])
     for category in config.dataset.categories or ():
         monitor.note(f"reading {config.dataset.name}/{category}")
         split = load_search_split(dataset, category, config.image_size, validation)
-        for message in split.dropped:
-            monitor.note(f"note: {message}")
+        _note_all(config, monitor, [*split.warnings, *split.dropped])
         splits[category] = split
     return splits
+
+
+def _note_all(config: SweepConfig, monitor: Monitor, messages: Sequence[str]) -> None:
+    """Shows the first few of what is odd about a dataset, and where to see the rest."""
+    for message in messages[:_SHOWN]:
+        monitor.note(f"note: {message}")
+    if len(messages) > _SHOWN:
+        where = filter(None, (config.dataset.name, config.dataset.root))
+        command = shlex.join(["anomtune", "audit", *where])
+        monitor.note(f"note: {len(messages) - _SHOWN} more; all of them: {command}")
 
 
 def _check_rungs(

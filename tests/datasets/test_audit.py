@@ -57,6 +57,15 @@ def test_everything_at_once(tree: Path, picture: Callable[..., Image.Image]) -> 
         assert "\n" not in str(problems[key])
 
 
+def test_folders_that_are_no_category_are_named(tree: Path) -> None:
+    (tree / "b/Train").mkdir(parents=True)
+    (tree / "b/Test").mkdir()
+    (problem,) = audit(FolderDataset(tree))
+    assert str(problem) == "b: ignored, it has no train folder; it has Test, Train"
+    assert not problem.fatal
+    assert audit(FolderDataset(tree), "part") == []
+
+
 def test_unknown_category_and_root(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="did you mean 'part'"):
         audit(FolderDataset(tree), "parts")

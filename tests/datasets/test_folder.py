@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +71,72 @@ def test_junk_is_skipped_silently_and_other_files_are_named(tree: Path) -> None:
     assert warnings(tree) == []
     (good / "notes.txt").write_text("hm")
     assert ["notes.txt" in w for w in warnings(tree)] == [True]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["train/good/000.png", "test/scratch/000.png", "ground_truth/scratch/000_mask.png"],
+)
+def test_link_to_a_missing_file_is_fatal(tree: Path, key: str) -> None:
+    path = tree / "part" / key
+    path.unlink()
+    path.symlink_to("../.git/annex/objects/000.png")
+    assert f"part/{key}: link to a missing file; fetch it or remove the link" in fatal(tree)
+
+
+def test_links_that_lead_somewhere_are_images(tree: Path) -> None:
+    path = tree / "part/train/good/000.png"
+    path.rename(tree / "elsewhere.png")
+    path.symlink_to(tree / "elsewhere.png")
+    assert len(FolderDataset(tree).scan("part")[0]) == 17
+    assert fatal(tree) == []
+
+
+def test_a_folder_named_like_an_image_is_fatal(tree: Path) -> None:
+    (tree / "part/train/good/x.png").mkdir()
+    assert fatal(tree) == ["part/train/good/x.png: not a file; rename or remove it"]
+
+
+def test_link_to_a_missing_folder_is_fatal(tree: Path) -> None:
+    (tree / "part/test/hole").symlink_to(tree / "absent")
+    assert ["part/test/hole: link to a missing file" in m for m in fatal(tree)] == [True]
+    assert warnings(tree) == []
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_good_in_another_case_is_fatal(tree: Path, part: str) -> None:
+    (tree / "part" / part / "good").rename(tree / "part" / part / "Good")
+    assert f"part/{part}/Good: rename to good" in fatal(tree)
+    samples, problems = FolderDataset(tree).scan("part")
+    assert {s.defect for s in samples} <= {"good", "scratch", "dent"}
+    assert any(str(p) == f"part/{part}/Good: rename to good" and p.fatal for p in problems)
+
+
+def test_folders_beside_the_categories_are_named(tree: Path) -> None:
+    assert FolderDataset(tree).warnings() == ()
+    for name in ("b/Train", "b/Test", "c"):
+        (tree / name).mkdir(parents=True)
+    for number in range(7):
+        (tree / f"d/{number}").mkdir(parents=True)
+    (tree / "e").symlink_to(tree / "absent")
+    (tree / "readme.txt").write_text("not a folder")
+    found = FolderDataset(tree).warnings()
+    assert not any(p.fatal for p in found)
+    assert [str(p) for p in found] == [
+        "b: ignored, it has no train folder; it has Test, Train",
+        "c: ignored, it has no train folder; it has no folders",
+        "d: ignored, it has no train folder; it has 0, 1, 2, 3, 3 more",
+        "e: ignored, it is a link to a missing file; fetch it or remove the link",
+    ]
+    assert FolderDataset(tree / "part").warnings() == ()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
+def test_a_folder_that_may_not_be_entered_is_named(tree: Path) -> None:
+    (tree / "lost+found").mkdir(mode=0)
+    assert FolderDataset(tree).categories() == ("part",)
+    (found,) = FolderDataset(tree).warnings()
+    assert "cannot be listed" in str(found)
 
 
 def test_masks_pair_by_stem_with_any_extension(tree: Path) -> None:
@@ -179,9 +248,6 @@ def test_deep_images_are_refused(tree: Path) -> None:
 
 
 def test_sixteen_bit_colour_is_refused_though_pillow_would_reduce_it(tree: Path) -> None:
-    import struct
-    import zlib
-
     def chunk(kind: bytes, body: bytes) -> bytes:
         crc = zlib.crc32(kind + body)
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
@@ -192,6 +258,36 @@ def test_sixteen_bit_colour_is_refused_though_pillow_would_reduce_it(tree: Path)
     (tree / "part/train/good/rgb16.png").write_bytes(data)
     with pytest.raises(ImageError, match="convert it to 8 bits per channel"):
         FolderDataset(tree).read_image("part", "train/good/rgb16.png")
+
+
+@pytest.mark.parametrize("masks", [(0xF800, 0x07E0, 0x001F), (0x7C00, 0x03E0, 0x001F)])
+def test_sixteen_bits_per_pixel_are_not_too_deep(tree: Path, masks: tuple[int, int, int]) -> None:
+    pixels = struct.pack("<4H", masks[0], masks[1], masks[2], 0)  # red and green below the others
+    header = struct.pack("<IiiHHIIiiII", 40, 2, 2, 1, 16, 3, len(pixels), 0, 0, 0, 0)
+    body = header + struct.pack("<3I", *masks) + pixels
+    start = struct.pack("<2sIHHI", b"BM", 14 + len(body), 0, 0, 14 + len(body) - len(pixels))
+    (tree / "part/train/good/x.bmp").write_bytes(start + body)
+    image = FolderDataset(tree).read_image("part", "train/good/x.bmp")
+    assert image.tolist() == [[[0, 0, 255], [0, 0, 0]], [[255, 0, 0], [0, 255, 0]]]
+
+
+def test_a_file_of_several_pages_is_refused(tree: Path, picture: Draw) -> None:
+    good, mask = tree / "part/train/good/x.tif", tree / "part/ground_truth/dent/x.tif"
+    for path in (good, mask):
+        picture(1).save(path, save_all=True, append_images=[picture(2)])
+    dataset = FolderDataset(tree)
+    with pytest.raises(ImageError, match="holds 2 images; save one image per file"):
+        dataset.read_image("part", "train/good/x.tif")
+    with pytest.raises(ImageError, match="holds 2 images; save one image per file"):
+        dataset.read_mask("part", "ground_truth/dent/x.tif")
+    picture(1).save(good)
+    assert (dataset.read_image("part", "train/good/x.tif") == np.asarray(picture(1))).all()
+
+
+def test_a_photo_with_a_preview_inside_is_one_image(tree: Path, picture: Draw) -> None:
+    path = tree / "part/train/good/x.jpg"
+    picture(1).save(path, format="MPO", save_all=True, append_images=[picture(2)])
+    assert FolderDataset(tree).read_image("part", "train/good/x.jpg").shape == (16, 20, 3)
 
 
 @pytest.mark.parametrize("ext", ["png", "jpg", "bmp", "tif"])
@@ -221,6 +317,12 @@ def test_mask_values(tree: Path) -> None:
     assert read(grey([0, 65535, 20000], np.uint16)) == [False, True, False]
     assert read(grey([0, 255], np.uint16)) == [False, True]
     assert read(Image.fromarray(np.array([[[255, 0, 0], [0, 0, 0]]], np.uint8))) == [True, False]
+    assert read(grey([0, 0])) == [False, False]
+    for values, kind in (([0, 3], np.uint8), ([0, 100], np.uint16), ([0, 9000], np.uint16)):
+        with pytest.raises(
+            ImageError, match=f"highest value is {values[1]}: save anomalous pixels as 255"
+        ):
+            read(grey(values, kind))
 
 
 def test_loose_and_ignored_folders_are_reported(tree: Path, picture: Draw) -> None:
@@ -229,6 +331,15 @@ def test_loose_and_ignored_folders_are_reported(tree: Path, picture: Draw) -> No
     found = warnings(tree)
     assert any("images belong in test/<defect type>" in w for w in found)
     assert any("part/train/bad: ignored" in w for w in found)
+
+
+def test_a_file_name_with_a_newline_stays_one_line(tree: Path) -> None:
+    (tree / "part/train/good/a\nb.png").write_bytes(b"not an image")
+    with pytest.raises(ImageError, match=r"a\\nb\.png: cannot be read") as error:
+        FolderDataset(tree).read_image("part", "train/good/a\nb.png")
+    one_line(error)
+    save(Image.new("L", (2, 2)), tree / "part/ground_truth/dent/a\nb.png")
+    assert not any("\n" in message for message in fatal(tree))
 
 
 def test_errors_survive_pickling() -> None:

@@ -26,8 +26,18 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
         "wrong": "pathlib:Path",
         "raises": "anomtune.datasets.registry:available",
     }
-    points = [EntryPoint(n, v, registry.GROUP) for n, v in names.items()]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    install(monkeypatch, *names.items())
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *pairs: tuple[str, str]) -> None:
+    """Makes entry points ``name=value`` the only ones there are."""
+    points = [EntryPoint(n, v, registry.GROUP) for n, v in pairs]
+
+    def entry_points(*, group: str, name: str | None = None) -> list[EntryPoint]:
+        assert group == registry.GROUP
+        return [point for point in points if name in (None, point.name)]
+
+    monkeypatch.setattr(registry, "entry_points", entry_points)
 
 
 def test_opens_by_name(tree: Path) -> None:
@@ -38,16 +48,28 @@ def test_opens_by_name(tree: Path) -> None:
 
 
 def test_unknown_name_names_the_nearest() -> None:
-    with pytest.raises(DataError, match="no dataset 'foldr'; did you mean 'folder'") as error:
+    with pytest.raises(DataError, match=r"no dataset 'foldr': .*; did you mean 'folder'") as error:
         open_dataset("foldr", None)
     assert "synthetic" in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["gone", "wrong", "raises"])
 def test_broken_package_is_a_data_error(name: str) -> None:
-    with pytest.raises(DataError, match=r"cannot be used.*mend or uninstall it") as error:
+    with pytest.raises(
+        DataError, match=r"cannot be used.*repair or uninstall that package"
+    ) as error:
         open_dataset(name, None)
     assert "\n" not in str(error.value)
+
+
+def test_a_name_claimed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, ("x", "a:B"), ("x", "c:D"))
+    assert available() == ("x",)
+    with pytest.raises(DataError, match="more than once: a:B, c:D; uninstall all but one"):
+        open_dataset("x", None)
+    same = "anomtune.datasets.synthetic:SyntheticDataset"  # an editable install may list it twice
+    install(monkeypatch, ("x", same), ("x", same))
+    assert isinstance(open_dataset("x", None), SyntheticDataset)
 
 
 def test_a_datasets_own_complaint_is_passed_on() -> None:

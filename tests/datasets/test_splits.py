@@ -343,6 +343,26 @@ def test_leaks_reach_the_search_split(tree: Path) -> None:
     assert "test/good/leak.png" not in search.validation_keys
 
 
+@pytest.mark.parametrize("opening", ["first", "cached"])
+def test_warnings_of_the_listing_reach_the_search_split(tree: Path, opening: str) -> None:
+    (tree / "part/train/good/0.webp").write_bytes(b"webp")
+    for _ in range(2 if opening == "cached" else 1):
+        search = load_search_split(FolderDataset(tree), "part", 8, Validation())
+    assert search.warnings == (
+        "part/train/good: '0.webp' ignored: not a PNG, JPEG, BMP or TIFF file",
+    )
+    assert search.dropped == ()
+
+
+def test_copies_that_fall_back_to_one_mechanism_keep_keys_of_their_own(tree: Path) -> None:
+    for i in range(6):
+        flat = Image.new("RGB", (20, 16), (20 * i + 60,) * 3)
+        flat.save(tree / f"part/train/good/{i:03d}.png")
+    search = load_search_split(FolderDataset(tree), "part", 32, Validation("synthetic"))
+    assert Counter(search.validation_defects)["occlusion"] > 3
+    assert len(set(search.validation_keys)) == len(search.validation_keys)
+
+
 def test_nothing_in_the_cache_is_a_pickle(tree: Path, cache: Path) -> None:
     load_search_split(FolderDataset(tree), "part", 8, Validation("synthetic"))
     for path in cache.rglob("*"):
@@ -359,7 +379,7 @@ def test_builtin_dataset_splits(category: str) -> None:
     samples, _ = dataset.scan(category)
     hashes = [dataset.file_digest(category, s.key) for s in samples]
     parts = split(category, samples, hashes, Validation())
-    assert [len(parts.train), len(parts.validation), len(parts.test)] == [40, 22, 22]
+    assert [len(parts.train), len(parts.validation), len(parts.test)] == [40, 41, 41]
 
 
 def test_battery_weld(real: Callable[[str], Path]) -> None:

@@ -110,6 +110,13 @@ def test_damage_is_visible_local_and_deterministic(mechanism: str, what: str) ->
             assert np.ptp(result.image, axis=2).max() == 0, "grey stays grey"
 
 
+def test_damage_says_what_was_done() -> None:
+    flat = np.full((64, 64, 3), 200, np.uint8)
+    fallen_back = damage(flat, "blur", np.random.default_rng(0))
+    assert (fallen_back.image != flat).any()
+    assert fallen_back.mechanism == "occlusion"
+
+
 def test_mechanisms_take_turns() -> None:
     image = DATASET.read_image("stone", "train/good/000.png")
     names = [c.mechanism for turn in range(2) for c in damaged_copies(image, turn, 1)]

@@ -81,6 +81,30 @@ def test_the_state_fits_in_a_safetensors_file(tmp_path: Path) -> None:
     assert torch.equal(original.score(images), copy.score(images))
 
 
+def test_a_state_that_no_safetensors_file_can_hold_breaks_the_contract() -> None:
+    class Strided(RD4AD):
+        def state_dict(self) -> dict[str, torch.Tensor]:
+            state = super().state_dict()
+            return {**state, "twice": state["order.order"]}
+
+    hp = RD4ADHyperparameters(backbone="mobilenet_v2", weights="random", batch_size=3)
+    before = torch.get_rng_state()
+    with pytest.raises(AssertionError, match="does not fit in a safetensors file"):
+        check_detector(Strided, hp)
+    assert torch.equal(torch.get_rng_state(), before), "the check left the random state alone"
+
+
+def test_scores_leave_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hp = RD4ADHyperparameters(backbone="mobilenet_v2", weights="random")
+    detector = RD4AD(hp, image_size=64)
+    images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
+    copies = []
+    original = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: copies.append(len(t)) or original(t))
+    detector.score(images, batch_size=2)
+    assert copies == [5]
+
+
 def test_a_resnet_keeps_the_contract() -> None:
     hp = ReContrastHyperparameters(backbone="resnet18", weights="random", batch_size=4)
     check_detector(ReContrast, hp)

@@ -130,6 +130,19 @@ def test_gradient_is_that_of_the_formula_and_orthogonal() -> None:
 
 
 @pytest.mark.parametrize("loss", ["region", "global", "global_hm"])
+@pytest.mark.parametrize("target_learns", [False, True])
+def test_sixteen_bit_features_are_compared_in_32(
+    pairs: list[tuple[Tensor, Tensor]], loss: str, target_learns: bool
+) -> None:
+    short = [(t.bfloat16().requires_grad_(target_learns), p.bfloat16()) for t, p in pairs]
+    value = feature_loss(loss, short)  # type: ignore[arg-type]
+    wide = [(t.float(), p.float()) for t, p in short]
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, feature_loss(loss, wide))  # type: ignore[arg-type]
+    value.backward()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("loss", ["region", "global", "global_hm"])
 def test_dead_features_have_finite_gradients(loss: str) -> None:
     target, prediction = torch.rand(2, 3, 4, 4), torch.zeros(2, 3, 4, 4, requires_grad=True)
     value = feature_loss(loss, [(target, prediction)])  # type: ignore[arg-type]

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from anomtune.models.maps import anomaly_map, cosine_map, gaussian_smooth, image_scores
 
@@ -16,6 +19,29 @@ def test_smoothing_equals_scipy(shape: tuple[int, int], sigma: float) -> None:
     expected = np.stack([gaussian_filter(m, sigma) if sigma else m for m in maps])
     actual = gaussian_smooth(torch.from_numpy(maps), sigma).numpy()
     np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_smoothing_copies_its_matrices_once() -> None:
+    class Copies(TorchDispatchMode):
+        seen: ClassVar[list[str]] = []
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            self.seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    maps = torch.rand(2, 12, 9)
+    with torch.inference_mode():
+        gaussian_smooth(maps, 3.25)
+    with Copies():
+        gaussian_smooth(maps, 3.25)
+    assert Copies.seen
+    assert not [name for name in Copies.seen if "copy" in name or name.startswith("aten.to.")]
+    # What prediction asked for first can be trained through all the same.
+    maps.requires_grad_()
+    gaussian_smooth(maps, 3.25).sum().backward()  # type: ignore[no-untyped-call]
+    assert maps.grad is not None
 
 
 def test_the_map_is_the_smoothed_sum_of_interpolated_distances() -> None:

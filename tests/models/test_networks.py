@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from anomtune.models import distillation
+from anomtune.models.backbones import load_backbone
 from anomtune.models.batch_norm import PartialNorm
+from anomtune.models.maps import anomaly_map
 from anomtune.models.rd4ad import RD4AD, RD4ADHyperparameters
-from anomtune.models.recontrast import ReContrast, ReContrastHyperparameters
+from anomtune.models.recontrast import (
+    ContrastNetwork,
+    EncoderBatchNorm,
+    ReContrast,
+    ReContrastHyperparameters,
+)
 
 SMALL: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random", "batch_size": 4}
 PRESETS = ReContrastHyperparameters.presets
@@ -199,6 +208,46 @@ def test_partial_norm_has_a_floor_under_the_variance() -> None:
     norm.running_mean, norm.running_var = partial.running_mean, partial.running_var
     norm.eps = 1e-6
     torch.testing.assert_close(partial.eval()(x), norm.eval()(x))
+
+
+@pytest.mark.parametrize("encoder_bn", ["train", "eval", "partial"])
+def test_the_frozen_encoder_is_the_pretrained_one(encoder_bn: EncoderBatchNorm) -> None:
+    def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            return make()
+
+    network = seeded(
+        lambda: ContrastNetwork(
+            "mobilenet_v2", "random", train_encoder=True, dual=True, encoder_bn=encoder_bn
+        )
+    ).train()
+    pretrained = seeded(lambda: load_backbone("mobilenet_v2", "random"))
+    with torch.no_grad():
+        for actual, expected in zip(
+            cast(ContrastNetwork, network).frozen(normalised()),  # type: ignore[misc]
+            pretrained(normalised()),
+            strict=True,
+        ):
+            assert torch.equal(actual, expected)
+
+
+def test_maps_are_made_in_mixed_precision_and_compared_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    detector = build()
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def half(device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+
+    monkeypatch.setattr(distillation, "mixed_precision", half)
+    detector.network.register_forward_hook(lambda _module, _inputs, pairs: seen.extend(pairs))
+    maps = detector.anomaly_maps(images())
+    assert {part.dtype for pair in seen for part in pair} == {torch.bfloat16}
+    assert maps.dtype == torch.float32
+    pairs = [(target.float(), prediction.float()) for target, prediction in seen]
+    torch.testing.assert_close(maps, anomaly_map(pairs, 64, 4.0))
 
 
 def test_construction_leaves_the_global_random_state_alone() -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -49,9 +50,9 @@ def test_an_unknown_name_gets_the_nearest(install: Install) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("no_such_module_at_all:X", "no_such_module_at_all.* cannot be loaded: ModuleNotFound"),
-        ("json:no_such_name", "cannot be loaded: AttributeError"),
-        ("json:dumps", "not a subclass of Detector"),
+        ("no_such_module_at_all:X", "no_such_module_at_all.* cannot be used: ModuleNotFound"),
+        ("json:no_such_name", "cannot be used: AttributeError"),
+        ("json:dumps", "not a subclass of .*Detector; repair or uninstall"),
     ],
 )
 def test_a_broken_plug_in(install: Install, value: str, message: str) -> None:
@@ -59,6 +60,17 @@ def test_a_broken_plug_in(install: Install, value: str, message: str) -> None:
     assert available() == ("broken",)
     with pytest.raises(MethodError, match=message):
         get_method("broken")
+
+
+def test_a_plug_ins_error_of_several_lines_becomes_one(
+    install: Install, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "anomtune_broken_plugin.py").write_text("raise ImportError('one\\ntwo')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    install(("broken", "anomtune_broken_plugin:X"))
+    with pytest.raises(MethodError, match="ImportError: one two; repair or uninstall") as error:
+        get_method("broken")
+    assert "\n" not in str(error.value)
 
 
 def test_a_name_claimed_twice(install: Install) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from anomtune.models.training import BatchOrder, normalise
@@ -39,3 +40,18 @@ def test_images_are_normalised_as_torchvision_does() -> None:
     std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
     actual = normalise(images, torch.device("cpu"))
     torch.testing.assert_close(actual, (images / 255 - mean) / std)
+
+
+def test_normalising_makes_no_tensor_after_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = normalise(images, torch.device("cpu"))
+    monkeypatch.setattr(torch, "tensor", None)
+    assert torch.equal(normalise(images, torch.device("cpu")), expected)
+
+
+def test_the_order_of_a_pass_lies_where_the_images_are() -> None:
+    order, device = BatchOrder(4, seed=0), torch.device("meta")
+    first, second = order.draw(10, device), order.draw(10, device)
+    assert first.device == second.device == device
+    assert first._base is second._base, "both are views of one copy"
