@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -296,3 +298,46 @@ def test_a_directory_that_cannot_be_written(refused, toy_data, run, tmp_path):
     assert code == 2
     assert "Not a directory" in err
     assert "--dir" in err
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real filesystem of its own; remounts it with other options when called."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a filesystem")
+
+    def remount(options: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
+
+    yield place, remount
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_full_and_a_read_only_disk(run, tmp_path, toy_data, small_disk):
+    place, remount = small_disk
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(sweep_dict(toy_data, trials=20)))
+
+    code, _, err = run("sweep", path, "--dir", place / "sweep")
+    assert code == 2
+    assert "No space left on device; free some space and start again" in err
+    records = {p: json.loads(p.read_text()) for p in place.rglob("0*.json")}
+    finished = {p: record for p, record in records.items() if record["state"] != "RUNNING"}
+    assert finished
+
+    remount("size=16m")
+    assert run("sweep", path, "--dir", place / "sweep")[0] == 0
+    again = {p: json.loads(p.read_text()) for p in place.rglob("0*.json")}
+    assert len(again) == 40
+    assert {p: again[p] for p in finished} == finished
+
+    remount("ro")
+    code, _, err = run("sweep", path, "--dir", place / "other")
+    assert code == 2
+    assert "Read-only file system; choose another directory with --dir" in err
+    assert run("leaderboard", place / "sweep")[0] == 0
