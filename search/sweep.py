@@ -69,7 +69,9 @@ def run_sweep(
         monitor: Shows the progress; default: nobody is told.
 
     Raises:
-        SweepError, DataError, MethodError: If the input is bad; nothing has been written then.
+        SweepError: If the input is bad, and then nothing has been written; or if storage or data
+            fail while trials run, and then the next start goes on.
+        DataError, MethodError: If images or weights are not as they must be; nothing written.
     """
     monitor = monitor or Monitor(Console(quiet=True))
     storage = Storage(directory)

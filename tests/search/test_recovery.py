@@ -140,6 +140,8 @@ def test_interrupted_while_it_prepares(tmp_path, sweep_file):
 
 def test_a_directory_has_one_driver(tmp_path, sweep_file):
     directory = tmp_path / "sweep"
+    # Slow trials: the first must still be at it when the second has read its images.
+    sweep_file.write_text(sweep_file.read_text().replace("seconds: 0.03", "seconds: 0.5"))
     first = start(sweep_file, directory)
     wait_for(lambda: read_records(directory))
     second = start(sweep_file, directory)
@@ -147,7 +149,9 @@ def test_a_directory_has_one_driver(tmp_path, sweep_file):
     assert second.returncode == 2
     assert f"process {first.pid}" in err
     assert len(err.strip().splitlines()) <= 6, err
-    assert first.wait(timeout=120) == 0
+    first.terminate()
+    first.communicate(timeout=60)
+    assert first.returncode == 3
 
 
 def test_a_killed_driver_leaves_no_worker(tmp_path, sweep_file):
