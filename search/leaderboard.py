@@ -34,7 +34,7 @@ SCHEMA_VERSION = 1
 _NAME = pa.dictionary(pa.int32(), pa.string())
 _TIME = pa.timestamp("ms", tz="UTC")
 
-#: DESIGN of the table that a sweep is run for. What the confirm stage measures is null before it.
+#: One row per study. What is measured on held-out images is null until a stage opens them.
 LEADERBOARD_SCHEMA = pa.schema(
     [
         ("dataset", _NAME),
