@@ -227,7 +227,6 @@ def run_pool(
     make_spec: Callable[[TrialRecord], TrialSpec],
     resources: dict[str, float],
     max_concurrent: int,
-    trainable: type[tune.Trainable] = TrialActor,
 ) -> None:
     """Runs what remains of a pool; returns early, with trials left, if it is interrupted.
 
@@ -236,10 +235,9 @@ def run_pool(
         make_spec: Says what a worker is told of a trial.
         resources: What a trial occupies.
         max_concurrent: How many trials run at once.
-        trainable: What runs a trial (benchmarks have their own).
 
     Raises:
-        SweepError: If the sweep directory refuses a record.
+        SweepError: If the sweep directory refuses a record, or data or storage fail on a worker.
     """
     if pool.remaining == 0:
         return
@@ -250,7 +248,7 @@ def run_pool(
     try:
         with terminate_as_interrupt():
             tune.Tuner(
-                tune.with_resources(trainable, resources),
+                tune.with_resources(TrialActor, resources),
                 tune_config=tune.TuneConfig(
                     search_alg=PoolSearcher(adapters),
                     scheduler=PoolScheduler(adapters),

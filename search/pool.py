@@ -84,7 +84,8 @@ class Pool:
         save: Called with a record at every change, before the pool acts on it.
 
     Raises:
-        SweepError: If records belong to other images than the sweep has now.
+        SweepError: If records belong to other images, or to another version of a method, than the
+            sweep has now.
     """
 
     def __init__(
@@ -170,8 +171,6 @@ class Pool:
         """Ends a trial and tells Optuna what came of it."""
         study = self.studies[key]
         record, trial = study.records[number], study.running.pop(number)
-        if state == "COMPLETE" and not record.curve:
-            state, error = "FAIL", "the trial ended without a result"
         started = record.cost.started_at
         record.facts = facts
         record.cost = (cost or Cost()).model_copy(

@@ -6,6 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import optuna
@@ -46,7 +47,7 @@ class SearchPlan:
     defaults: Hyperparameters
     space: dict[str, SearchRange]
 
-    @property
+    @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
         """The space as Optuna knows it."""
         return {name: _distribution(item) for name, item in self.space.items()}

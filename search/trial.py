@@ -1,6 +1,6 @@
 """One trial: train a method on a category rung by rung, and score the validation images.
 
-:class:`TrialRun` is the trial itself; :class:`TrialActor` gives it to Ray Tune. An actor is used
+:func:`run_trial` is the trial itself; :class:`TrialActor` gives it to Ray Tune. An actor is used
 for many trials, so that imports, the CUDA context and the images are paid for once.
 """
 
@@ -67,82 +67,75 @@ class TrialResult(BaseModel):
     facts: Facts | None = None
 
 
-class TrialRun:
-    """The training run of one config.
+def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
+    """Trains one config and yields a result at each rung; its scores are kept at the last.
 
     Args:
         spec: What to train on what.
+
+    Raises:
+        TrainingDivergedError: If the loss or a score is not finite.
+        MethodError: If the method cannot be used so.
+        DataError: If the images are not those that the sweep started with.
+        SweepError: If the scores cannot be written.
     """
-
-    def __init__(self, spec: TrialSpec) -> None:
-        self._spec = spec
-
-    def results(self) -> Iterator[TrialResult]:
-        """Trains and yields a result at each rung; validation scores are kept at the last.
-
-        Raises:
-            TrainingDivergedError: If the loss or a score is not finite.
-        """
-        spec = self._spec
-        torch.set_num_threads(spec.threads)
-        device = torch.device("cuda" if spec.gpu > 0 and torch.cuda.is_available() else "cpu")
-        _reset_peak_memory(device)
-        split = _open_split(
-            spec.dataset, spec.root, spec.category, spec.image_size, spec.validation
+    torch.set_num_threads(spec.threads)
+    device = torch.device("cuda" if spec.gpu > 0 and torch.cuda.is_available() else "cpu")
+    _reset_peak_memory(device)
+    split = _open_split(spec.dataset, spec.root, spec.category, spec.image_size, spec.validation)
+    if split.split_hash != spec.split_hash:
+        raise DataError(
+            f"{spec.category}: the images under {spec.root} are not those that the sweep "
+            f"started with; restore them"
         )
-        if split.split_hash != spec.split_hash:
-            raise DataError(
-                f"{spec.category}: the images under {spec.root} are not those that the sweep "
-                f"started with; restore them"
-            )
-        method = get_method(spec.method)
-        detector = method(
-            method.Hyperparameters(**spec.params),
-            image_size=spec.image_size,
-            device=device,
-            seed=spec.seed,
+    method = get_method(spec.method)
+    detector = method(
+        method.Hyperparameters(**spec.params),
+        image_size=spec.image_size,
+        device=device,
+        seed=spec.seed,
+    )
+    train = as_images(split.train, device)
+    validation = as_images(split.validation, device)
+    total = detector.hyperparameters.training_iterations(len(train))
+    if total < spec.rungs:
+        raise MethodError(f"{spec.rungs} rungs, but only {total} iterations of training")
+    cost = Cost()
+    for step in range(1, spec.rungs + 1):
+        begin = time.perf_counter()
+        # Whole iterations, spread as evenly as they go: rung k ends at round(k T / R).
+        losses = detector.fit(train, round(step * total / spec.rungs) - detector.iteration)
+        fitted = time.perf_counter()
+        scores = detector.score(validation).numpy()
+        evaluated = time.perf_counter()
+        if not np.isfinite(scores).all():
+            raise TrainingDivergedError(f"anomaly scores are not finite at rung {step}")
+        area = auroc(split.validation_labels, scores)
+        cost = Cost(
+            train_seconds=cost.train_seconds + fitted - begin,
+            evaluate_seconds=cost.evaluate_seconds + evaluated - fitted,
+            image_ms=(evaluated - fitted) / len(scores) * 1e3,
+            peak_memory_bytes=_peak_memory(device),
         )
-        train = as_images(split.train, device)
-        validation = as_images(split.validation, device)
-        total = detector.hyperparameters.training_iterations(len(train))
-        if total < spec.rungs:
-            raise MethodError(f"{spec.rungs} rungs, but only {total} iterations of training")
-        cost = Cost()
-        for step in range(1, spec.rungs + 1):
-            begin = time.perf_counter()
-            # Whole iterations, spread as evenly as they go: rung k ends at round(k T / R).
-            losses = detector.fit(train, round(step * total / spec.rungs) - detector.iteration)
-            fitted = time.perf_counter()
-            scores = detector.score(validation).numpy()
-            evaluated = time.perf_counter()
-            if not np.isfinite(scores).all():
-                raise TrainingDivergedError(f"anomaly scores are not finite at rung {step}")
-            area = auroc(split.validation_labels, scores)
-            cost = Cost(
-                train_seconds=cost.train_seconds + fitted - begin,
-                evaluate_seconds=cost.evaluate_seconds + evaluated - fitted,
-                image_ms=(evaluated - fitted) / len(scores) * 1e3,
-                peak_memory_bytes=_peak_memory(device),
-            )
-            rung = Rung(
-                step=step,
-                auroc=area.value,
-                auroc_low=area.low,
-                auroc_high=area.high,
-                loss=losses["loss"],
-            )
-            if step < spec.rungs:
-                yield TrialResult(rung=rung, cost=cost)
-                continue
-            kept = f"{spec.record_path}.npy"
-            Storage(spec.directory).write(kept, npy_bytes(scores), durable=True)
-            facts = Facts(
-                n_val_normal=int((split.validation_labels == 0).sum()),
-                n_val_anomalous=int((split.validation_labels == 1).sum()),
-                parameters=sum(p.numel() for p in detector.network.parameters()),
-                score_rule=detector.score_rule,
-            )
-            yield TrialResult(rung=rung, cost=cost, facts=facts)
+        rung = Rung(
+            step=step,
+            auroc=area.value,
+            auroc_low=area.low,
+            auroc_high=area.high,
+            loss=losses["loss"],
+        )
+        if step < spec.rungs:
+            yield TrialResult(rung=rung, cost=cost)
+            continue
+        kept = f"{spec.record_path}.npy"
+        Storage(spec.directory).write(kept, npy_bytes(scores), durable=True)
+        facts = Facts(
+            n_val_normal=int((split.validation_labels == 0).sum()),
+            n_val_anomalous=int((split.validation_labels == 1).sum()),
+            parameters=sum(p.numel() for p in detector.network.parameters()),
+            score_rule=detector.score_rule,
+        )
+        yield TrialResult(rung=rung, cost=cost, facts=facts)
 
 
 class TrialActor(tune.Trainable):  # type: ignore[misc]
@@ -166,7 +159,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._results = TrialRun(TrialSpec(**config["trial"])).results()
+        self._results = run_trial(TrialSpec(**config["trial"]))
 
     def step(self) -> dict[str, Any]:
         """Trains up to the next rung."""

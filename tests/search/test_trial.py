@@ -18,7 +18,7 @@ from anomtune.search.config import MethodConfig, ValidationConfig
 from anomtune.search.records import RecordStore, TrialRecord
 from anomtune.search.storage import Storage
 from anomtune.search.study import plan_search
-from anomtune.search.trial import TrialActor, TrialResult, TrialRun, TrialSpec
+from anomtune.search.trial import TrialActor, TrialResult, TrialSpec, run_trial
 
 
 def make_spec(directory: Path, root: Path, category: str, method: str = "toy", **changes):
@@ -41,7 +41,7 @@ def make_spec(directory: Path, root: Path, category: str, method: str = "toy", *
 
 def test_rungs_are_spread_evenly_and_scores_are_kept(tmp_path, toy_data):
     split, spec = make_spec(tmp_path, toy_data, "plate", fixed={"iterations": 9, "quality": 0.9})
-    results = list(TrialRun(spec).results())
+    results = list(run_trial(spec))
     assert [result.rung.step for result in results] == [1, 2, 3, 4]
     # The toy's loss is 1 / (1 + iteration): rung k ends at round(9 k / 4).
     assert [round(1 / result.rung.loss - 1) for result in results] == [2, 4, 7, 9]
@@ -57,13 +57,13 @@ def test_rungs_are_spread_evenly_and_scores_are_kept(tmp_path, toy_data):
 def test_other_images_than_the_sweep_started_with_fail(tmp_path, toy_data):
     _, spec = make_spec(tmp_path, toy_data, "plate", split_hash="other")
     with pytest.raises(DataError, match="not those that the sweep started with"):
-        next(TrialRun(spec).results())
+        next(run_trial(spec))
 
 
 def test_more_rungs_than_iterations_fail(tmp_path, toy_data):
     _, spec = make_spec(tmp_path, toy_data, "plate", rungs=16)
     with pytest.raises(MethodError, match="16 rungs, but only 8 iterations"):
-        next(TrialRun(spec).results())
+        next(run_trial(spec))
 
 
 def test_scores_that_are_no_numbers_fail(tmp_path, toy_data, monkeypatch):
@@ -72,7 +72,7 @@ def test_scores_that_are_no_numbers_fail(tmp_path, toy_data, monkeypatch):
         "anomtune_toy.Toy.image_scores", lambda self, maps: torch.full((len(maps),), torch.nan)
     )
     with pytest.raises(TrainingDivergedError, match="not finite at rung 1"):
-        next(TrialRun(spec).results())
+        next(run_trial(spec))
 
 
 def test_a_trial_cannot_reach_held_out_images(tmp_path, toy_data):
@@ -126,7 +126,7 @@ def test_real_welds(tmp_path, shared_data, method, fixed):
         tmp_path, root, "battery_weld", method, fixed=fixed, image_size=96, rungs=2, threads=2
     )
     try:
-        *_, last = TrialRun(spec).results()
+        *_, last = run_trial(spec)
     except MethodError as error:
         pytest.skip(f"needs MobileNetV2's weights: {error}")
     assert last.rung.auroc > 0.8
