@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from anomtune.datasets.base import GOOD, DataError, Dataset, ImageError, Problem, Sample
 from anomtune.datasets.cache import decode, workers
@@ -19,8 +21,9 @@ class CategoryCounts:
     Attributes:
         category: Its name.
         n_train: Training images.
-        n_test_normal: Normal test images.
-        n_test_anomalous: Anomalous test images.
+        n_test_normal: Normal test images of the training images' domain.
+        n_test_anomalous: Anomalous ones of it.
+        domains: Shifted domains with their numbers of test images, by name.
         defects: Defect types with their numbers of images, by name.
         n_masks: Anomalous images that have a mask.
         smallest: Width and height of the image of least area, in pixels; ``None`` if none decodes.
@@ -31,6 +34,7 @@ class CategoryCounts:
     n_train: int
     n_test_normal: int
     n_test_anomalous: int
+    domains: tuple[tuple[str, int], ...]
     defects: tuple[tuple[str, int], ...]
     n_masks: int
     smallest: tuple[int, int] | None
@@ -81,9 +85,118 @@ def inspect(dataset: Dataset, category: str | None = None) -> Audit:
             problems.append(Problem(name, "", str(error)))
             continue
         found, sizes = _decode_all(dataset, name, samples)
-        problems += sorted([*listed, *found], key=lambda p: (not p.fatal, p.key))
+        missing = find_missing(dataset, name, samples)
+        problems += sorted([*listed, *missing, *found], key=lambda p: (not p.fatal, p.key))
         counts.append(_count(name, samples, sizes))
     return Audit(tuple(problems), tuple(counts))
+
+
+def find_missing(dataset: Dataset, category: str, samples: Sequence[Sample]) -> list[Problem]:
+    """Compares a category with what its authors publish; names missing images where it can.
+
+    Authors who number their images let a gap be seen: ``000.png, 002.png`` lacks ``001.png``.
+    """
+    published = dataset.published(category)
+    if published is None:
+        return []
+    parts = {
+        "training images": (
+            published.n_train,
+            [s for s in samples if s.part == "train"],
+        ),
+        "normal test images": (
+            published.n_test_normal,
+            [s for s in samples if s.part == "test" and not s.anomalous and not s.domain],
+        ),
+        "anomalous test images": (
+            published.n_test_anomalous,
+            [s for s in samples if s.part == "test" and s.anomalous and not s.domain],
+        ),
+    }
+    normal = [s.key for s in samples if not s.anomalous and not s.domain]
+    n_normal = published.n_train + published.n_test_normal
+    problems = []
+    for what, (expected, found) in parts.items():
+        lacking = expected - len(found)
+        if lacking == 0:
+            continue
+        names, among = [], ""
+        if 0 < lacking <= len(found):  # Of a mere part of the numbers nothing can be told.
+            names = _gaps([s.key for s in found], expected)
+            if not names and not found[0].anomalous:
+                # VisA numbers its normal images and then draws the training images from them.
+                names = _gaps(normal, n_normal, pooled=True)
+                among = " of the training and the test images" if len(names) > lacking else ""
+        message = f"{len(found)} of {expected} {what}"
+        if lacking < 0:
+            message += ": more than are published; remove what was added"
+        elif names:
+            message += f"; missing {_some(names, max(lacking, len(names)))}{among}"
+        else:
+            message += "; the download is not complete"
+        problems.append(Problem(category, "", message, fatal=False))
+    return problems
+
+
+def _some(names: Sequence[str], count: int) -> str:
+    """Names the first five of ``count`` things, not all of which need have a name."""
+    shown = list(names[:5])
+    return ", ".join(shown) + (f" and {count - len(shown)} more" if count > len(shown) else "")
+
+
+def _gaps(keys: Sequence[str], expected: int, *, pooled: bool = False) -> list[str]:
+    """Returns the names that are missing from numbered files, as far as the numbers tell.
+
+    Args:
+        keys: Keys of the files that there are.
+        expected: How many there should be.
+        pooled: Whether the files of all folders share one numbering; else each folder has its
+            own, and only gaps below its highest number can be seen.
+
+    Returns:
+        Nothing if the files are not numbered, or not throughout.
+    """
+    folders: dict[str, list[PurePosixPath]] = defaultdict(list)
+    for key in keys:
+        path = PurePosixPath(key)
+        if not (path.stem.isascii() and path.stem.isdigit()):
+            return []
+        folders["" if pooled else path.parent.name].append(path)
+    numbers = {name: {int(path.stem) for path in paths} for name, paths in folders.items()}
+    if not keys or sum(map(len, numbers.values())) < len(keys):
+        return []  # Two files share a number.
+    if len(folders) == 1:
+        (name,) = folders
+        return _gaps_of(folders[name], numbers[name], expected)
+    first = min(1, *map(min, numbers.values()))
+    missing = [
+        f"{name}/{_like(paths, number)}"
+        for name, paths in sorted(folders.items())
+        for number in range(first, max(numbers[name]))
+        if number not in numbers[name]
+    ]
+    return missing if len(missing) <= expected - len(keys) else []
+
+
+def _gaps_of(paths: Sequence[PurePosixPath], numbers: set[int], expected: int) -> list[str]:
+    """Returns the names missing from files that are numbered throughout, from 0 or from 1."""
+    lowest, highest = min(numbers), max(numbers)
+    from_0, from_1 = highest < expected, lowest > 0 and highest <= expected
+    inner = range(1, expected) if from_0 and from_1 else range(1 - from_0, expected + from_1)
+    if not (from_0 or from_1):
+        return []
+    missing = [_like(paths, number) for number in inner if number not in numbers]
+    if from_0 and from_1:
+        # Nothing tells which end the last one is missing from.
+        missing.append(f"{_like(paths, 0)} or {_like(paths, expected)}")
+    return missing
+
+
+def _like(paths: Sequence[PurePosixPath], number: int) -> str:
+    """Writes a number as the names of files do."""
+    width = max(len(path.stem) for path in paths)
+    suffix = Counter(path.suffix for path in paths).most_common(1)[0][0]
+    return f"{number:0{width}}{suffix}"
 
 
 def _decode_all(
@@ -128,7 +241,8 @@ def _decode_all(
 def _count(
     category: str, samples: Sequence[Sample], sizes: Sequence[tuple[int, int]]
 ) -> CategoryCounts:
-    test = [s.defect for s in samples if s.part == "test"]
+    test = [s.defect for s in samples if s.part == "test" and not s.domain]
+    shifted = [s.domain for s in samples if s.domain]
     defects = sorted(set(test) - {GOOD})
     by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
     return CategoryCounts(
@@ -136,6 +250,7 @@ def _count(
         n_train=sum(s.part == "train" for s in samples),
         n_test_normal=test.count(GOOD),
         n_test_anomalous=len(test) - test.count(GOOD),
+        domains=tuple((d, shifted.count(d)) for d in sorted(set(shifted))),
         defects=tuple((d, test.count(d)) for d in defects),
         n_masks=sum(s.mask is not None for s in samples),
         smallest=by_area[0] if by_area else None,

@@ -6,9 +6,11 @@ This module knows nothing of Ray, Optuna or methods: images leave as arrays.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -47,12 +49,17 @@ class Sample:
         part: The part that the dataset's authors put it in.
         defect: Defect type, ``good`` for normal images.
         mask: Path of the ground-truth mask within the category, if there is one.
+        domain: Name of the shifted domain of a test image (``brightness-3``, ``sketch``), "" for
+            images of the domain that the training images are of.
+        origin: Key of the test image that this one is a corrupted copy of, if it is one.
     """
 
     key: str
     part: Literal["train", "test"]
     defect: str
     mask: str | None = None
+    domain: str = ""
+    origin: str | None = None
 
     @property
     def anomalous(self) -> bool:
@@ -81,6 +88,21 @@ class Problem:
         return _one_line(f"{place}: {self.message}")
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """How many images of a category its authors publish.
+
+    Attributes:
+        n_train: Training images.
+        n_test_normal: Normal test images, of the training images' domain.
+        n_test_anomalous: Anomalous test images, of the training images' domain.
+    """
+
+    n_train: int
+    n_test_normal: int
+    n_test_anomalous: int
+
+
 class Dataset(ABC):
     """A dataset at a place. A subclass is one family of layouts.
 
@@ -89,6 +111,11 @@ class Dataset(ABC):
     """
 
     name: str
+    #: Whether a category's anomalies are the other categories (MNIST, CIFAR-10): then nothing may
+    #: learn from those.
+    one_class: bool = False
+    #: Hyperparameters that the papers set on this dataset, for every method that has them.
+    settings: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root
@@ -104,6 +131,10 @@ class Dataset(ABC):
     @abstractmethod
     def scan(self, category: str) -> tuple[tuple[Sample, ...], tuple[Problem, ...]]:
         """Lists a category without decoding an image: its samples by key, and what is wrong."""
+
+    def published(self, category: str) -> Published | None:
+        """Returns what a complete download of the category holds; ``None`` if that is unknown."""
+        return None
 
     def warnings(self) -> tuple[Problem, ...]:
         """Returns what was passed over beside the categories; by default nothing."""

@@ -169,7 +169,7 @@ def start_array(file: BinaryIO, shape: tuple[int, ...]) -> None:
 def _content(
     dataset: Dataset, category: str, samples: tuple[Sample, ...], fingerprint: str | None
 ) -> str:
-    listed = [[s.key, s.part, s.defect, s.mask] for s in samples]
+    listed = [_identity(sample) for sample in samples]
     note = store.digest(FORMAT, dataset.name, category, fingerprint, listed)
     if fingerprint is not None and (known := store.recall(note)):
         return known
@@ -180,13 +180,18 @@ def _content(
 
     def describe(sample: Sample) -> list[str | None]:
         mask = digest(sample.mask) if sample.mask else None
-        return [sample.key, sample.part, sample.defect, sample.mask, digest(sample.key), mask]
+        return [*_identity(sample), digest(sample.key), mask]
 
     with ThreadPoolExecutor(workers()) as pool:
         content = store.digest(list(pool.map(describe, samples)))
     if fingerprint is not None and dataset.fingerprint(category) == fingerprint:
         store.remember(note, content)
     return content
+
+
+def _identity(sample: Sample) -> list[str | None]:
+    shift = [sample.domain, sample.origin] if sample.domain else []
+    return [sample.key, sample.part, sample.defect, sample.mask, *shift]
 
 
 def _decode_all(

@@ -5,34 +5,62 @@
     <category>/test/<defect type>/*.png
     <category>/ground_truth/<defect type>/<stem>_mask.png       (optional)
 
-The root is one category, or a folder of categories.
+The root is one category, or a folder of categories. Published datasets that differ from it in a
+detail (see `Layout`) are read by the same listing.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-import numpy.typing as npt
+from anomtune.datasets.base import GOOD, DataError, Problem, Sample
+from anomtune.datasets.files import (
+    MISSING,
+    FileDataset,
+    Listing,
+    check_root,
+    entries,
+    folders,
+    is_dangling,
+    is_folder,
+    some,
+    whereabouts,
+)
+from anomtune.datasets.imagefile import EXTENSIONS
 
-from anomtune.datasets.base import GOOD, DataError, Dataset, Problem, Sample
-from anomtune.datasets.imagefile import EXTENSIONS, digest_file, read_mask, read_rgb
-from anomtune.datasets.store import digest
-
-_JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+_PARTS = ("train", "test", "ground_truth")
 _MASK_SUFFIX = "_mask"
-_MISSING = "link to a missing file; fetch it or remove the link"
-# Two writes within one tick of the clock of a file system leave the same time behind, so files
-# younger than this are not trusted to their time.
-_SETTLE_NS = 100_000_000
+# Names of folders in which people keep normal images, and masks.
+_NORMAL = frozenset({"ok", "normal", "gut", "nominal", "defectfree", "nodefect", "nondefective"})
+_MASKS = frozenset({"groundtruths", "groundtruthmask", "groundtruthmasks", "gt", "mask", "masks"})
 
 
-class FolderDataset(Dataset):
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """In what a category differs from the plain layout.
+
+    Attributes:
+        normal: Name of the folders of normal images.
+        defects: Names of the folders of anomalous images; ``None`` if any will do.
+        masked: Whether the authors publish a mask of every anomalous image.
+        mask_folders: Whether the masks of an image, several of them, lie in a folder that is
+            named as the image is.
+        unused: Further parts that belong there and are not read, with the reason.
+    """
+
+    normal: str = GOOD
+    defects: frozenset[str] | None = None
+    masked: bool = False
+    mask_folders: bool = False
+    unused: Mapping[str, str] = field(default_factory=dict)
+
+
+class FolderDataset(FileDataset):
     """A folder of images in the layout of MVTec AD.
 
     Args:
@@ -44,29 +72,18 @@ class FolderDataset(Dataset):
 
     name = "folder"
 
-    def __init__(self, root: Path | None = None) -> None:
-        if root is None:
-            raise DataError("dataset 'folder' needs a folder: set dataset.root")
-        self._root = Path(root).expanduser().absolute()
-        super().__init__(self._root)
-
     def categories(self) -> tuple[str, ...]:
         """Returns the names of the categories, sorted.
 
         Raises:
             DataError: If the root does not exist or holds no category.
         """
-        if not self._root.is_dir():
-            what = "is not a folder" if self._root.exists() else "no such folder"
-            raise DataError(f"{self._root}: {what}; set dataset.root to the folder of the images")
-        if _is_category(self._root):
+        check_root(self._root)
+        if self._is_single():
             return (self._root.name,)
-        names = tuple(sorted(f.name for f in _folders(self._root) if _is_category(f)))
+        names = self._names_in(self._root)
         if not names:
-            raise DataError(
-                f"{self._root}: no category here; expected <category>/train/good/*.png "
-                "and <category>/test/<defect type>/*.png"
-            )
+            raise DataError(f"{self._root}: no category here; {self._remedy()}")
         return names
 
     def scan(self, category: str) -> tuple[tuple[Sample, ...], tuple[Problem, ...]]:
@@ -75,9 +92,9 @@ class FolderDataset(Dataset):
         Raises:
             DataError: If there is no such category or a folder cannot be listed.
         """
-        folder = self._folder(category)
+        folder = self._place(category)
         try:
-            return _Scan(category, folder).run()
+            return _Scan(category, folder, self._layout(category)).run()
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from error
 
@@ -88,57 +105,71 @@ class FolderDataset(Dataset):
             DataError: If the root does not exist or holds no category.
         """
         self.categories()
-        if _is_category(self._root):
+        if self._is_single():
             return ()
         found = []
-        for entry in _entries(self._root):
-            if _is_dangling(entry):
-                reason = f"it is a {_MISSING}"
-            elif entry.is_dir() and not _is_category(Path(entry.path)):
-                reason = _why_no_category(Path(entry.path))
+        for entry in entries(self._root):
+            if is_dangling(entry):
+                reason = f"it is a {MISSING}"
+            elif entry.is_dir() and not self._is_category(Path(entry.path)):
+                reason = self._why_no_category(Path(entry.path))
             else:
                 continue
             found.append(Problem(entry.name, "", f"ignored, {reason}", fatal=False))
         return tuple(found)
 
-    def fingerprint(self, category: str) -> str | None:
-        """Returns a digest of the paths, sizes and times of all files of a category.
+    def _layout(self, category: str) -> Layout:
+        """Returns in what a category differs from the plain layout."""
+        return Layout()
 
-        ``None`` while files have just been written: their times cannot be trusted yet.
-        """
-        folder = self._folder(category)
-        newest = 0
-        rows = []
+    def _is_category(self, folder: Path) -> bool:
+        """Whether a folder in the root is a category."""
+        return _has_parts(folder)
+
+    def _is_single(self) -> bool:
+        """Whether the root is one category rather than a folder of them."""
+        return _has_parts(self._root) and self._is_category(self._root)
+
+    def _why_no_category(self, folder: Path) -> str:
         try:
-            for path in sorted(_files(folder)):
-                info = path.stat()
-                # The change time shows edits that keep size and modification time.
-                times = (info.st_mtime_ns, info.st_ctime_ns)
-                newest = max(newest, *times)
-                rows.append((str(path.relative_to(folder)), info.st_size, info.st_ino, *times))
+            inside = [f.name for f in folders(folder)]
+        except OSError as error:
+            return f"it cannot be listed ({error.strerror})"
+        if len(inside) > 5:
+            inside[4:] = [f"{len(inside) - 4} more"]
+        return f"it has no train folder; it has {', '.join(inside) or 'no folders'}"
+
+    def _names_in(self, root: Path) -> tuple[str, ...]:
+        """Returns the names of the categories in a folder, sorted."""
+        try:
+            return tuple(sorted(f.name for f in folders(root) if self._is_category(f)))
+        except OSError as error:
+            raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+
+    def _remedy(self) -> str:
+        """Says what to do about a root without a category."""
+        for above in list(self._root.parents)[:2]:
+            if _has_parts(above) and self._is_category(above):
+                return f"this lies inside of one; set dataset.root to {above}"
+        return whereabouts(self._root, self._holds) or f"expected {self._expected()}"
+
+    def _expected(self) -> str:
+        normal = self._layout("").normal
+        return f"<category>/train/{normal}/*.png and <category>/test/<defect type>/*.png"
+
+    def _holds(self, folder: Path) -> bool:
+        """Whether a folder would do as the root."""
+        try:
+            return any(_has_parts(f) and self._is_category(f) for f in folders(folder))
         except OSError:
-            return None
-        if newest > time.time_ns() - _SETTLE_NS:
-            return None
-        return digest(str(folder), rows)
+            return False
 
-    def file_digest(self, category: str, key: str) -> str:
-        """Returns a digest of the encoded bytes of an image or mask."""
-        return digest_file(self._path(category, key))
-
-    def read_image(self, category: str, key: str) -> npt.NDArray[np.uint8]:
-        """Returns an image as ``(H, W, 3)`` RGB."""
-        return read_rgb(self._path(category, key))
-
-    def read_mask(self, category: str, key: str) -> npt.NDArray[np.bool_]:
-        """Returns a ground-truth mask as ``(H, W)``, true at anomalous pixels."""
-        return read_mask(self._path(category, key))
-
-    def _folder(self, category: str) -> Path:
+    def _place(self, category: str) -> Path:
         plain = category not in {"", ".", ".."} and not {"/", "\\", "\0"} & set(category)
-        if plain and category == self._root.name and _is_category(self._root):
+        single = self._is_single()
+        if plain and single and category == self._root.name:
             return self._root
-        if plain and not _is_category(self._root) and _is_category(self._root / category):
+        if plain and not single and self._is_category(self._root / category):
             return self._root / category
         names = self.categories()
         near = get_close_matches(category, names, n=1)
@@ -147,63 +178,122 @@ class FolderDataset(Dataset):
             f"{self._root}: no category {category!r}; {hint}it has {', '.join(map(repr, names))}"
         )
 
-    def _path(self, category: str, key: str) -> Path:
-        parts = PurePosixPath(key).parts
-        if not parts or ".." in parts or key.startswith("/") or "\0" in key:
-            raise DataError(f"{self._root}: {key!r} is not the path of an image in {category!r}")
-        return self._folder(category).joinpath(*parts)
+    def _files(self, category: str) -> Iterator[Path]:
+        """Yields every image and mask that a scan of the category would list."""
+        place = self._place(category)
+        for part in _PARTS:
+            for kind in folders(place / part) if (place / part).is_dir() else []:
+                inner = folders(kind) if self._layout(category).mask_folders else []
+                for folder in (kind, *inner):
+                    for entry in entries(folder):
+                        if Path(entry.name).suffix.lower() in EXTENSIONS:
+                            yield Path(entry.path)
 
 
-class _Scan:
+class _Scan(Listing):
     """One listing of one category."""
 
-    def __init__(self, category: str, folder: Path) -> None:
-        self.category = category
-        self.folder = folder
-        self.samples: list[Sample] = []
-        self.problems: list[Problem] = []
+    def __init__(self, category: str, folder: Path, layout: Layout) -> None:
+        super().__init__(category, folder)
+        self.layout = layout
+        self.normal = layout.normal
 
     def run(self) -> tuple[tuple[Sample, ...], tuple[Problem, ...]]:
+        self._parts()
         self._train()
         self._test()
-        return (
-            tuple(sorted(self.samples, key=lambda s: s.key)),
-            tuple(sorted(self.problems, key=lambda p: (not p.fatal, p.key))),
-        )
+        return self.result()
+
+    def _parts(self) -> None:
+        """Reports what lies beside the parts; a misspelt one would pass for a missing one."""
+        loose = []
+        for entry in entries(self.folder):
+            name = entry.name
+            if is_dangling(entry):
+                self.problem(name, MISSING)
+            elif not entry.is_dir():
+                loose += [name] if Path(name).suffix.lower() in EXTENSIONS else []
+            elif name in self.layout.unused:
+                self.warn(name, f"not used: {self.layout.unused[name]}")
+            elif name not in _PARTS:
+                self._stranger(name)
+        if loose:
+            self.warn("", f"{some(loose)} ignored; images belong in train/{self.normal} and test")
+
+    def _stranger(self, name: str) -> None:
+        plain = _plain(name)
+        meant = next((part for part in _PARTS if _plain(part) == plain), None)
+        if meant is None and plain in _MASKS:
+            meant = "ground_truth"
+        if meant is None:
+            self.warn(name, f"ignored; a category has {', '.join(_PARTS)}")
+        elif not is_folder(self.folder / meant):
+            self.problem(name, f"rename to {meant}")
+        # A disk that does not tell upper case from lower has just read it by the right name.
+        elif not os.path.samefile(self.folder / meant, self.folder / name):
+            self.problem(name, f"move what is in it to {meant}, which is the folder that is read")
 
     def _train(self) -> None:
-        images = self._images(f"train/{GOOD}")
+        where = f"train/{self.normal}"
+        images = self.images(where)
         self.samples += [Sample(key, "train", GOOD) for key in images]
         if not images:
-            self._problem(f"train/{GOOD}", "no training images; put images of normal products here")
+            self.problem(where, "no training images; put images of normal products here")
         for other in self._folders_of("train"):
-            if other != GOOD:
-                self._warn(f"train/{other}", f"ignored; only train/{GOOD} is used for training")
+            if other != self.normal:
+                self.warn(f"train/{other}", f"ignored; only {where} is used for training")
         self._loose("train")
 
     def _test(self) -> None:
         types = self._folders_of("test")
         if not types:
-            self._warn(
+            self.warn(
                 "test",
-                f"no test images; put normal ones in test/{GOOD}, others in test/<defect type>",
+                f"no test images; put normal ones in test/{self.normal}, "
+                "others in test/<defect type>",
             )
         masks = {
-            defect: self._images(f"ground_truth/{defect}")
+            defect: self._masks_of(defect)
             for defect in self._folders_of("ground_truth")
-            if defect != GOOD
+            if defect != self.normal
         }
-        has_masks = any(masks.values())
+        expected = any(masks.values()) or self.layout.masked
         for defect in types:
-            images = self._images(f"test/{defect}")
-            if defect == GOOD:
+            images = self.images(f"test/{defect}")
+            if not images:
+                self.warn(f"test/{defect}", "no images here; copy them again or remove the folder")
+            if defect == self.normal:
                 self.samples += [Sample(key, "test", GOOD) for key in images]
+            elif self._is_defect(defect):
+                self._defective(defect, images, masks.pop(defect, []), expected)
             else:
-                self._defective(defect, images, masks.pop(defect, []), has_masks)
+                masks.pop(defect, None)
         for defect, orphans in masks.items():
             for key in orphans:
-                self._problem(key, f"mask without image: there is no folder test/{defect}")
+                self.problem(key, f"mask without image: there is no folder test/{defect}")
+        if self.layout.defects is not None:
+            for name in sorted({*self.layout.defects, self.normal} - set(types)):
+                self.warn(f"test/{name}", "no such folder; the download is not complete")
         self._loose("test")
+        self._loose("ground_truth")
+
+    def _is_defect(self, name: str) -> bool:
+        known = self.layout.defects
+        if known is None:
+            if _plain(name) in _NORMAL:
+                self.warn(
+                    f"test/{name}",
+                    f"taken for a defect type; if these images are normal, move them to "
+                    f"test/{self.normal}",
+                )
+            return True
+        if name not in known:
+            self.problem(
+                f"test/{name}",
+                f"not a folder of this dataset, which has {', '.join(sorted(known))} and "
+                f"{self.normal}; rename or remove it",
+            )
+        return name in known
 
     def _defective(self, defect: str, images: list[str], masks: list[str], expected: bool) -> None:
         by_stem: dict[str, list[str]] = defaultdict(list)
@@ -211,61 +301,78 @@ class _Scan:
             by_stem[PurePosixPath(key).stem].append(key)
         mask_of: dict[str, list[str]] = defaultdict(list)
         for mask in masks:
-            stem = PurePosixPath(mask).stem
+            stem = (
+                PurePosixPath(mask).name if self.layout.mask_folders else PurePosixPath(mask).stem
+            )
             plain = stem.removesuffix(_MASK_SUFFIX)
             owner = plain if plain in by_stem else stem
             if owner in by_stem:
                 mask_of[owner].append(mask)
             else:
-                self._problem(
+                self.problem(
                     mask,
                     f"mask without image: nothing named {plain!r} in test/{defect}; "
                     "rename or remove it",
                 )
+        bare = []
         for stem, keys in by_stem.items():
             found = mask_of.get(stem, [])
             if len(found) > 1:
-                self._problem(keys[0], f"has {len(found)} masks ({', '.join(found)}); keep one")
+                self.problem(keys[0], f"has {len(found)} masks ({', '.join(found)}); keep one")
             if found and len(keys) > 1:
-                self._problem(
+                self.problem(
                     keys[0],
                     f"shares its name, and so its mask, with {', '.join(keys[1:])}; rename one",
                 )
-            if not found and expected:
-                for key in keys:
-                    self._warn(key, "no mask, while others have one; left out of pixel metrics")
+            bare += [] if found else keys
             first = found[0] if found else None
             self.samples += [Sample(key, "test", defect, first) for key in keys]
+        if expected:
+            self._without_mask(defect, bare, len(images))
 
-    def _images(self, where: str) -> list[str]:
-        """Lists the keys of the images of a folder, by name; other files are reported."""
-        folder = self.folder / where
-        if not folder.is_dir():
-            return []
-        keys, others = [], []
-        for entry in _entries(folder):
+    def _without_mask(self, defect: str, bare: list[str], count: int) -> None:
+        where = f"ground_truth/{defect}"
+        if len(bare) == count and count > 1:
+            what = "no masks here" if is_folder(self.folder / where) else "no such folder"
+            self.warn(
+                where,
+                f"{what}; all {count} images of test/{defect} are left out of pixel metrics: "
+                "copy their masks again",
+            )
+        else:
+            for key in bare:
+                self.warn(key, "no mask, while others have one; left out of pixel metrics")
+
+    def _masks_of(self, defect: str) -> list[str]:
+        """Lists the keys of the masks of a defect type."""
+        where = f"ground_truth/{defect}"
+        if not self.layout.mask_folders:
+            return self.images(where)
+        keys = []
+        for entry in entries(self.folder / where):
             key = f"{where}/{entry.name}"
-            if Path(entry.name).suffix.lower() not in EXTENSIONS:
-                others.append(entry.name)
-            elif entry.is_file():
+            if is_dangling(entry):
+                self.problem(key, MISSING)
+            elif not entry.is_dir():
+                self.problem(key, f"not in a folder; masks belong in {where}/<image>/000.png")
+            elif self.images(key):
                 keys.append(key)
             else:
-                # Content that git-annex or DVC has not fetched, a share that is not mounted.
-                what = _MISSING if _is_dangling(entry) else "not a file; rename or remove it"
-                self._problem(key, what)
-        if others:
-            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-            self._warn(where, f"{others[0]!r}{more} ignored: not a PNG, JPEG, BMP or TIFF file")
+                self.problem(key, "no masks in this folder; copy them again")
         return keys
 
     def _folders_of(self, where: str) -> list[str]:
         """Lists the names of the folders of a part; those that cannot be meant are reported."""
         names = []
-        for entry in _entries(self.folder / where) if (self.folder / where).is_dir() else []:
-            if _is_dangling(entry):
-                self._problem(f"{where}/{entry.name}", _MISSING)
-            elif entry.is_dir() and entry.name != GOOD and entry.name.casefold() == GOOD:
-                self._problem(f"{where}/{entry.name}", f"rename to {GOOD}")
+        for entry in entries(self.folder / where) if (self.folder / where).is_dir() else []:
+            if is_dangling(entry):
+                self.problem(f"{where}/{entry.name}", MISSING)
+            elif (
+                entry.is_dir()
+                and entry.name != self.normal
+                and entry.name.casefold() == self.normal
+            ):
+                self.problem(f"{where}/{entry.name}", f"rename to {self.normal}")
             elif entry.is_dir():
                 names.append(entry.name)
         return names
@@ -273,56 +380,19 @@ class _Scan:
     def _loose(self, where: str) -> None:
         loose = []
         if (self.folder / where).is_dir():
-            entries = _entries(self.folder / where)
-            loose = [e.name for e in entries if not e.is_dir() and not _is_dangling(e)]
+            found = entries(self.folder / where)
+            loose = [e.name for e in found if not e.is_dir() and not is_dangling(e)]
         if loose:
-            example = f"{where}/{GOOD}" if where == "train" else f"{where}/<defect type>"
-            self._warn(
-                where, f"{len(loose)} files ignored ({loose[0]!r}); images belong in {example}"
+            example = f"{where}/{self.normal}" if where == "train" else f"{where}/<defect type>"
+            what = "masks" if where == "ground_truth" else "images"
+            self.warn(
+                where, f"{len(loose)} files ignored ({loose[0]!r}); {what} belong in {example}"
             )
 
-    def _problem(self, key: str, message: str) -> None:
-        self.problems.append(Problem(self.category, key, message))
 
-    def _warn(self, key: str, message: str) -> None:
-        self.problems.append(Problem(self.category, key, message, fatal=False))
+def _has_parts(folder: Path) -> bool:
+    return any(is_folder(folder / part) for part in ("train", "test"))
 
 
-def _is_category(folder: Path) -> bool:
-    # Not Path.is_dir: it raises in folders that may not be entered, such as lost+found.
-    return any(os.path.isdir(folder / part) for part in ("train", "test"))
-
-
-def _why_no_category(folder: Path) -> str:
-    try:
-        inside = [f.name for f in _folders(folder)]
-    except OSError as error:
-        return f"it cannot be listed ({error.strerror})"
-    if len(inside) > 5:
-        inside[4:] = [f"{len(inside) - 4} more"]
-    return f"it has no train folder; it has {', '.join(inside) or 'no folders'}"
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Lists a folder by name, without what operating systems leave behind."""
-    with os.scandir(folder) as entries:
-        kept = [e for e in entries if not e.name.startswith(".") and e.name.lower() not in _JUNK]
-    return sorted(kept, key=lambda e: e.name)
-
-
-def _is_dangling(entry: os.DirEntry[str]) -> bool:
-    return entry.is_symlink() and not Path(entry.path).exists()
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [Path(e.path) for e in _entries(folder) if e.is_dir()]
-
-
-def _files(category: Path) -> Iterator[Path]:
-    """Yields every image and mask that a scan of the category would list."""
-    for part in ("train", "test", "ground_truth"):
-        if (category / part).is_dir():
-            for kind in _folders(category / part):
-                for entry in _entries(kind):
-                    if Path(entry.name).suffix.lower() in EXTENSIONS:
-                        yield Path(entry.path)
+def _plain(name: str) -> str:
+    return "".join(c for c in name.casefold() if c.isalnum())

@@ -14,50 +14,52 @@ def find_leaks(
     """Finds pixel-equal images within and between the parts of a category.
 
     Training images are never dropped. Of test images those are dropped that also train, that carry
-    both labels, or that repeat another test image (the first by defect type and key stays).
+    both labels, or that repeat another test image of the same domain (the first by defect type and
+    key stays).
 
     Returns:
         The indices of the test samples to leave out, and one problem per repeated image.
     """
-    groups: dict[str, list[int]] = defaultdict(list)
-    for index, pixel_hash in enumerate(pixel_hashes):
-        groups[pixel_hash].append(index)
+    train_of: dict[str, list[int]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    by_name = sorted(range(len(samples)), key=lambda i: (samples[i].defect, samples[i].key))
+    for index in by_name:
+        if samples[index].part == "train":
+            train_of[pixel_hashes[index]].append(index)
+        else:
+            groups[samples[index].domain, pixel_hashes[index]].append(index)
     dropped: set[int] = set()
     problems: list[Problem] = []
 
-    def report(index: int, message: str) -> None:
+    def report(index: int, message: str, *, drop: bool = True) -> None:
         problems.append(Problem(category, samples[index].key, message, fatal=False))
+        if drop:
+            dropped.add(index)
 
-    for group in groups.values():
-        if len(group) == 1:
-            continue
-        group.sort(key=lambda i: (samples[i].defect, samples[i].key))
-        train = [i for i in group if samples[i].part == "train"]
-        test = [i for i in group if samples[i].part == "test"]
-        for index in train[1:]:
-            report(index, f"same pixels as {samples[train[0]].key}; it counts twice in training")
-        if train:
-            dropped.update(test)
-            for index in test:
+    for same in train_of.values():
+        for index in same[1:]:
+            message = f"same pixels as {samples[same[0]].key}; it counts twice in training"
+            report(index, message, drop=False)
+    for (_, pixel_hash), same in groups.items():
+        if train := train_of.get(pixel_hash):
+            for index in same:
                 report(
                     index,
                     f"same pixels as the training image {samples[train[0]].key}; left out of "
                     "validation and test",
                 )
-        elif len({samples[i].anomalous for i in test}) == 2:
-            dropped.update(test)
-            for index in test:
-                other = next(i for i in test if samples[i].anomalous != samples[index].anomalous)
+        elif len({samples[i].anomalous for i in same}) == 2:
+            for index in same:
+                other = next(i for i in same if samples[i].anomalous != samples[index].anomalous)
                 report(
                     index,
                     f"same pixels as {samples[other].key}, which has the other label; both left "
                     "out of validation and test",
                 )
         else:
-            dropped.update(test[1:])
-            for index in test[1:]:
+            for index in same[1:]:
                 report(
                     index,
-                    f"same pixels as {samples[test[0]].key}; left out of validation and test",
+                    f"same pixels as {samples[same[0]].key}; left out of validation and test",
                 )
     return frozenset(dropped), tuple(sorted(problems, key=lambda p: p.key))

@@ -7,6 +7,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from anomtune.datasets.base import DataError, Dataset
+from anomtune.datasets.remote import local_root
+from anomtune.datasets.shift import CorruptedDataset, Shift
 
 GROUP = "anomtune.datasets"
 
@@ -33,19 +35,23 @@ def dataset_type(name: str) -> type[Dataset]:
     return kind
 
 
-def open_dataset(name: str, root: Path | None) -> Dataset:
+def open_dataset(name: str, root: Path | str | None, shift: Shift | None = None) -> Dataset:
     """Opens a dataset.
 
     Args:
         name: One of `available`.
-        root: Its folder, or ``None`` for datasets that need none.
+        root: Its folder, a URI (``s3://bucket/folder``) that is fetched into this node's cache, or
+            ``None`` for datasets that need none.
+        shift: Corrupted copies of the test images to add.
 
     Raises:
-        DataError: As `dataset_type`, and if the dataset refuses the root.
+        DataError: As `dataset_type` and `local_root`, and if the dataset refuses the root.
     """
     kind = dataset_type(name)
+    folder = None if root is None else local_root(root)
     try:
-        return kind(root)
+        dataset = kind(folder)
+        return dataset if shift is None else CorruptedDataset(dataset, shift)
     except DataError:
         raise
     except Exception as error:

@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from anomtune.datasets import store
 from anomtune.datasets.base import GOOD, DataError, Dataset, Problem, Sample
@@ -73,7 +74,9 @@ class Split:
         train: Indices of the normal training images.
         validation: Indices of the validation images. Under ``synthetic`` these are the held-out
             normal ones; the damaged copies are made of them.
-        test: Indices of the held-out test images.
+        test: Indices of the held-out test images of the training images' domain.
+        shifted: Indices of the held-out test images of shifted domains. A corrupted copy is among
+            them only if its original is held out too (with ``test``, where nothing is, always).
         dropped: What the leak audit found.
         split_hash: Digest of the protocol and of the pixels and labels on each side.
     """
@@ -81,6 +84,7 @@ class Split:
     train: npt.NDArray[np.intp]
     validation: npt.NDArray[np.intp]
     test: npt.NDArray[np.intp]
+    shifted: npt.NDArray[np.intp]
     dropped: tuple[Problem, ...]
     split_hash: str
 
@@ -100,6 +104,7 @@ class SearchSplit:
         split_hash: Identity of the split, see `Split`.
         n_test_normal: How many normal images are held out.
         n_test_anomalous: How many anomalous images are held out.
+        n_shifted: How many images of shifted domains are held out.
         dropped: What the leak audit found, one line each.
         warnings: What the listing of the category found, one line each.
     """
@@ -114,6 +119,7 @@ class SearchSplit:
     split_hash: str
     n_test_normal: int
     n_test_anomalous: int
+    n_shifted: int
     dropped: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -124,11 +130,12 @@ class TestSplit:
 
     Attributes:
         images: ``(K, S, S, 3)`` uint8.
-        masks: ``(K, S, S)`` uint8, 0 or 1; zeros where there is no mask.
+        masks: ``(K, M, M)`` uint8, 0 or 1, at the sweep's image size; zeros where there is none.
         has_mask: ``(K,)`` bool, whether a mask file exists; normal images need none.
         labels: ``(K,)`` int8, 1 = anomalous.
         defects: ``K`` defect types.
         keys: ``K`` paths within the category.
+        domains: ``K`` names of shifted domains, "" for the training images' own.
         split_hash: Identity of the split, see `Split`.
     """
 
@@ -140,6 +147,7 @@ class TestSplit:
     labels: npt.NDArray[np.int8]
     defects: tuple[str, ...]
     keys: tuple[str, ...]
+    domains: tuple[str, ...]
     split_hash: str
 
 
@@ -160,7 +168,10 @@ def split(
     order = sorted(range(len(samples)), key=lambda i: (pixel_hashes[i], samples[i].key))
     leaked, problems = find_leaks(category, samples, pixel_hashes)
     train = [i for i in order if samples[i].part == "train" and not samples[i].anomalous]
-    judges = [i for i in order if samples[i].part == "test" and i not in leaked]
+    usable = [i for i in order if samples[i].part == "test" and i not in leaked]
+    judges = [i for i in usable if not samples[i].domain]
+    leaked_keys = {samples[i].key for i in leaked}
+    shifted = [i for i in usable if samples[i].domain and samples[i].origin not in leaked_keys]
     if not train:
         raise DataError(f"{category}: no training images; put normal images in train/{GOOD}")
 
@@ -202,32 +213,61 @@ def split(
         sides = (train, [i for i in judges if i in chosen], [i for i in judges if i not in chosen])
         name = "labelled"
 
-    content = [[(pixel_hashes[i], int(samples[i].anomalous)) for i in side] for side in sides]
-    arrays = [np.array(side, dtype=np.intp) for side in sides]
-    return Split(arrays[0], arrays[1], arrays[2], problems, store.digest(_FORMAT, name, content))
+    if validation.protocol != "test":
+        held_out = {samples[i].key for i in sides[2]}
+        shifted = [i for i in shifted if samples[i].origin is None or samples[i].origin in held_out]
+    identity: list[object] = [
+        [(pixel_hashes[i], int(samples[i].anomalous)) for i in side] for side in sides
+    ]
+    if shifted:
+        identity.append(
+            [(pixel_hashes[i], int(samples[i].anomalous), samples[i].domain) for i in shifted]
+        )
+    train_side, validation_side, test_side, shifted_side = (
+        np.array(side, dtype=np.intp) for side in (*sides, shifted)
+    )
+    return Split(
+        train=train_side,
+        validation=validation_side,
+        test=test_side,
+        shifted=shifted_side,
+        dropped=problems,
+        split_hash=store.digest(_FORMAT, name, identity),
+    )
 
 
 def load_search_split(
-    dataset: Dataset, category: str, image_size: int, validation: Validation
+    dataset: Dataset,
+    category: str,
+    image_size: int,
+    validation: Validation,
+    *,
+    input_size: int | None = None,
 ) -> SearchSplit:
     """Opens what a search may see of a category, preparing it first if this node has not.
 
     Args:
         dataset: Where the images come from.
         category: One of its categories.
-        image_size: Side ``S`` of the square images, in pixels.
+        image_size: Side of the sweep's square images, in pixels: damage is drawn at this size.
         validation: How the validation images are chosen.
+        input_size: Side ``S`` of the images to return, for a method that works at another size;
+            default: ``image_size``.
 
     Raises:
         DataError: If the images cannot be read or not be divided that way, or the cache cannot be
             written.
     """
-    arrays, parts = _open(dataset, category, image_size, validation)
+    size = input_size or image_size
+    arrays, parts = _open(dataset, category, size, validation)
     normal, anomalous = _count(arrays.samples, parts.test)
 
     def build(folder: Path) -> None:
         if validation.protocol == "synthetic":
-            rows, count = _damaged_rows(arrays, parts.validation, validation.seed)
+            at_size = arrays
+            if size != image_size:
+                at_size = open_category(dataset, category, image_size)
+            rows, count = _damaged_rows(arrays, at_size, parts.validation, validation.seed)
         else:
             rows, count = _plain_rows(arrays, parts.validation), len(parts.validation)
         meta: dict[str, list[int | str]] = {"labels": [], "defects": [], "keys": []}
@@ -245,7 +285,7 @@ def load_search_split(
 
     def load(folder: Path) -> SearchSplit:
         meta = json.loads((folder / "meta.json").read_text(encoding="ascii"))
-        square = (image_size, image_size, 3)
+        square = (size, size, 3)
         return SearchSplit(
             category=category,
             protocol=validation.protocol,
@@ -257,42 +297,60 @@ def load_search_split(
             split_hash=parts.split_hash,
             n_test_normal=normal,
             n_test_anomalous=anomalous,
+            n_shifted=len(parts.shifted),
             dropped=tuple(str(p) for p in parts.dropped),
             warnings=tuple(str(p) for p in arrays.warnings),
         )
 
-    key = store.digest(_ENTRY_FORMAT, parts.split_hash, image_size, arrays.content)
+    key = store.digest(_ENTRY_FORMAT, parts.split_hash, image_size, size, arrays.content)
     return store.obtain("splits", key, build, load)
 
 
 def load_test_split(
-    dataset: Dataset, category: str, image_size: int, validation: Validation
+    dataset: Dataset,
+    category: str,
+    image_size: int,
+    validation: Validation,
+    *,
+    input_size: int | None = None,
 ) -> TestSplit:
     """Opens the held-out test images of a category; only `confirm` may call this.
+
+    Args:
+        dataset: Where the images come from.
+        category: One of its categories.
+        image_size: Side of the masks, in pixels.
+        validation: How the validation images are chosen; the others are held out.
+        input_size: Side ``S`` of the images, for a method that works at another size; default:
+            ``image_size``.
 
     Raises:
         DataError: As `load_search_split`, and if nothing is held out.
     """
-    if validation.protocol == "test":
+    size = input_size or image_size
+    arrays, parts = _open(dataset, category, size, validation)
+    if validation.protocol == "test" and not len(parts.shifted):
         raise DataError(
             f"{category}: validation.protocol 'test' holds no test image out; "
             "use labelled or synthetic"
         )
-    arrays, parts = _open(dataset, category, image_size, validation)
-    if not len(parts.test):
+    held_out = np.concatenate([parts.test, parts.shifted])
+    if not len(held_out):
         raise DataError(
             f"{category}: no test images to confirm on; add them to test/{GOOD} and "
             "test/<defect type>, or set confirm: 0"
         )
-    chosen = [arrays.samples[i] for i in parts.test]
+    chosen = [arrays.samples[i] for i in held_out]
+    at_size = arrays if size == image_size else open_category(dataset, category, image_size)
     return TestSplit(
         # Indexing copies: plain arrays, no longer a window onto the whole category.
-        images=np.asarray(arrays.images[parts.test]),
-        masks=np.asarray(arrays.masks[parts.test]),
-        has_mask=arrays.has_mask[parts.test],
+        images=np.asarray(arrays.images[held_out]),
+        masks=np.asarray(at_size.masks[held_out]),
+        has_mask=arrays.has_mask[held_out],
         labels=np.array([s.anomalous for s in chosen], dtype=np.int8),
         defects=tuple(s.defect for s in chosen),
         keys=tuple(s.key for s in chosen),
+        domains=tuple(s.domain for s in chosen),
         split_hash=parts.split_hash,
     )
 
@@ -337,20 +395,33 @@ def _plain_rows(arrays: CategoryArrays, indices: npt.NDArray[np.intp]) -> Iterat
 
 
 def _damaged_rows(
-    arrays: CategoryArrays, held: npt.NDArray[np.intp], seed: int
+    arrays: CategoryArrays, drawn: CategoryArrays, held: npt.NDArray[np.intp], seed: int
 ) -> tuple[Iterator[_Row], int]:
-    """Returns each held-out normal image followed by its damaged copies, and their number."""
+    """Returns each held-out normal image followed by its damaged copies, and their number.
+
+    Args:
+        arrays: The category at the size that is wanted.
+        drawn: The category at the size at which damage is drawn: every method of a sweep is
+            judged by the same damage, whatever size it works at.
+        held: Indices of the images.
+        seed: Chooses the damage.
+    """
 
     def work(turn: int) -> list[_Row]:
         index = held[turn]
         key, image = arrays.samples[index].key, np.asarray(arrays.images[index])
         source = int(store.digest(seed, arrays.pixel_hashes[index]), 16)
-        copies = damaged_copies(image, turn, source)
+        original = np.asarray(drawn.images[index])
+        copies = damaged_copies(original, turn, source)
         return [
             (image, GOOD, key),
             # Numbered: two copies can fall back to the same mechanism.
             *(
-                (copy.image, copy.mechanism, f"{key}#{number}-{copy.mechanism}")
+                (
+                    _transfer(image, original, copy.image) if drawn is not arrays else copy.image,
+                    copy.mechanism,
+                    f"{key}#{number}-{copy.mechanism}",
+                )
                 for number, copy in enumerate(copies, 1)
             ),
         ]
@@ -362,6 +433,27 @@ def _damaged_rows(
                     yield from group
 
     return rows(), len(held) * (1 + COPIES)
+
+
+def _transfer(
+    image: npt.NDArray[np.uint8],
+    original: npt.NDArray[np.uint8],
+    damaged: npt.NDArray[np.uint8],
+) -> npt.NDArray[np.uint8]:
+    """Does to an image what was done to its copy of another size.
+
+    The change is resized, not the damaged image: else its sharpness would give it away.
+    """
+    side = image.shape[0]
+    change = damaged.astype(np.float32) - original
+    planes = [
+        np.asarray(Image.fromarray(change[..., c]).resize((side, side), Image.Resampling.BILINEAR))
+        for c in range(3)
+    ]
+    result: npt.NDArray[np.uint8] = np.clip(
+        np.rint(image + np.stack(planes, axis=2)), 0, 255
+    ).astype(np.uint8)
+    return result
 
 
 def _write(path: Path, images: Iterable[npt.NDArray[np.uint8]], count: int) -> None:

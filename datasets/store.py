@@ -120,10 +120,11 @@ def _build(family: Path, key: str, build: Callable[[Path], None]) -> None:
     draft.mkdir()
     try:
         build(draft)
-        for file in draft.iterdir():
+        for file in draft.rglob("*"):
             # Without this a power cut could leave whole names with holes in them.
-            with file.open("rb+") as opened:
-                os.fsync(opened.fileno())
+            if file.is_file():
+                with file.open("rb+") as opened:
+                    os.fsync(opened.fileno())
         place = family / key
         if place.exists():
             place.rename(draft.with_name(f"{draft.stem}-old.tmp"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 import torch
@@ -26,6 +27,7 @@ __all__ = [
     "Choice",
     "Detector",
     "FloatRange",
+    "Histogram",
     "Hyperparameters",
     "IntRange",
     "MethodError",
@@ -36,18 +38,37 @@ __all__ = [
 H = TypeVar("H", bound=Hyperparameters)
 
 
+@dataclass(frozen=True)
+class Histogram:
+    """How often values fall into bins, for monitoring.
+
+    Attributes:
+        edges: ``n + 1`` ascending limits of the bins.
+        counts: How many values fall into each of the ``n`` bins.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+#: What `Detector.fit` reports for monitoring.
+Report = dict[str, float | Histogram]
+
+
 class Detector(ABC, Generic[H]):
     """A detector of one method for one category.
 
-    Images are ``uint8`` tensors of shape ``(N, 3, S, S)`` with ``S = image_size``, RGB, in any
-    memory format (usually a channels-last view of a memory-mapped array: never write to them).
+    Images are ``uint8`` tensors of shape ``(N, 3, I, I)``, RGB, in any memory format (usually a
+    channels-last view of a memory-mapped array: never write to them). ``I`` is what the
+    hyperparameters ask for (`Hyperparameters.input_size`), by default ``image_size``; maps are
+    ``S x S`` with ``S = image_size`` whatever ``I`` is.
 
     A subclass sets ``Hyperparameters`` and builds ``network`` in its constructor; with the same
     seed, images and number of threads it trains to the same bits on a CPU.
 
     Args:
         hyperparameters: An instance of the class's own ``Hyperparameters``.
-        image_size: Side of the square images and maps in pixels.
+        image_size: Side ``S`` of the square maps in pixels.
         device: Where the network lives.
         seed: Seed of initialisation and of the order of the batches.
     """
@@ -65,10 +86,14 @@ class Detector(ABC, Generic[H]):
     ) -> None:
         self.hyperparameters = hyperparameters
         self.image_size = image_size
+        self.input_size: int = hyperparameters.input_size(image_size)
         self.device = torch.device(device)
         self.seed = seed
         #: Optimiser steps done so far.
         self.iteration = 0
+        #: Images of other things, uint8 ``(M, 3, I, I)``, if the hyperparameters ask for any and
+        #: there are some. Given before the first `fit`, and the same ones after a load.
+        self.foreign: Tensor | None = None
 
     @classmethod
     def prepare(cls, hyperparameters: H) -> None:
@@ -84,17 +109,19 @@ class Detector(ABC, Generic[H]):
         """How an image's score is drawn from its map, for the leaderboard (``max``, ``mean``)."""
 
     @abstractmethod
-    def fit(self, images: Tensor, iterations: int) -> dict[str, float]:
+    def fit(self, images: Tensor, iterations: int) -> Report:
         """Trains for some more iterations; calling it again continues where it stopped.
 
-        Two calls of ``n`` iterations give the same network as one call of ``2 n``.
+        Two calls of ``n`` iterations give the same network as one call of ``2 n``. A method that
+        learns in one pass has one iteration.
 
         Args:
             images: All training images of the category.
             iterations: Optimiser steps to do now.
 
         Returns:
-            Means over these iterations, for monitoring; at least ``loss``.
+            Figures for monitoring. ``loss``, the mean over these iterations, is there unless the
+            method has none.
 
         Raises:
             TrainingDivergedError: If the loss is not finite.

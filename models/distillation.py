@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, TypeVar, get_args
+from typing import Annotated, TypeVar, cast, get_args
 
 import torch
 from pydantic import Field
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anomtune.models.backbones import Backbone, Weights, prepare_weights
-from anomtune.models.base import Detector
+from anomtune.models.base import Detector, Report
 from anomtune.models.hyperparameters import Choice, Hyperparameters, MethodError
 from anomtune.models.losses import Loss
-from anomtune.models.maps import ScoreRule, anomaly_map, image_scores
+from anomtune.models.maps import Pair, ScoreRule, anomaly_map, image_scores
 from anomtune.models.training import BatchOrder, Trainer, mixed_precision, normalise
 
 
@@ -35,6 +35,11 @@ class DistillationHyperparameters(Hyperparameters):
         ge=1,
         description="Images per optimiser step. Source: both official codes (ReContrast: 32 on "
         "medical images).",
+    )
+    drop_last: bool = Field(
+        default=False,
+        description="Whether a last, smaller batch of a pass over the images is left out. "
+        "Source: both official codes (ReContrast's stable scripts: true).",
     )
     loss: Annotated[Loss, Choice(choices=get_args(Loss))] = Field(
         default="global",
@@ -88,7 +93,10 @@ class DistillationDetector(Detector[D]):
             network, optimizers = self._build()
         self.network = network
         # At 32 pixels the embedding is a single point, and batch norm needs two values.
-        order = BatchOrder(hyperparameters.batch_size, seed, 2 if image_size == 32 else 1)
+        smallest = 2 if image_size == 32 else 1
+        order = BatchOrder(
+            hyperparameters.batch_size, seed, smallest, drop_last=hyperparameters.drop_last
+        )
         self._trainer = Trainer(network, optimizers, order, self.device)
 
     @abstractmethod
@@ -98,6 +106,17 @@ class DistillationDetector(Detector[D]):
     @abstractmethod
     def _loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
         """Returns the scalar loss of normalised images, at an iteration out of ``total``."""
+
+    def _before_step(self, iteration: int) -> None:
+        """Called when the gradients of an iteration are there and not yet used."""
+
+    def _input(self, batch: Tensor) -> Tensor:
+        """Returns what `_loss` is given for a batch of uint8 images: they, normalised."""
+        return normalise(batch, self.device)
+
+    def _pairs(self, images: Tensor) -> Sequence[Pair]:
+        """Returns the pairs that the maps of normalised images are made of."""
+        return cast(Sequence[Pair], self.network(images))
 
     @classmethod
     def prepare(cls, hyperparameters: D) -> None:
@@ -109,7 +128,7 @@ class DistillationDetector(Detector[D]):
         """The hyperparameter ``score``."""
         return self.hyperparameters.score
 
-    def fit(self, images: Tensor, iterations: int) -> dict[str, float]:
+    def fit(self, images: Tensor, iterations: int) -> Report:
         """Trains on; see `Detector.fit`.
 
         Raises:
@@ -117,10 +136,12 @@ class DistillationDetector(Detector[D]):
             TrainingDivergedError: If the loss is not finite.
         """
         total = self.hyperparameters.training_iterations(len(images))
+
+        def loss(batch: Tensor, iteration: int) -> Tensor:
+            return self._loss(self._input(batch), iteration, total)
+
         try:
-            return self._trainer.fit(
-                images, iterations, lambda batch, iteration: self._loss(batch, iteration, total)
-            )
+            return {**self._trainer.fit(images, iterations, loss, before_step=self._before_step)}
         finally:
             self.iteration = self._trainer.iteration
 
@@ -130,7 +151,7 @@ class DistillationDetector(Detector[D]):
         self.network.eval()
         batch = normalise(images, self.device)
         with mixed_precision(self.device):
-            pairs = self.network(batch)
+            pairs = self._pairs(batch)
         return anomaly_map(pairs, self.image_size, self.hyperparameters.sigma)
 
     def image_scores(self, maps: Tensor) -> Tensor:

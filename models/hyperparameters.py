@@ -112,3 +112,20 @@ class Hyperparameters(BaseModel):
             n_images: Number of training images (papers that count epochs need it).
         """
         raise NotImplementedError
+
+    def input_size(self, image_size: int) -> int:
+        """Returns the side of the images that the method wants to be given, in pixels.
+
+        Args:
+            image_size: Side of the maps, and of the images if the method does not care.
+        """
+        return image_size
+
+    def foreign_images(self) -> str | None:
+        """Returns where the method's images of other things come from.
+
+        A folder of images, ``categories`` for the training images of the dataset's other
+        categories (where they are other products, not the anomalies themselves), or ``None`` for
+        a method that uses none or draws its own.
+        """
+        return None

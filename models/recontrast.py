@@ -13,17 +13,23 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anomtune.models.backbones import Backbone, Weights, load_backbone
+from anomtune.models.base import Report
 from anomtune.models.batch_norm import use_partial_norm
 from anomtune.models.distillation import DistillationDetector, DistillationHyperparameters
 from anomtune.models.hyperparameters import Choice, FloatRange
 from anomtune.models.losses import Loss, alpha_schedule, feature_loss
 from anomtune.models.maps import Pair
 from anomtune.models.reverse_distillation import Student
+from anomtune.models.training import mixed_precision, normalise
+
+#: Training images that the diversity of features is measured on.
+_PROBED = 16
 
 EncoderBatchNorm = Literal["train", "eval", "partial"]
 
@@ -40,7 +46,8 @@ def _row(loss: Loss, train_encoder: bool, stop_grad: bool, dual: bool) -> dict[s
 class ReContrastHyperparameters(DistillationHyperparameters):
     """What can be set of `ReContrast`."""
 
-    #: The rows of Table 5. Where nothing is trained, ``stop_grad`` has no effect.
+    #: The rows of Table 5 (where nothing is trained, ``stop_grad`` has no effect), and the recipe
+    #: of the official "stable" scripts for MVTec.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "A": _row("region", False, True, False),
         "B": _row("global", False, True, False),
@@ -50,6 +57,15 @@ class ReContrastHyperparameters(DistillationHyperparameters):
         "E": _row("global", True, True, True),
         "B+": _row("global_hm", False, True, False),
         "full": _row("global_hm", True, True, True),
+        "stable": {
+            "encoder_bn": "partial",
+            "partial_threshold": 5e-4,
+            "adam_eps": 1e-10,
+            "reset_every": 500,
+            "alpha_ramp": 0.2,
+            "drop_last": True,
+            "score": "top1",
+        },
     }
 
     iterations: int = Field(
@@ -105,6 +121,23 @@ class ReContrastHyperparameters(DistillationHyperparameters):
         description="Batch variances up to the smaller of this and the pretrained variance are "
         "replaced by it; for encoder_bn partial alone. Source: official stable scripts; 1e-3 "
         "from appendix E.",
+    )
+    adam_eps: float = Field(
+        default=1e-8,
+        gt=0,
+        description="Epsilon of both AdamW. Source: official code (stable scripts: 1e-10).",
+    )
+    reset_every: int = Field(
+        default=0,
+        ge=0,
+        description="After so many iterations the optimiser of bottleneck and decoder forgets its "
+        "moments, again and again; 0 = never. Source: official stable scripts (500).",
+    )
+    encoder_pause: int = Field(
+        default=100,
+        ge=0,
+        description="For so many iterations after each reset the encoder does not learn. "
+        "Source: official stable scripts.",
     )
     train_encoder: bool = Field(
         default=True, description="Whether the encoder learns. Source: paper, Table 5."
@@ -213,14 +246,52 @@ class ReContrast(DistillationDetector[ReContrastHyperparameters]):
         )
         network.to(self.device).to(memory_format=torch.channels_last)
         optimizers = [
-            torch.optim.AdamW(module.parameters(), lr, weight_decay=1e-5, fused=True)
+            torch.optim.AdamW(
+                module.parameters(), lr, eps=hp.adam_eps, weight_decay=1e-5, fused=True
+            )
             for module, lr, trained in (
                 (network.student, hp.decoder_lr, True),
                 (network.encoder, hp.encoder_lr, hp.train_encoder),
             )
             if trained
         ]
+        self._optimizers = optimizers
         return network, optimizers
+
+    def fit(self, images: Tensor, iterations: int) -> Report:
+        """Trains on; see `DistillationDetector.fit`. Reports ``feature_diversity`` as well."""
+        return {
+            **super().fit(images, iterations),
+            "feature_diversity": self._feature_diversity(images),
+        }
+
+    def _before_step(self, iteration: int) -> None:
+        """Resets as the stable scripts do: a restart that the encoder does not take part in."""
+        every = self.hyperparameters.reset_every
+        if every == 0 or iteration < every:
+            return
+        since = iteration % every
+        if since == 0:
+            self._optimizers[0].state.clear()
+        if since < self.hyperparameters.encoder_pause:
+            # Without a gradient a parameter takes no step, nor does it decay.
+            self.network.encoder.zero_grad(set_to_none=True)
+
+    @torch.inference_mode()
+    def _feature_diversity(self, images: Tensor) -> float:
+        """Returns how much the trained encoder's features differ from point to point.
+
+        The deviation over all points of the second stage, each scaled to length 1, averaged over
+        the channels: 0 if the encoder has collapsed, ``1 / sqrt(C)`` if points look in all
+        directions alike. Source: ReContrast, figure 5b; over which axes is inferred.
+        """
+        self.network.eval()
+        chosen = torch.linspace(0, len(images) - 1, min(len(images), _PROBED)).long()
+        batch = normalise(images[chosen.to(images.device)], self.device)
+        with mixed_precision(self.device):
+            features = self.network.encoder(batch)[1]
+        points = F.normalize(features.float(), dim=1)
+        return float(points.std(dim=(0, 2, 3), correction=0).mean())
 
     def _loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
         hp = self.hyperparameters

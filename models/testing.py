@@ -1,14 +1,19 @@
-"""The contract of a method, as a check that authors of methods run in their own tests."""
+"""The contract of a method, as checks that authors of methods run in their own tests."""
 
 from __future__ import annotations
 
+import gc
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from anomtune.models.base import Detector, Hyperparameters, TrainingDivergedError
+from anomtune.models.base import Detector, Histogram, Hyperparameters, TrainingDivergedError
 
 
 def check_detector(
@@ -32,13 +37,95 @@ def check_detector(
         AssertionError: If a promise is broken; the message says which.
     """
     hp = method.Hyperparameters() if hyperparameters is None else hyperparameters
-    images = _images(7, image_size)
+    images = _images(7, hp.input_size(image_size))
     _check_hyperparameters(method, hp)
     _check_results(_new(method, hp, image_size), images)
-    _check_reproducible(method, hp, images)
-    _check_state(method, hp, images)
+    _check_reproducible(method, hp, images, image_size)
+    _check_state(method, hp, images, image_size)
     if diverging is not None:
         _check_divergence(_new(method, diverging, image_size), images)
+
+
+def check_detects(
+    method: type[Detector[Any]],
+    hyperparameters: Hyperparameters,
+    *,
+    train: Tensor,
+    clean: Tensor,
+    defective: Tensor,
+    image_size: int,
+    foreign: Tensor | None = None,
+) -> None:
+    """Checks that images with an obvious defect score above their clean twins after training.
+
+    Args:
+        method: The detector class.
+        hyperparameters: Settings with which it trains as long as it needs, in seconds.
+        train: Normal images, uint8 ``(N, 3, I, I)``.
+        clean: Normal images that are not among them, ``(M, 3, I, I)``.
+        defective: The same ``M`` images, each with a defect that anybody would see.
+        image_size: Side of the maps in pixels.
+        foreign: Images of other things, see `Detector.foreign`.
+
+    Raises:
+        AssertionError: If a defective image does not score above its twin.
+    """
+    detector = _new(method, hyperparameters, image_size)
+    detector.foreign = foreign
+    detector.fit(train, hyperparameters.training_iterations(len(train)))
+    maps = detector.anomaly_maps(torch.cat([clean, defective]))
+    assert maps.isfinite().all(), "maps are not finite"
+    assert maps.shape[1:] == (image_size, image_size), f"maps have shape {tuple(maps.shape)}"
+    scores = detector.image_scores(maps).cpu()
+    below, above = scores[: len(clean)], scores[len(clean) :]
+    wrong = (above <= below).nonzero().flatten().tolist()
+    assert not wrong, f"defective images {wrong} score no higher than their clean twins"
+
+
+def check_memory(
+    method: type[Detector[Any]],
+    hyperparameters: Hyperparameters,
+    *,
+    image_size: int = 64,
+    fits: int = 50,
+    tolerance: int = 32 * 2**20,
+) -> None:
+    """Checks that a process may train many detectors one after the other, as a worker does.
+
+    Args:
+        method: The detector class.
+        hyperparameters: Settings with a small network.
+        image_size: Side of the maps in pixels.
+        fits: Number of detectors; the first fifth warms up.
+        tolerance: Growth of the process's resident memory that is forgiven, in bytes (allocators
+            keep some).
+
+    Raises:
+        AssertionError: If tensors or resident memory pile up.
+    """
+    images = _images(5, hyperparameters.input_size(image_size))
+    before: tuple[int, int] | None = None
+    for number in range(fits):
+        detector = _new(method, hyperparameters, image_size, seed=number % 3)
+        detector.fit(images, 1)
+        detector.score(images)
+        del detector
+        if number == fits // 5:
+            before = _memory()
+    assert before is not None, "fits must be at least 1"
+    tensors, resident = _memory()
+    assert tensors <= before[0], f"{tensors - before[0]} tensors are left over"
+    grown = resident - before[1]
+    assert grown <= tolerance, f"resident memory grew by {grown / 2**20:.0f} MiB"
+
+
+def _memory() -> tuple[int, int]:
+    """Returns the number of live tensors and, on Linux, the resident memory in bytes."""
+    gc.collect()
+    tensors = sum(isinstance(item, Tensor) for item in gc.get_objects())
+    statm = Path("/proc/self/statm")
+    pages = int(statm.read_text().split()[1]) if statm.exists() else 0
+    return tensors, pages * 4096
 
 
 def _new(
@@ -70,8 +157,11 @@ def _check_results(detector: Detector[Any], images: Tensor) -> None:
     before = images.clone()
     random_state = torch.get_rng_state()
     report = detector.fit(images, 2)
-    assert "loss" in report, "fit reports no loss"
-    assert all(isinstance(value, float) for value in report.values()), "fit reports non-floats"
+    for name, value in report.items():
+        if isinstance(value, Histogram):
+            assert _well_formed(value.edges, value.counts), f"{name} is no histogram"
+        else:
+            assert isinstance(value, float), f"fit reports {name} as {type(value).__name__}"
     assert detector.iteration == 2, "iteration does not count the steps"
     n, size = len(images), detector.image_size
     maps = detector.anomaly_maps(images)
@@ -90,8 +180,14 @@ def _check_results(detector: Detector[Any], images: Tensor) -> None:
     assert torch.equal(torch.get_rng_state(), random_state), "the global random state was used"
 
 
-def _check_reproducible(method: type[Detector[Any]], hp: Hyperparameters, images: Tensor) -> None:
-    size = images.shape[-1]
+def _well_formed(edges: Sequence[float], counts: Sequence[int]) -> bool:
+    ascending = all(low < high for low, high in pairwise(edges))
+    return len(edges) == len(counts) + 1 and ascending and all(map(math.isfinite, edges))
+
+
+def _check_reproducible(
+    method: type[Detector[Any]], hp: Hyperparameters, images: Tensor, size: int
+) -> None:
     once, again, other = (_new(method, hp, size, seed) for seed in (0, 0, 1))
     once.fit(images, 4)
     with torch.random.fork_rng(devices=[]):
@@ -105,8 +201,9 @@ def _check_reproducible(method: type[Detector[Any]], hp: Hyperparameters, images
     assert not torch.equal(once.score(images), other.score(images)), "the seed has no effect"
 
 
-def _check_state(method: type[Detector[Any]], hp: Hyperparameters, images: Tensor) -> None:
-    size = images.shape[-1]
+def _check_state(
+    method: type[Detector[Any]], hp: Hyperparameters, images: Tensor, size: int
+) -> None:
     original, copy = _new(method, hp, size, 0), _new(method, hp, size, 5)
     original.fit(images, 3)
     state = original.state_dict()

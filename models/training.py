@@ -38,18 +38,22 @@ def _imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
 class BatchOrder:
     """Indices of the batches: pass after pass over the images, each in a new random order.
 
-    The last batch of a pass is as small as it comes (``drop_last`` is False in the papers).
+    The last batch of a pass is as small as it comes, unless it is dropped.
 
     Args:
         batch_size: Images per batch; fewer if there are not as many.
         seed: Seed of the order.
         smallest: A last batch with fewer images is filled up from the start of its pass, for
             networks whose batch norm sees a single value per image.
+        drop_last: Leave a last batch with fewer images out, if the pass has a full one.
     """
 
-    def __init__(self, batch_size: int, seed: int, smallest: int = 1) -> None:
+    def __init__(
+        self, batch_size: int, seed: int, smallest: int = 1, *, drop_last: bool = False
+    ) -> None:
         self._batch_size = batch_size
         self._smallest = smallest
+        self._drop_last = drop_last
         self._generator = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.int64)
         self._position = 0
@@ -61,7 +65,9 @@ class BatchOrder:
             n_images: Number of images.
             device: Where the images are; default: the CPU.
         """
-        if len(self._order) != n_images or self._position >= n_images:
+        full = n_images - n_images % self._batch_size
+        end = full if self._drop_last and full > 0 else n_images
+        if len(self._order) != n_images or self._position >= end:
             self._order = torch.randperm(n_images, generator=self._generator)
             self._position = 0
         # Copied once a pass: a copy per batch would make the CPU wait for the GPU.
@@ -112,14 +118,25 @@ class Trainer:
         self.iteration = 0
 
     def fit(
-        self, images: Tensor, iterations: int, loss: Callable[[Tensor, int], Tensor]
+        self,
+        images: Tensor,
+        iterations: int,
+        loss: Callable[[Tensor, int], Tensor],
+        *,
+        before_step: Callable[[int], None] | None = None,
+        after_step: Callable[[int], None] | None = None,
     ) -> dict[str, float]:
         """Does some more optimiser steps.
 
         Args:
             images: All training images, uint8 ``(N, 3, S, S)``.
             iterations: Number of steps.
-            loss: Gives the scalar loss of normalised images ``(B, 3, S, S)`` at an iteration.
+            loss: Gives the scalar loss of uint8 images ``(B, 3, S, S)``, which lie where
+                ``images`` does, at an iteration.
+            before_step: Called with the iteration when the gradients are there and not yet used:
+                the place to clip them or to set a learning rate.
+            after_step: Called with the iteration when the weights have changed: the place for
+                averages that follow them.
 
         Returns:
             The mean ``loss`` of these steps.
@@ -135,14 +152,17 @@ class Trainer:
         means: list[float] = []
         for _ in range(iterations):
             indices = self._order.draw(len(images), images.device)
-            batch = normalise(images[indices], self._device)
             with mixed_precision(self._device):
-                value = loss(batch, self.iteration)
+                value = loss(images[indices], self.iteration)
             for optimizer in self._optimizers:
                 optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
+            if before_step is not None:
+                before_step(self.iteration)
             for optimizer in self._optimizers:
                 optimizer.step()
+            if after_step is not None:
+                after_step(self.iteration)
             losses.append(value.detach())
             self.iteration += 1
             if len(losses) == _CHECK_EVERY:

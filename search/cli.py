@@ -197,16 +197,30 @@ def datasets() -> None:
 @app.command()
 def audit(
     dataset: Annotated[str, typer.Argument(metavar="DATASET")],
-    root: Annotated[Path | None, typer.Argument(metavar="ROOT")] = None,
+    root: Annotated[str | None, typer.Argument(metavar="ROOT", help="Folder or URI.")] = None,
     category: Annotated[str | None, typer.Option(help="Only this category.")] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.csv", help="Write which image plays which part of a split."),
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="Of the manifest: labelled, synthetic or test.")
+    ] = "labelled",
+    fraction: Annotated[float, typer.Option(help="Of the manifest: validation's share.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of the manifest: chooses the split.")] = 0,
 ) -> None:
     """Read every image and mask of a data folder and say what is wrong with it."""
     from anomtune.datasets.audit import inspect
+    from anomtune.datasets.manifest import manifest as list_parts
+    from anomtune.datasets.manifest import write_manifest
     from anomtune.datasets.registry import open_dataset
+    from anomtune.datasets.splits import Validation
 
-    report = inspect(open_dataset(dataset, root), category)
+    source = open_dataset(dataset, root)
+    validation = Validation(protocol, fraction, seed)  # type: ignore[arg-type]
+    report = inspect(source, category)
     table = Table(box=None, pad_edge=False)
-    for column in ("category", "train", "good", "defective", "defect types", "sizes"):
+    for column in ("category", "train", "good", "defective", "defect types", "sizes", "shifted"):
         table.add_column(column, justify="right" if column in {"train", "good"} else "left")
     for row in report.counts:
         sizes = dict.fromkeys(size for size in (row.smallest, row.largest) if size is not None)
@@ -217,16 +231,24 @@ def audit(
             str(row.n_test_anomalous),
             ", ".join(f"{defect} {number}" for defect, number in row.defects),
             " to ".join(f"{height}x{width}" for height, width in sizes),
+            ", ".join(f"{domain} {number}" for domain, number in row.domains),
         )
     out = _console()
     out.print(table)
     for problem in report.problems:
         style = "red" if problem.fatal else "yellow"
-        out.print(str(problem), style=style, highlight=False, markup=False, soft_wrap=True)
+        # A known dataset's categories go by its name; a folder's stand for themselves.
+        place = "" if dataset == "folder" else f"{dataset}/"
+        out.print(f"{place}{problem}", style=style, highlight=False, markup=False, soft_wrap=True)
     fatal = sum(problem.fatal for problem in report.problems)
     out.print(f"{len(report.problems)} problems, {fatal} of them fatal", style="bold")
     if fatal:
         raise typer.Exit(BAD_INPUT)
+    if manifest is not None:
+        names = [row.category for row in report.counts]
+        write_manifest(
+            manifest, [row for name in names for row in list_parts(source, name, validation)]
+        )
 
 
 @app.command()

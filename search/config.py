@@ -27,12 +27,28 @@ class _Section(BaseModel):
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
+class ShiftConfig(_Section):
+    """Corrupted copies of the test images, as shifted domains (see :mod:`anomtune.datasets.shift`).
+
+    They neither train nor validate: confirm runs report them apart.
+    """
+
+    corruptions: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "brightness",
+        "contrast",
+        "defocus_blur",
+        "gaussian_noise",
+    )
+    severity: int = Field(3, ge=1, le=5)
+
+
 class DatasetConfig(_Section):
     """Which images: a registered dataset family, its folder, and its categories (default all)."""
 
     name: str
     root: str | None = None
     categories: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    shift: ShiftConfig | None = None
 
 
 class ValidationConfig(_Section):
@@ -58,10 +74,13 @@ class MethodConfig(_Section):
 
 
 class ConfirmConfig(_Section):
-    """How many configs of each study are confirmed on held-out images. None yet."""
+    """How many configs of each study are confirmed on held-out images, and with which seeds.
+
+    The paper's own config is confirmed beside them; 0 = no confirm.
+    """
 
     top: Annotated[int, Field(ge=0)] = 0
-    seeds: tuple[Seed, ...] = (1, 11, 111)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (1, 11, 111)
 
 
 class ResourcesConfig(_Section):
@@ -95,6 +114,11 @@ class SweepConfig(_Section):
         if not isinstance(methods, dict):
             return methods
         return {name: {} if method is None else method for name, method in methods.items()}
+
+    @field_validator("confirm", mode="before")
+    @classmethod
+    def _number_is_top(cls, confirm: Any) -> Any:
+        return {"top": confirm} if isinstance(confirm, int) else confirm
 
     def to_yaml(self) -> str:
         """Returns the resolved config as a sweep file, its hash in a comment on top."""
@@ -179,10 +203,6 @@ def parse_sweep(data: Mapping[str, Any], origin: str) -> SweepConfig:
         config = SweepConfig.model_validate(data)
     except ValidationError as error:
         raise SweepError(f"{origin}: {explain(error, SweepConfig)}") from None
-    if config.confirm.top:
-        raise SweepError(
-            f"{origin}: confirm.top: this version has no confirm stage yet; set it to 0"
-        )
     return config
 
 

@@ -16,12 +16,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.histogram import metadata as histogram_metadata
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.util.tensor_util import make_tensor_proto
 
-from anomtune.search.records import TrialRecord
+from anomtune.search.records import Rung, TrialRecord
 from anomtune.search.storage import Storage
 from anomtune.search.study import SearchPlan
 
@@ -57,17 +60,18 @@ class CurveWriter:
             self._storage.delete_folder(folder)
             written = 0
             space = self._plans[record.method].space
-            values: dict[str, bool | float | str] = {
+            settings: dict[str, bool | float | str] = {
                 "category": record.category,
                 "method": record.method,
             }
-            values |= {name: _plain(record.params[name]) for name in space}
-            start = summary_v2.hparams_pb(values, trial_id=f"{record.key}/{record.number}")
+            settings |= {name: _plain(record.params[name]) for name in space}
+            start = summary_v2.hparams_pb(settings, trial_id=f"{record.key}/{record.number}")
             events += [_version_event(), Event(wall_time=time.time(), summary=start)]
         for rung in record.curve[written:]:
-            for tag, value in (("validation/auroc", rung.auroc), ("train/loss", rung.loss)):
-                scalar = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
-                events.append(Event(wall_time=time.time(), step=rung.step, summary=scalar))
+            values = [*_scalars(rung), *_histograms(rung)]
+            events.append(
+                Event(wall_time=time.time(), step=rung.step, summary=Summary(value=values))
+            )
         if record.state != "RUNNING":
             events.append(Event(wall_time=time.time(), summary=_session_end(record.state)))
             self._written.pop(record.path, None)
@@ -82,6 +86,30 @@ class CurveWriter:
         for event in events:
             writer.write(event.SerializeToString())
         self._storage.append(f"{folder}/{_EVENT_FILE}", buffer.getvalue())
+
+
+def _scalars(rung: Rung) -> list[Summary.Value]:
+    figures = {"validation/auroc": rung.auroc}
+    if rung.loss is not None:
+        figures["train/loss"] = rung.loss
+    figures |= {f"train/{name}": value for name, value in rung.figures.items()}
+    return [Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]
+
+
+def _histograms(rung: Rung) -> list[Summary.Value]:
+    """Returns the distributions as TensorBoard's own bins: left edge, right edge, count."""
+    values = []
+    for name, histogram in rung.histograms.items():
+        edges = histogram.edges
+        bins = np.array([edges[:-1], edges[1:], histogram.counts], dtype=np.float64).T
+        values.append(
+            Summary.Value(
+                tag=f"train/{name}",
+                metadata=histogram_metadata.create_summary_metadata(None, None),
+                tensor=make_tensor_proto(bins),
+            )
+        )
+    return values
 
 
 def _version_event() -> Event:

@@ -1,7 +1,7 @@
-"""Runs a pool of studies on Ray Tune. Optuna decides, in the pool; Ray Tune only executes.
+"""Runs a sweep on Ray Tune. Optuna decides, in the pool; Ray Tune only executes.
 
-Two thin adapters stand between them: a Searcher that hands out the pool's trials, and a
-Scheduler that answers each result with the pool's verdict. Both forget the pool when Tune
+Two thin adapters stand between them: a Searcher that hands out trials and confirm runs, and a
+Scheduler that answers each result with the pool's verdict. Both forget their work when Tune
 snapshots them: the records are the truth, and every start is a fresh Tuner for what remains.
 """
 
@@ -24,9 +24,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from anomtune.search.config import ResourcesConfig, SweepConfig, SweepError
-from anomtune.search.pool import Pool
-from anomtune.search.records import StudyKey, TrialRecord
-from anomtune.search.trial import TrialActor, TrialResult, TrialSpec
+from anomtune.search.records import AnyRecord, ConfirmRecord, ConfirmResult, TrialRecord
+from anomtune.search.trial import TrialResult, TrialSpec
+from anomtune.search.work import Work
+from anomtune.search.worker import TrialActor
 
 #: How Tune is set up where it has no argument for it.
 _TUNE_ENVIRONMENT = {
@@ -47,16 +48,16 @@ _WORKER_DIED = (
 
 
 class _Adapters:
-    """What the searcher and the scheduler share: the pool, and Tune's names for its trials."""
+    """What the searcher and the scheduler share: the work, and Tune's names for its runs."""
 
-    def __init__(self, pool: Pool, make_spec: Callable[[TrialRecord], TrialSpec]) -> None:
-        self.pool = pool
+    def __init__(self, work: Work, make_spec: Callable[[AnyRecord], TrialSpec]) -> None:
+        self.work = work
         self.make_spec = make_spec
-        self.trials: dict[str, tuple[StudyKey, int]] = {}
+        self.records: dict[str, AnyRecord] = {}
         self.pruned: set[str] = set()
         #: Why Ray gave up on a trial.
         self.reasons: dict[str, str] = {}
-        #: The first failure of the pool itself (storage), which ends the run.
+        #: The first failure of the work itself (storage), which ends the run.
         self.failure: Exception | None = None
 
     @contextmanager
@@ -64,12 +65,12 @@ class _Adapters:
         """Keeps a failure for after the run: Tune would bury it in its own."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - raised again by run_pool
+        except Exception as error:  # noqa: BLE001 - raised again by run_work
             self.failure = self.failure or error
 
 
 class PoolSearcher(Searcher):  # type: ignore[misc]
-    """Gives Ray Tune the trials that a pool starts."""
+    """Gives Ray Tune the trials and confirm runs that are to be started."""
 
     def __init__(self, adapters: _Adapters) -> None:
         super().__init__(metric=None, mode=None)
@@ -87,14 +88,19 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Returns the next trial, ``None`` for not now, ``FINISHED`` for no more."""
         shared = self._adapters
-        if shared.failure is not None or shared.pool.remaining == 0:
+        if shared.failure is not None or shared.work.remaining == 0:
             return str(Searcher.FINISHED)
         suggestion = None
         with shared.guard():
-            record = shared.pool.ask()
+            record = shared.work.ask()
             if record is not None:
-                shared.trials[trial_id] = (record.key, record.number)
-                suggestion = {"trial": shared.make_spec(record).model_dump()}
+                shared.records[trial_id] = record
+                suggestion = {
+                    "spec": shared.make_spec(record).model_dump(),
+                    "confirm": isinstance(record, ConfirmRecord),
+                }
+            elif shared.work.remaining == 0:
+                return str(Searcher.FINISHED)
         return suggestion
 
     def on_trial_complete(
@@ -102,30 +108,41 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
     ) -> None:
         """Ends a trial. The last result, which carried ``done``, is seen here alone."""
         shared = self._adapters
-        if trial_id not in shared.trials or shared.failure is not None:
+        if trial_id not in shared.records or shared.failure is not None:
             return
-        key, number = shared.trials.pop(trial_id)
+        record = shared.records.pop(trial_id)
         with shared.guard():
             if error:
-                reason = shared.reasons.pop(trial_id, "Ray gave no reason")
-                shared.pool.finish(key, number, "FAIL", error=reason)
+                self._fail(record, shared.reasons.pop(trial_id, "Ray gave no reason"))
             elif result is not None and "abort" in result:
                 # The record says RUNNING: when the surroundings are mended, the trial is run.
                 raise SweepError(result["abort"])
             elif result is None or ("error" not in result and "result" not in result):
-                shared.pool.finish(key, number, "FAIL", error="the trial ended without a result")
+                self._fail(record, "the trial ended without a result")
             elif "error" in result:
-                shared.pool.finish(
-                    key, number, "FAIL", error=result["error"], traceback=result["traceback"]
-                )
+                self._fail(record, result["error"], result["traceback"])
+            elif isinstance(record, ConfirmRecord):
+                last = ConfirmResult.model_validate_json(result["result"])
+                shared.work.confirmation.finish(record, last)
             else:
-                last = TrialResult.model_validate_json(result["result"])
-                if last.facts is not None:
-                    shared.pool.report(key, number, last.rung)
-                    shared.pool.finish(key, number, "COMPLETE", facts=last.facts, cost=last.cost)
-                elif trial_id in shared.pruned:
-                    shared.pool.finish(key, number, "PRUNED", cost=last.cost)
-                # Else it was interrupted: its record says RUNNING, and the next start runs it.
+                self._complete(record, result["result"], pruned=trial_id in shared.pruned)
+
+    def _complete(self, record: TrialRecord, result: str, *, pruned: bool) -> None:
+        pool = self._adapters.work.pool
+        last = TrialResult.model_validate_json(result)
+        if last.facts is not None:
+            pool.report(record.key, record.number, last.rung)
+            pool.finish(record.key, record.number, "COMPLETE", facts=last.facts, cost=last.cost)
+        elif pruned:
+            pool.finish(record.key, record.number, "PRUNED", cost=last.cost)
+        # Else it was interrupted: its record says RUNNING, and the next start runs it.
+
+    def _fail(self, record: AnyRecord, error: str, traceback: str | None = None) -> None:
+        work = self._adapters.work
+        if isinstance(record, ConfirmRecord):
+            work.confirmation.finish(record, None, error=error, traceback=traceback)
+        else:
+            work.pool.finish(record.key, record.number, "FAIL", error=error, traceback=traceback)
 
 
 class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
@@ -150,13 +167,14 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Returns whether the trial goes on."""
         shared = self._adapters
-        entry = shared.trials.get(trial.trial_id)
-        if shared.failure is not None or entry is None:
+        record = shared.records.get(trial.trial_id)
+        # A confirm run has one result, its last, which is not asked about.
+        if shared.failure is not None or not isinstance(record, TrialRecord):
             return str(TrialScheduler.STOP)
         goes_on = False
         with shared.guard():
             rung = TrialResult.model_validate_json(result["result"]).rung
-            goes_on = shared.pool.report(*entry, rung)
+            goes_on = shared.work.pool.report(record.key, record.number, rung)
             if not goes_on:
                 shared.pruned.add(trial.trial_id)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
@@ -222,28 +240,28 @@ def concurrency(config: SweepConfig) -> int:
     return slots if config.concurrency == "auto" else min(config.concurrency, slots)
 
 
-def run_pool(
-    pool: Pool,
-    make_spec: Callable[[TrialRecord], TrialSpec],
+def run_work(
+    work: Work,
+    make_spec: Callable[[AnyRecord], TrialSpec],
     resources: dict[str, float],
     max_concurrent: int,
 ) -> None:
-    """Runs what remains of a pool; returns early, with trials left, if it is interrupted.
+    """Runs what remains of a sweep; returns early, with work left, if it is interrupted.
 
     Args:
-        pool: The studies.
-        make_spec: Says what a worker is told of a trial.
+        work: The searches and confirm runs.
+        make_spec: Says what a worker is told of a run.
         resources: What a trial occupies.
         max_concurrent: How many trials run at once.
 
     Raises:
         SweepError: If the sweep directory refuses a record, or data or storage fail on a worker.
     """
-    if pool.remaining == 0:
+    if work.remaining == 0:
         return
     # What Tune says of trials, the records say better.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    adapters = _Adapters(pool, make_spec)
+    adapters = _Adapters(work, make_spec)
     scratch = tempfile.mkdtemp(prefix="anomtune-")
     try:
         with terminate_as_interrupt():
@@ -252,7 +270,7 @@ def run_pool(
                 tune_config=tune.TuneConfig(
                     search_alg=PoolSearcher(adapters),
                     scheduler=PoolScheduler(adapters),
-                    num_samples=pool.remaining,
+                    num_samples=work.remaining,
                     max_concurrent_trials=max_concurrent,
                     reuse_actors=True,
                     trial_dirname_creator=lambda trial: str(trial.trial_id),

@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from anomtune.search.pool import Pool, Study
+from anomtune.search.pool import Study
 from anomtune.search.tables import figure
+from anomtune.search.work import Work
 
 #: Seconds between two lines where the output is a file or a pipe.
 _LINE_EVERY = 15.0
@@ -38,9 +39,9 @@ class Monitor:
         """Prints a line about what is being prepared."""
         self._console.print(text, style="dim", markup=False, highlight=False)
 
-    def running(self, pool: Pool, slots: int) -> None:
-        """Begins to show the pool."""
-        progress = _Progress(pool, slots, self._clock)
+    def running(self, work: Work, slots: int) -> None:
+        """Begins to show the work."""
+        progress = _Progress(work, slots, self._clock)
         self._stop.clear()
         if self._console.is_terminal:
             self._live = Live(
@@ -68,22 +69,25 @@ class Monitor:
 
 
 class _Progress:
-    def __init__(self, pool: Pool, slots: int, clock: Callable[[], float]) -> None:
-        self._pool = pool
+    def __init__(self, work: Work, slots: int, clock: Callable[[], float]) -> None:
+        self._work = work
+        self._pool = work.pool
         self._slots = slots
         self._clock = clock
         self._began = clock()
-        self._before = pool.remaining
+        self._before = work.remaining
 
     def line(self) -> str:
         """Returns the state of the sweep in a line."""
         pool = self._pool
         total = sum(pool.target(study) for study in pool.studies.values())
-        parts = [f"{total - pool.remaining}/{total} trials", f"{pool.running} running"]
+        parts = [f"{total - pool.remaining}/{total} trials", f"{self._work.running} running"]
         pruned = sum(study.finished["PRUNED"] for study in pool.studies.values())
         failed = sum(study.finished["FAIL"] for study in pool.studies.values())
         parts += [f"{pruned} pruned"] if pruned else []
         parts += [f"{failed} failed"] if failed else []
+        confirm = self._work.confirmation.remaining
+        parts += [f"{confirm} to confirm"] if confirm else []
         return ", ".join([*parts, f"{self._elapsed()} gone", self._left()])
 
     def table(self, height: int) -> RenderableType:
@@ -119,11 +123,11 @@ class _Progress:
         return _duration(self._clock() - self._began)
 
     def _left(self) -> str:
-        done = self._before - self._pool.remaining
+        done = self._before - self._work.remaining
         if done < self._slots:
             return "time left: not known yet"
         each = (self._clock() - self._began) / done
-        return f"about {_duration(each * self._pool.remaining)} left"
+        return f"about {_duration(each * self._work.remaining)} left"
 
 
 def _count(number: int) -> str:

@@ -8,7 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,13 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_assignment=True)
 
 
+class HistogramRecord(_Model):
+    """How often the values of a figure fall into bins; see `anomtune.models.base.Histogram`."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
 class Rung(_Model):
     """What a trial reports at one of its evaluation points.
 
@@ -43,14 +50,18 @@ class Rung(_Model):
         auroc: Image AUROC on the validation images, in [0, 1].
         auroc_low: Lower end of its 95 % DeLong interval.
         auroc_high: Upper end.
-        loss: Mean training loss since the rung before.
+        loss: Mean training loss since the rung before; ``None`` for methods without one.
+        figures: What else the method reports, by name.
+        histograms: The same, for figures that are distributions.
     """
 
     step: int
     auroc: float
     auroc_low: float
     auroc_high: float
-    loss: float
+    loss: float | None = None
+    figures: dict[str, float] = {}
+    histograms: dict[str, HistogramRecord] = {}
 
 
 class Facts(_Model):
@@ -125,30 +136,112 @@ class TrialRecord(_Model):
         return f"trials/{self.category}/{self.method}/{self.number:05d}"
 
 
+class DomainFigures(_Model):
+    """How a detector does on the held-out images of one domain.
+
+    Attributes:
+        n_normal: Normal images.
+        n_anomalous: Anomalous images.
+        auroc: Image AUROC; ``None`` if one of the two kinds is missing.
+    """
+
+    n_normal: int
+    n_anomalous: int
+    auroc: float | None
+
+
+class ConfirmResult(_Model):
+    """What a confirm run found."""
+
+    val_auroc: float
+    test: DomainFigures | None
+    shifted: dict[str, DomainFigures]
+    facts: Facts
+    cost: Cost
+
+
+class ConfirmRecord(_Model):
+    """One confirm run: a config of the search, trained with a seed, on held-out images.
+
+    Attributes:
+        number: Of the trial whose config it is.
+        seed: What it was trained with.
+        val_auroc: AUROC on the validation images, by which the winner is chosen.
+        test: Figures on the held-out images of the training images' domain; ``None`` if there
+            are none.
+        shifted: The same for each shifted domain.
+    """
+
+    dataset: str
+    category: str
+    method: str
+    number: int
+    seed: int
+    state: Literal["RUNNING", "COMPLETE", "FAIL"]
+    params: dict[str, Any]
+    split_hash: str
+    val_auroc: float | None = None
+    test: DomainFigures | None = None
+    shifted: dict[str, DomainFigures] = {}
+    facts: Facts | None = None
+    error: str | None = None
+    traceback: str | None = None
+    cost: Cost = Cost()
+
+    @property
+    def key(self) -> StudyKey:
+        """The study that the config belongs to."""
+        return StudyKey(self.category, self.method)
+
+    @property
+    def path(self) -> str:
+        """Where the record lies below the sweep directory, without extension."""
+        return f"confirm/{self.category}/{self.method}/{self.number:05d}-{self.seed}"
+
+
+AnyRecord = TrialRecord | ConfirmRecord
+R = TypeVar("R", TrialRecord, ConfirmRecord)
+
+
 class RecordStore:
     """Writes and reads the records of a sweep directory."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
 
-    def write(self, record: TrialRecord) -> None:
+    def write(self, record: AnyRecord) -> None:
         """Replaces a record; a finished one is flushed to the disk."""
         content = record.model_dump_json(indent=1).encode()
         self.storage.write(f"{record.path}.json", content, durable=record.state != "RUNNING")
 
     def read_all(self) -> dict[StudyKey, list[TrialRecord]]:
-        """Returns every record, by study and in order of number.
+        """Returns the record of every trial, by study and in order of number.
 
         Raises:
             SweepError: If a record cannot be understood; the message names it.
         """
-        studies: dict[StudyKey, list[TrialRecord]] = defaultdict(list)
-        for path in self.storage.list("trials", ".json"):
+        return self._read("trials", TrialRecord)
+
+    def read_confirmed(self) -> dict[StudyKey, list[ConfirmRecord]]:
+        """Returns the record of every confirm run, by study, in order of number and seed.
+
+        Raises:
+            SweepError: If a record cannot be understood; the message names it.
+        """
+        found = self._read("confirm", ConfirmRecord)
+        return {
+            key: sorted(records, key=lambda record: (record.number, record.seed))
+            for key, records in found.items()
+        }
+
+    def _read(self, folder: str, kind: type[R]) -> dict[StudyKey, list[R]]:
+        studies: dict[StudyKey, list[R]] = defaultdict(list)
+        for path in self.storage.list(folder, ".json"):
             content = self.storage.read(path)
             if not content:  # the machine lost power while the trial ran: it is run again
                 continue
             try:
-                record = TrialRecord.model_validate_json(content)
+                record = kind.model_validate_json(content)
             except ValidationError as error:
                 reason = error.errors()[0]["msg"]
                 raise SweepError(

@@ -71,8 +71,16 @@ class SearchPlan:
         return type(self.defaults)(**{**self.defaults.model_dump(), **point})
 
 
-def plan_search(method: str, config: MethodConfig) -> SearchPlan:
+def plan_search(
+    method: str, config: MethodConfig, settings: Mapping[str, Any] | None = None
+) -> SearchPlan:
     """Checks what a sweep file says of a method against the method itself.
+
+    Args:
+        method: Its name.
+        config: What the sweep file says of it.
+        settings: What the papers set on this dataset, for methods that have such hyperparameters;
+            a preset or the sweep file overrides it.
 
     Raises:
         SweepError: Naming the key that is wrong and what would be right.
@@ -97,8 +105,9 @@ def plan_search(method: str, config: MethodConfig) -> SearchPlan:
             names = list(kind.presets) or ["none"]
             raise SweepError(f"{where}.preset: no {config.preset!r}{suggest(config.preset, names)}")
         preset = kind.presets[config.preset]
+    usual = {name: value for name, value in (settings or {}).items() if name in kind.model_fields}
     try:
-        defaults = kind(**{**preset, **config.fixed})
+        defaults = kind(**{**usual, **preset, **config.fixed})
     except ValidationError as error:
         raise SweepError(f"{where}.fixed.{explain(error, kind)}") from None
     space = {

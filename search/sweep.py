@@ -11,8 +11,9 @@ from pathlib import Path
 import pyarrow as pa
 from rich.console import Console
 
-from anomtune.datasets.base import Dataset
-from anomtune.datasets.registry import open_dataset
+from anomtune.datasets.audit import find_missing
+from anomtune.datasets.foreign import list_images
+from anomtune.datasets.remote import is_uri, mask_uri
 from anomtune.datasets.splits import SearchSplit, Validation, load_search_split
 from anomtune.models.hyperparameters import Choice
 from anomtune.models.registry import get_method
@@ -25,14 +26,16 @@ from anomtune.search.config import (
     suggest,
 )
 from anomtune.search.curves import CurveWriter
-from anomtune.search.engine import concurrency, ray_cluster, run_pool, trial_resources
+from anomtune.search.data import open_data
+from anomtune.search.engine import concurrency, ray_cluster, run_work, trial_resources
 from anomtune.search.leaderboard import write_tables
 from anomtune.search.monitor import Monitor
 from anomtune.search.pool import Pool
-from anomtune.search.records import RecordStore, TrialRecord
+from anomtune.search.records import AnyRecord, RecordStore, TrialRecord
 from anomtune.search.storage import DirectoryLock, Storage
 from anomtune.search.study import SearchPlan, plan_search
 from anomtune.search.trial import TrialSpec
+from anomtune.search.work import Confirmation, Work
 
 #: How many notes on one category are shown.
 _SHOWN = 5
@@ -76,27 +79,29 @@ def run_sweep(
     monitor = monitor or Monitor(Console(quiet=True))
     storage = Storage(directory)
     config = resolve(config)
-    plans = {name: plan_search(name, method) for name, method in config.methods.items()}
+    settings = open_data(config.dataset).settings
+    plans = {name: plan_search(name, method, settings) for name, method in config.methods.items()}
     _check_directory(storage, config)
     for plan in plans.values():
         _prepare_method(plan)
     splits = _open_splits(config, monitor)
-    _check_rungs(config, plans, splits)
     # Nothing has been written so far, and nothing will be if the directory has another owner.
     with DirectoryLock(storage):
         _check_directory(storage, config)
         store = RecordStore(storage)
         curves = CurveWriter(storage, plans)
 
-        def save(record: TrialRecord) -> None:
+        def save(record: AnyRecord) -> None:
             # The curve first: should we be killed in between, the trial is run again and its
             # curve is written anew.
-            curves.update(record)
+            if isinstance(record, TrialRecord):
+                curves.update(record)
             store.write(record)
 
         hashes = {category: split.split_hash for category, split in splits.items()}
         pool = Pool(config, plans, hashes, store.read_all(), save)
-        if pool.remaining == 0:
+        work = Work(pool, Confirmation(config, pool, store.read_confirmed(), save))
+        if work.remaining == 0:
             _write_preamble(config, store, splits)
         else:
             monitor.note("starting Ray")
@@ -104,14 +109,14 @@ def run_sweep(
                 slots = concurrency(config)
                 resources = trial_resources(config.resources)
                 _write_preamble(config, store, splits)
-                monitor.running(pool, slots)
+                monitor.running(work, slots)
                 try:
-                    run_pool(pool, _spec_maker(config, storage, resources), resources, slots)
+                    run_work(work, _spec_maker(config, storage, resources), resources, slots)
                 finally:
                     monitor.stopped()
         return Outcome(
             leaderboard=write_tables(config, store),
-            interrupted=pool.remaining > 0,
+            interrupted=work.remaining > 0,
             unusable=tuple(str(key) for key, study in pool.studies.items() if study.best is None),
         )
 
@@ -122,31 +127,45 @@ def resolve(config: SweepConfig) -> SweepConfig:
     Raises:
         SweepError, DataError: If there is no such dataset, folder or category.
     """
-    known = _dataset(config).categories()
+    root = config.dataset.root
+    if root is not None and is_uri(root) and mask_uri(root) != root:
+        # The resolved config is written into the sweep directory, for everybody to read.
+        raise SweepError(
+            f"dataset.root: {mask_uri(root)} carries credentials; take them out and set them in "
+            "the environment"
+        )
+    known = open_data(config.dataset).categories()
     for category in config.dataset.categories or ():
         if category not in known:
             raise SweepError(
                 f"dataset.categories: no category {category!r}{suggest(category, known)}"
             )
-    root = config.dataset.root
     section = config.dataset.model_copy(
         update={
             # Not resolved: a link's name is the category's, and where it leads may change.
-            "root": root and str(Path(root).expanduser().absolute()),
+            "root": root if root is None or is_uri(root) else _absolute(root),
             "categories": config.dataset.categories or known,
         }
     )
     return config.model_copy(update={"dataset": section})
 
 
+def _absolute(root: str) -> str:
+    return str(Path(root).expanduser().absolute())
+
+
 def _prepare_method(plan: SearchPlan) -> None:
-    """Makes sure that the weights of every config of the space can be had, before any trial."""
+    """Makes sure that weights and foreign images of every config can be had, before any trial."""
     detector = get_method(plan.method)
-    detector.prepare(plan.defaults)
+    configs = [plan.defaults]
     for name, item in plan.space.items():
         if isinstance(item, Choice):
-            for value in item.choices:
-                detector.prepare(plan.defaults.model_copy(update={name: value}))
+            configs += [plan.defaults.model_copy(update={name: value}) for value in item.choices]
+    for config in configs:
+        detector.prepare(config)
+        source = config.foreign_images()
+        if source is not None and source != "categories":
+            list_images(Path(source).expanduser())
 
 
 def _check_directory(storage: Storage, config: SweepConfig) -> None:
@@ -159,14 +178,15 @@ def _check_directory(storage: Storage, config: SweepConfig) -> None:
 
 def _open_splits(config: SweepConfig, monitor: Monitor) -> dict[str, SearchSplit]:
     """Decodes the images that are not in this machine's cache yet."""
-    dataset = _dataset(config)
+    dataset = open_data(config.dataset)
     validation = Validation(**config.validation.model_dump())
     splits = {}
     _note_all(config, monitor, [str(problem) for problem in dataset.warnings()])
     for category in config.dataset.categories or ():
         monitor.note(f"reading {config.dataset.name}/{category}")
         split = load_search_split(dataset, category, config.image_size, validation)
-        _note_all(config, monitor, [*split.warnings, *split.dropped])
+        missing = find_missing(dataset, category, dataset.scan(category)[0])
+        _note_all(config, monitor, [*map(str, missing), *split.warnings, *split.dropped])
         splits[category] = split
     return splits
 
@@ -181,19 +201,6 @@ def _note_all(config: SweepConfig, monitor: Monitor, messages: Sequence[str]) ->
         monitor.note(f"note: {len(messages) - _SHOWN} more; all of them: {command}")
 
 
-def _check_rungs(
-    config: SweepConfig, plans: Mapping[str, SearchPlan], splits: Mapping[str, SearchSplit]
-) -> None:
-    for name, plan in plans.items():
-        for category, split in splits.items():
-            iterations = plan.defaults.training_iterations(len(split.train))
-            if iterations < config.rungs:
-                raise SweepError(
-                    f"rungs: {config.rungs} are more than the {iterations} training iterations of "
-                    f"{name} on {category}; ask for fewer rungs or train longer"
-                )
-
-
 def _write_preamble(
     config: SweepConfig, store: RecordStore, splits: Mapping[str, SearchSplit]
 ) -> None:
@@ -205,22 +212,16 @@ def _write_preamble(
         store.write_labels(category, split.validation_labels)
 
 
-def _dataset(config: SweepConfig) -> Dataset:
-    root = config.dataset.root
-    return open_dataset(config.dataset.name, None if root is None else Path(root).expanduser())
-
-
 def _spec_maker(
     config: SweepConfig, storage: Storage, resources: Mapping[str, float]
-) -> Callable[[TrialRecord], TrialSpec]:
+) -> Callable[[AnyRecord], TrialSpec]:
     local = storage.local_root
 
-    def make(record: TrialRecord) -> TrialSpec:
+    def make(record: AnyRecord) -> TrialSpec:
         return TrialSpec(
             directory=storage.location if local is None else str(local),
             record_path=record.path,
-            dataset=config.dataset.name,
-            root=config.dataset.root,
+            dataset=config.dataset,
             category=record.category,
             validation=config.validation,
             split_hash=record.split_hash,

@@ -1,41 +1,33 @@
-"""One trial: train a method on a category rung by rung, and score the validation images.
-
-:func:`run_trial` is the trial itself; :class:`TrialActor` gives it to Ray Tune. An actor is used
-for many trials, so that imports, the CUDA context and the images are paid for once.
-"""
+"""One trial: train a method on a category rung by rung, and score the validation images."""
 
 from __future__ import annotations
 
-import gc
+import math
 import resource
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict
-from ray import tune
 from torch import Tensor
 
 from anomtune.datasets.base import DataError
-from anomtune.datasets.registry import open_dataset
+from anomtune.datasets.foreign import folder_images, other_categories
 from anomtune.datasets.splits import SearchSplit, Validation, load_search_split
-from anomtune.models.hyperparameters import MethodError, TrainingDivergedError
+from anomtune.models.base import Detector, Histogram, Report, TrainingDivergedError
 from anomtune.models.registry import get_method
-from anomtune.search.config import SweepError, ValidationConfig
+from anomtune.search.config import DatasetConfig, ValidationConfig
+from anomtune.search.data import open_data
 from anomtune.search.metrics import auroc
-from anomtune.search.records import Cost, Facts, Rung, npy_bytes
+from anomtune.search.records import Cost, Facts, HistogramRecord, Rung, npy_bytes
 from anomtune.search.storage import Storage
-
-#: Failures of a config that say all in one line; other exceptions bring their traceback.
-_EXPECTED = (MethodError, TrainingDivergedError, torch.OutOfMemoryError)
-#: Failures of the surroundings: no fault of the config, which must not be marked by them.
-_SURROUNDINGS = (DataError, SweepError)
 
 
 class TrialSpec(BaseModel):
@@ -45,8 +37,7 @@ class TrialSpec(BaseModel):
 
     directory: str
     record_path: str
-    dataset: str
-    root: str | None
+    dataset: DatasetConfig
     category: str
     validation: ValidationConfig
     split_hash: str
@@ -67,6 +58,76 @@ class TrialResult(BaseModel):
     facts: Facts | None = None
 
 
+@dataclass(frozen=True)
+class OpenedTrial:
+    """A detector and the images that a search may show it.
+
+    Attributes:
+        detector: Untrained.
+        train: uint8 ``(N, 3, I, I)``.
+        validation: uint8 ``(M, 3, I, I)``.
+        labels: ``(M,)``, 1 = anomalous.
+        iterations: Length of the full training.
+        n_held_out: How many images are held out from the search.
+    """
+
+    detector: Detector[Any]
+    train: Tensor
+    validation: Tensor
+    labels: npt.NDArray[np.int8]
+    iterations: int
+    n_held_out: int
+
+    def facts(self) -> Facts:
+        """Returns what is known of the detector, apart from its scores."""
+        return Facts(
+            n_val_normal=int((self.labels == 0).sum()),
+            n_val_anomalous=int((self.labels == 1).sum()),
+            parameters=sum(p.numel() for p in self.detector.network.parameters()),
+            score_rule=self.detector.score_rule,
+        )
+
+
+def open_trial(spec: TrialSpec) -> OpenedTrial:
+    """Builds the detector and opens its images, on the device that the trial was given.
+
+    Raises:
+        MethodError: If the method cannot be used so.
+        DataError: If the images are not those that the sweep started with.
+    """
+    torch.set_num_threads(spec.threads)
+    device = torch.device("cuda" if spec.gpu > 0 and torch.cuda.is_available() else "cpu")
+    _reset_peak_memory(device)
+    method = get_method(spec.method)
+    hyperparameters = method.Hyperparameters(**spec.params)
+    side = hyperparameters.input_size(spec.image_size)
+    split = _open_split(
+        spec.dataset.model_dump_json(),
+        spec.category,
+        spec.image_size,
+        spec.validation,
+        input_size=side,
+    )
+    if split.split_hash != spec.split_hash:
+        raise DataError(
+            f"{spec.category}: the images under {spec.dataset.root} are not those that the sweep "
+            f"started with; restore them"
+        )
+    detector = method(hyperparameters, image_size=spec.image_size, device=device, seed=spec.seed)
+    foreign = hyperparameters.foreign_images()
+    if foreign is not None:
+        others = _open_foreign(spec.dataset.model_dump_json(), spec.category, foreign, side)
+        detector.foreign = None if others is None else as_images(others, device)
+    return OpenedTrial(
+        detector=detector,
+        train=as_images(split.train, device),
+        validation=as_images(split.validation, device),
+        labels=split.validation_labels,
+        iterations=hyperparameters.training_iterations(len(split.train)),
+        n_held_out=split.n_test_normal + split.n_test_anomalous + split.n_shifted,
+    )
+
+
 def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
     """Trains one config and yields a result at each rung; its scores are kept at the last.
 
@@ -79,117 +140,89 @@ def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
         DataError: If the images are not those that the sweep started with.
         SweepError: If the scores cannot be written.
     """
-    torch.set_num_threads(spec.threads)
-    device = torch.device("cuda" if spec.gpu > 0 and torch.cuda.is_available() else "cpu")
-    _reset_peak_memory(device)
-    split = _open_split(spec.dataset, spec.root, spec.category, spec.image_size, spec.validation)
-    if split.split_hash != spec.split_hash:
-        raise DataError(
-            f"{spec.category}: the images under {spec.root} are not those that the sweep "
-            f"started with; restore them"
-        )
-    method = get_method(spec.method)
-    detector = method(
-        method.Hyperparameters(**spec.params),
-        image_size=spec.image_size,
-        device=device,
-        seed=spec.seed,
-    )
-    train = as_images(split.train, device)
-    validation = as_images(split.validation, device)
-    total = detector.hyperparameters.training_iterations(len(train))
-    if total < spec.rungs:
-        raise MethodError(f"{spec.rungs} rungs, but only {total} iterations of training")
+    trial = open_trial(spec)
+    detector, total = trial.detector, trial.iterations
     cost = Cost()
     for step in range(1, spec.rungs + 1):
         begin = time.perf_counter()
-        # Whole iterations, spread as evenly as they go: rung k ends at round(k T / R).
-        losses = detector.fit(train, round(step * total / spec.rungs) - detector.iteration)
+        # Whole iterations, spread as evenly as they go: rung k ends at floor(k T / R). With fewer
+        # iterations than rungs, some rungs would look at the same network again: left out.
+        iterations = step * total // spec.rungs - detector.iteration
+        if iterations == 0:
+            continue
+        report = detector.fit(trial.train, iterations)
         fitted = time.perf_counter()
-        scores = detector.score(validation).numpy()
+        scores = detector.score(trial.validation).numpy()
         evaluated = time.perf_counter()
         if not np.isfinite(scores).all():
             raise TrainingDivergedError(f"anomaly scores are not finite at rung {step}")
-        area = auroc(split.validation_labels, scores)
+        area = auroc(trial.labels, scores)
         cost = Cost(
             train_seconds=cost.train_seconds + fitted - begin,
             evaluate_seconds=cost.evaluate_seconds + evaluated - fitted,
             image_ms=(evaluated - fitted) / len(scores) * 1e3,
-            peak_memory_bytes=_peak_memory(device),
+            peak_memory_bytes=peak_memory(detector.device),
         )
         rung = Rung(
             step=step,
             auroc=area.value,
             auroc_low=area.low,
             auroc_high=area.high,
-            loss=losses["loss"],
+            **_monitoring(report),
         )
         if step < spec.rungs:
             yield TrialResult(rung=rung, cost=cost)
             continue
         kept = f"{spec.record_path}.npy"
         Storage(spec.directory).write(kept, npy_bytes(scores), durable=True)
-        facts = Facts(
-            n_val_normal=int((split.validation_labels == 0).sum()),
-            n_val_anomalous=int((split.validation_labels == 1).sum()),
-            parameters=sum(p.numel() for p in detector.network.parameters()),
-            score_rule=detector.score_rule,
-        )
-        yield TrialResult(rung=rung, cost=cost, facts=facts)
+        yield TrialResult(rung=rung, cost=cost, facts=trial.facts())
 
 
-class TrialActor(tune.Trainable):  # type: ignore[misc]
-    """Runs trials one after the other for Ray Tune, a rung per ``step``.
-
-    An exception is a result, not the end of the actor: only a dying process is Ray's business.
-    """
-
-    def setup(self, config: dict[str, Any]) -> None:
-        """Begins the first trial."""
-        with suppress(MethodError):
-            get_method(config["trial"]["method"])  # import what it imports
-        # All that stays: the collector need not look through it after each trial.
-        gc.freeze()
-        self._begin(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begins another trial in the same process."""
-        self.cleanup()
-        self._begin(new_config)
-        return True
-
-    def _begin(self, config: dict[str, Any]) -> None:
-        self._results = run_trial(TrialSpec(**config["trial"]))
-
-    def step(self) -> dict[str, Any]:
-        """Trains up to the next rung."""
-        try:
-            result = next(self._results)
-        except _SURROUNDINGS as error:
-            return {"abort": str(error), "done": True}
-        except Exception as error:  # noqa: BLE001 - a failing trial is a record, whatever failed
-            expected = isinstance(error, _EXPECTED)
-            return {
-                "error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:500],
-                "traceback": None if expected else traceback.format_exc()[-4000:],
-                "done": True,
-            }
-        return {"result": result.model_dump_json(), "done": result.facts is not None}
-
-    def cleanup(self) -> None:
-        """Lets go of the trial's memory."""
-        self._results = iter(())
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+def _monitoring(report: Report) -> dict[str, Any]:
+    """Returns what a detector reports as fields of a rung; JSON has no NaN, so it is left out."""
+    figures = {
+        name: value
+        for name, value in report.items()
+        if not isinstance(value, Histogram) and math.isfinite(value)
+    }
+    return {
+        "loss": figures.pop("loss", None),
+        "figures": figures,
+        "histograms": {
+            name: HistogramRecord(edges=value.edges, counts=value.counts)
+            for name, value in report.items()
+            if isinstance(value, Histogram)
+        },
+    }
 
 
 @lru_cache(maxsize=4)
 def _open_split(
-    dataset: str, root: str | None, category: str, image_size: int, validation: ValidationConfig
+    dataset: str,
+    category: str,
+    image_size: int,
+    validation: ValidationConfig,
+    *,
+    input_size: int,
 ) -> SearchSplit:
-    source = open_dataset(dataset, None if root is None else Path(root))
-    return load_search_split(source, category, image_size, Validation(**validation.model_dump()))
+    return load_search_split(
+        open_data(DatasetConfig.model_validate_json(dataset)),
+        category,
+        image_size,
+        Validation(**validation.model_dump()),
+        input_size=input_size,
+    )
+
+
+@lru_cache(maxsize=4)
+def _open_foreign(
+    dataset: str, category: str, source: str, size: int
+) -> npt.NDArray[np.uint8] | None:
+    if source == "categories":
+        return other_categories(
+            open_data(DatasetConfig.model_validate_json(dataset)), category, size
+        )
+    return folder_images(Path(source).expanduser(), size)
 
 
 def as_images(array: Any, device: torch.device) -> Tensor:
@@ -208,7 +241,8 @@ def _reset_peak_memory(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the process's peak so far
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
+    """Returns the peak of GPU memory, on a CPU of the process's resident memory, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

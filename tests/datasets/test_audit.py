@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from anomtune.datasets.audit import audit, inspect
-from anomtune.datasets.base import DataError
+from anomtune.datasets.audit import audit, find_missing, inspect
+from anomtune.datasets.base import DataError, Published, Sample
 from anomtune.datasets.folder import FolderDataset
 from anomtune.datasets.synthetic import SyntheticDataset
 
@@ -85,3 +85,95 @@ def test_magnetic_tile_has_four_empty_masks(real: Callable[[str], Path]) -> None
     assert all(p.key.startswith("ground_truth/uneven/") for p in found.problems)
     (counts,) = found.counts
     assert (counts.n_train, counts.n_test_normal, counts.n_test_anomalous) == (714, 238, 392)
+
+
+class _Counted(FolderDataset):
+    def published(self, category: str) -> Published:
+        return Published(12, 3, 12)
+
+
+def _train(names: str) -> list[Sample]:
+    return [Sample(f"train/good/{name}", "train", "good") for name in names.split()]
+
+
+def _numbers(*numbers: int) -> str:
+    return " ".join(f"{number:03}.png" for number in numbers)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (_numbers(*range(12)), None),
+        (
+            _numbers(0, 1, 2, 4, 5, 6, 7, 8, 10, 11),
+            "10 of 12 training images; missing 003.png, 009.png",
+        ),
+        (_numbers(*range(11)), "11 of 12 training images; missing 011.png"),
+        (_numbers(*range(2, 13)), "11 of 12 training images; missing 001.png"),
+        (_numbers(*range(1, 12)), "11 of 12 training images; missing 000.png or 012.png"),
+        (
+            _numbers(*range(2, 12)),
+            "10 of 12 training images; missing 001.png, 000.png or 012.png",
+        ),
+        (
+            _numbers(0, 7, 8, 9, 10, 11),
+            "6 of 12 training images; missing 001.png, 002.png, 003.png, 004.png, 005.png "
+            "and 1 more",
+        ),
+        (_numbers(0, 1, 2), "3 of 12 training images; the download is not complete"),
+        ("", "0 of 12 training images; the download is not complete"),
+        (_numbers(*range(10), 99), "11 of 12 training images; the download is not complete"),
+        (_numbers(*range(10)) + " 9.bmp", "11 of 12 training images; the download is not complete"),
+        (_numbers(*range(10)) + " x.png", "11 of 12 training images; the download is not complete"),
+        (
+            _numbers(*range(13)),
+            "13 of 12 training images: more than are published; remove what was added",
+        ),
+        (
+            "0.bmp 1.bmp 2.png 4.bmp 5.bmp 6.bmp 7.bmp 8.bmp 9.bmp 10.bmp 11.bmp",
+            "11 of 12 training images; missing 03.bmp",
+        ),
+    ],
+)
+def test_missing_training_images(tree: Path, names: str, message: str | None) -> None:
+    samples = _train(names)
+    samples += [Sample(f"test/good/{i:03}.png", "test", "good") for i in range(3)]
+    samples += [Sample(f"test/dent/{i:03}.png", "test", "dent") for i in range(12)]
+    found = [p.message for p in find_missing(_Counted(tree), "part", samples)]
+    assert found == ([message] if message else [])
+
+
+@pytest.mark.parametrize(
+    ("dent", "scratch", "message"),
+    [
+        (range(6), range(6), None),
+        ((0, 1, 3, 4, 5), range(6), "missing dent/002.png"),
+        ((0, 1, 3, 4), range(6), "missing dent/002.png and 1 more"),
+        (range(1, 6), range(6), "missing dent/000.png"),
+        (range(1, 6), range(1, 6), "the download is not complete"),
+        ((0, 3, 8, 9, 10), range(6), "the download is not complete"),
+        (range(10), (), "missing 010.png, 011.png"),
+    ],
+)
+def test_missing_anomalous_images(
+    tree: Path, dent: Sequence[int], scratch: Sequence[int], message: str | None
+) -> None:
+    samples = _train(_numbers(*range(12)))
+    samples += [Sample(f"test/good/{i:03}.png", "test", "good") for i in range(3)]
+    for kind, numbers in (("dent", dent), ("scratch", scratch)):
+        samples += [Sample(f"test/{kind}/{i:03}.png", "test", kind) for i in numbers]
+    found = [p.message for p in find_missing(_Counted(tree), "part", samples)]
+    count = len(dent) + len(scratch)
+    assert found == ([f"{count} of 12 anomalous test images; {message}"] if message else [])
+
+
+def test_shifted_copies_do_not_count(tree: Path) -> None:
+    samples = _train(_numbers(*range(12)))
+    for domain in ("", "noise-3"):
+        samples += [
+            Sample(f"test/good/{domain}{i:03}.png", "test", "good", None, domain) for i in range(3)
+        ]
+        samples += [
+            Sample(f"test/dent/{domain}{i:03}.png", "test", "dent", None, domain) for i in range(12)
+        ]
+    assert find_missing(_Counted(tree), "part", samples) == []

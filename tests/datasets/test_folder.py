@@ -164,6 +164,76 @@ def test_image_without_mask_is_a_warning_only_where_others_have_one(tree: Path) 
     assert FolderDataset(tree).scan("part")[1] == ()
 
 
+@pytest.mark.parametrize("name", ["Ground_Truth", "ground-truth", "GroundTruth", "masks", "Mask"])
+def test_a_misspelt_mask_folder_does_not_mean_no_masks(tree: Path, name: str) -> None:
+    (tree / "part/ground_truth").rename(tree / "part" / name)
+    assert fatal(tree) == [f"part/{name}: rename to ground_truth"]
+    (tree / "part/ground_truth").mkdir()
+    assert fatal(tree) == [
+        f"part/{name}: move what is in it to ground_truth, which is the folder that is read"
+    ]
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_misspelt_part_is_fatal(tree: Path, part: str) -> None:
+    (tree / "part" / part).rename(tree / "part" / part.upper())
+    assert f"part/{part.upper()}: rename to {part}" in fatal(tree)
+
+
+def test_what_lies_beside_the_parts_is_named(tree: Path, picture: Draw) -> None:
+    save(picture(1), tree / "part/loose.png")
+    (tree / "part/validation").mkdir()
+    (tree / "part/readme.txt").write_text("no image")
+    assert fatal(tree) == []
+    assert warnings(tree) == [
+        "part: 'loose.png' ignored; images belong in train/good and test",
+        "part/validation: ignored; a category has train, test, ground_truth",
+    ]
+    (tree / "part/hole").symlink_to(tree / "absent")
+    assert fatal(tree) == ["part/hole: link to a missing file; fetch it or remove the link"]
+
+
+def test_one_defect_type_without_masks_is_one_warning(tree: Path) -> None:
+    shutil.rmtree(tree / "part/ground_truth/scratch")
+    assert warnings(tree) == [
+        "part/ground_truth/scratch: no such folder; all 4 images of test/scratch are left out of "
+        "pixel metrics: copy their masks again"
+    ]
+    (tree / "part/ground_truth/scratch").mkdir()
+    assert ["scratch: no masks here; all 4" in w for w in warnings(tree)] == [True]
+
+
+def test_normal_images_by_another_name_are_questioned(tree: Path) -> None:
+    (tree / "part/test/good").rename(tree / "part/test/OK")
+    assert warnings(tree) == [
+        "part/ground_truth/OK: no such folder; all 4 images of test/OK are left out of pixel "
+        "metrics: copy their masks again",
+        "part/test/OK: taken for a defect type; if these images are normal, move them to test/good",
+    ]
+
+
+def test_an_empty_folder_of_a_type_is_reported(tree: Path) -> None:
+    (tree / "part/test/hole").mkdir()
+    assert warnings(tree) == [
+        "part/test/hole: no images here; copy them again or remove the folder"
+    ]
+
+
+def test_a_zip_unpacked_into_a_folder_and_one_that_is_not(tree: Path, tmp_path: Path) -> None:
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    (outer / "data.zip").touch()
+    with pytest.raises(DataError, match=r"found 'data\.zip'; unpack it"):
+        FolderDataset(outer).categories()
+    tree.rename(outer / "data")
+    with pytest.raises(DataError, match=r"found data/ inside; set dataset\.root to") as error:
+        FolderDataset(outer).categories()
+    assert one_line(error).endswith(str(outer / "data"))
+    with pytest.raises(DataError, match=r"this lies inside of one; set dataset\.root to") as error:
+        FolderDataset(outer / "data/part/test").categories()
+    assert one_line(error).endswith(str(outer / "data/part"))
+
+
 def test_ambiguous_names_are_fatal(tree: Path, picture: Draw) -> None:
     save(picture(7), tree / "part/test/scratch/000.bmp")
     assert ["shares its name" in m for m in fatal(tree)] == [True]

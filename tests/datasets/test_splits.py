@@ -387,3 +387,99 @@ def test_battery_weld(real: Callable[[str], Path]) -> None:
     search = load_search_split(FolderDataset(root), "battery_weld", 64, Validation())
     assert (len(search.train), len(search.validation)) == (37, 60)
     assert (search.n_test_normal, search.n_test_anomalous) == (14, 47)
+
+
+def test_another_input_size_shows_the_same_damage(tmp_path: Path) -> None:
+    """Methods that work at another size are judged by the same damaged images."""
+    dataset = SyntheticDataset()
+    validation = Validation("synthetic")
+    same, large, small = (
+        load_search_split(dataset, "washer", 64, validation, input_size=side)
+        for side in (None, 96, 32)
+    )
+    assert same.split_hash == large.split_hash == small.split_hash
+    assert same.validation_keys == large.validation_keys == small.validation_keys
+    assert large.validation.shape[1:] == (96, 96, 3)
+    for other in (large, small):
+        assert (other.validation_labels == same.validation_labels).all()
+        side = other.validation.shape[1]
+        for index in np.flatnonzero(same.validation_labels):
+            twin = int(np.flatnonzero(same.validation_labels[:index] == 0)[-1])
+            change = np.abs(other.validation[index].astype(int) - other.validation[twin]).max(2)
+            known = np.abs(same.validation[index].astype(int) - same.validation[twin]).max(2)
+            resized = Image.fromarray(known.astype(np.uint8)).resize((side, side))
+            assert np.corrcoef(np.asarray(resized).ravel(), change.ravel())[0, 1] > 0.8
+            if side > 64:  # at half the size fine damage averages out
+                assert change.max() > known.max() / 2
+
+
+def test_another_input_size_shows_sharp_images() -> None:
+    dataset = SyntheticDataset()
+    direct = load_search_split(dataset, "washer", 96, Validation("synthetic"))
+    other = load_search_split(dataset, "washer", 64, Validation("synthetic"), input_size=96)
+    normal = direct.validation_labels == 0
+    assert (direct.train == other.train).all()
+    assert (direct.validation[normal] == other.validation[normal]).all()
+
+
+def with_domains(train: int, good: int, crack: int) -> Listing:
+    """A category with a shifted domain of its own and a corrupted copy of every test image."""
+    samples, hashes = listing(train, good=good, crack=crack)
+    for sample in [s for s in samples if s.part == "test"]:
+        copy = replace(sample, key=f"{sample.key}@dark", domain="dark", origin=sample.key)
+        samples.append(copy)
+    samples += [Sample(f"sketch/{i}.png", "test", "good", domain="sketch") for i in range(3)]
+    hashes += [store.digest("shifted", s.key) for s in samples[len(hashes) :]]
+    return samples, hashes
+
+
+@pytest.mark.parametrize("protocol", ["labelled", "synthetic", "test"])
+def test_shifted_images_neither_train_nor_validate(protocol: Any) -> None:
+    samples, hashes = with_domains(6, 6, 6)
+    parts = split("c", samples, hashes, Validation(protocol))
+    for side in (parts.train, parts.validation, parts.test):
+        assert not any(samples[i].domain for i in side)
+    assert all(samples[i].domain for i in parts.shifted)
+    assert {samples[i].domain for i in parts.shifted} == {"dark", "sketch"}
+
+
+def test_a_corrupted_copy_is_held_out_only_with_its_original() -> None:
+    samples, hashes = with_domains(6, 6, 6)
+    parts = split("c", samples, hashes, Validation("labelled"))
+    held_out = {samples[i].key for i in parts.test}
+    assert {samples[i].origin for i in parts.shifted if samples[i].origin} == held_out
+    everything = split("c", samples, hashes, Validation("test"))
+    assert len(everything.shifted) == 12 + 3, "as papers do it, marked as such"
+
+
+def test_shifted_domains_leave_the_other_sides_as_they_are() -> None:
+    plain, plain_hashes = listing(6, good=6, crack=6)
+    samples, hashes = with_domains(6, 6, 6)
+    for protocol in ("labelled", "synthetic", "test"):
+        without = split("c", plain, plain_hashes, Validation(protocol))  # type: ignore[arg-type]
+        shifted = split("c", samples, hashes, Validation(protocol))  # type: ignore[arg-type]
+        for side in ("train", "validation", "test"):
+            keys = {plain[i].key for i in getattr(without, side)}
+            assert keys == {samples[i].key for i in getattr(shifted, side)}
+        assert without.split_hash != shifted.split_hash
+
+
+def test_a_shifted_image_may_equal_a_test_image_but_not_a_training_image() -> None:
+    samples, hashes = with_domains(6, 6, 6)
+    copies = {s.origin: i for i, s in enumerate(samples) if s.origin}
+    hashes[copies["test/good/0.png"]] = hashes[0]  # a training image
+    hashes[copies["test/good/1.png"]] = hashes[[s.key for s in samples].index("test/good/1.png")]
+    parts = split("c", samples, hashes, Validation("test"))
+    shifted = {samples[i].key for i in parts.shifted}
+    assert "test/good/0.png@dark" not in shifted
+    assert "test/good/1.png@dark" in shifted
+    assert len(parts.validation) == 12
+    assert [p.key for p in parts.dropped] == ["test/good/0.png@dark"]
+
+
+def test_a_copy_of_a_leaked_image_is_left_out_with_it() -> None:
+    samples, hashes = with_domains(6, 6, 6)
+    hashes[[s.key for s in samples].index("test/crack/0.png")] = hashes[0]  # a training image
+    for protocol in ("labelled", "synthetic", "test"):
+        parts = split("c", samples, hashes, Validation(protocol))  # type: ignore[arg-type]
+        assert "test/crack/0.png" not in {samples[i].origin for i in parts.shifted}

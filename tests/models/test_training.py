@@ -26,6 +26,12 @@ def test_a_last_batch_can_be_filled_up() -> None:
     assert batches[1][1] == batches[0][0]
 
 
+def test_a_last_batch_can_be_dropped_but_never_the_only_one() -> None:
+    order = BatchOrder(4, seed=0, drop_last=True)
+    assert [len(order.draw(10)) for _ in range(5)] == [4] * 5
+    assert len(BatchOrder(4, seed=0, drop_last=True).draw(3)) == 3
+
+
 def test_the_order_goes_on_after_loading() -> None:
     order, copy = BatchOrder(4, seed=0), BatchOrder(4, seed=9)
     order.draw(10)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from anomtune.models.base import Detector
+from anomtune.models.base import Detector, Histogram, Report
 from anomtune.models.hyperparameters import (
     Choice,
     FloatRange,
@@ -27,11 +28,19 @@ class ToyHyperparameters(Hyperparameters):
     colour: Annotated[Literal["red", "green"], Choice(choices=("red", "green"))] = "red"
     iterations: int = 8
     seconds: float = 0.0
-    behaviour: Literal["work", "raise", "diverge", "die", "die_once", "wait"] = "work"
+    behaviour: Literal["work", "raise", "diverge", "die", "die_once", "wait", "fail_later"] = "work"
     marker: str = ""
+    side: int = 0
+    others: str | None = None
 
     def training_iterations(self, n_images: int) -> int:
         return self.iterations
+
+    def input_size(self, image_size: int) -> int:
+        return self.side or image_size
+
+    def foreign_images(self) -> str | None:
+        return self.others
 
 
 class Toy(Detector[ToyHyperparameters]):
@@ -47,7 +56,7 @@ class Toy(Detector[ToyHyperparameters]):
     def score_rule(self) -> str:
         return "max"
 
-    def fit(self, images: Tensor, iterations: int) -> dict[str, float]:
+    def fit(self, images: Tensor, iterations: int) -> Report:
         h = self.hyperparameters
         time.sleep(h.seconds * iterations)
         self.iteration += iterations
@@ -61,14 +70,27 @@ class Toy(Detector[ToyHyperparameters]):
             case "die_once" if not Path(h.marker).exists():
                 Path(h.marker).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "fail_later" if Path(h.marker).exists():
+                raise RuntimeError("this toy is broken by now")
+            case "fail_later" if self.iteration == h.iterations:
+                Path(h.marker).touch()
             case "wait":
                 Path(h.marker).write_text(str(os.getpid()))
                 while not Path(h.marker + ".go").exists():
                     time.sleep(0.02)
-        return {"loss": 1.0 / (1 + self.iteration)}
+        foreign = 0 if self.foreign is None else len(self.foreign)
+        return {
+            "loss": 1.0 / (1 + self.iteration),
+            "foreign": float(foreign),
+            "input_side": float(images.shape[-1]),
+            "nothing": float("nan"),
+            "spread": Histogram((0.0, 0.5, 1.0), (1, self.iteration)),
+        }
 
     def anomaly_maps(self, images: Tensor) -> Tensor:
         maps = images.float().mean(1) / 255
+        if self.input_size != self.image_size:
+            maps = F.interpolate(maps[:, None], self.image_size)[:, 0]
         trained = self.hyperparameters.quality * self.iteration / self.hyperparameters.iterations
         # Noise of the image itself: the same image gets the same score in every process.
         noise = torch.sin(images.float().sum((1, 2, 3)) * 12.9898).abs()

@@ -14,7 +14,7 @@ import pytest
 
 from anomtune.search.config import MethodConfig
 from anomtune.search.curves import CurveWriter
-from anomtune.search.records import Cost, Rung, TrialRecord
+from anomtune.search.records import Cost, HistogramRecord, Rung, TrialRecord
 from anomtune.search.storage import Storage
 from anomtune.search.study import plan_search
 
@@ -30,7 +30,15 @@ def record(number: int, state: str, steps: int) -> TrialRecord:
         seed=0,
         split_hash="x",
         curve=[
-            Rung(step=k, auroc=0.5 + 0.1 * k, auroc_low=0.4, auroc_high=1, loss=1 / k)
+            Rung(
+                step=k,
+                auroc=0.5 + 0.1 * k,
+                auroc_low=0.4,
+                auroc_high=1,
+                loss=1 / k,
+                figures={"diversity": 0.1 * k},
+                histograms={"weight": HistogramRecord(edges=(0, 0.5, 1), counts=(k, 4 - k))},
+            )
             for k in range(1, steps + 1)
         ],
         cost=Cost(),
@@ -124,6 +132,17 @@ def test_scalars_and_hparams_are_served(server):
     assert {session["status"] for session in ended} == {"STATUS_SUCCESS"}
     metrics = {m["name"]["tag"]: m["value"] for m in running["sessions"][0]["metricValues"]}
     assert metrics["validation/auroc"] == pytest.approx(0.6)
+
+
+def test_what_a_method_reports_is_served(server):
+    query = urllib.parse.urlencode({"run": "plate/toy/00000", "tag": "train/diversity"})
+    scalars = server(f"plugin/scalars/scalars?{query}")
+    assert [round(value, 3) for _, _, value in scalars] == [0.1, 0.2, 0.3, 0.4]
+    query = urllib.parse.urlencode({"run": "plate/toy/00000", "tag": "train/weight"})
+    histograms = server(f"plugin/histograms/histograms?{query}")
+    assert [(step, bins) for _, step, bins in histograms] == [
+        (k, [[0, 0.5, k], [0.5, 1, 4 - k]]) for k in range(1, 5)
+    ]
 
 
 def test_a_trial_that_begins_again_leaves_no_double_curve(written):

@@ -191,13 +191,13 @@ def test_data_that_vanishes_is_no_fault_of_the_configs(tmp_path, toy_data, make_
 
     data, away = tmp_path / "data", tmp_path / "away"
     shutil.copytree(toy_data, data)
-    run = sweep.run_pool
+    run = sweep.run_work
 
     def unplugged(*arguments):
         data.rename(away)
         run(*arguments)
 
-    monkeypatch.setattr(sweep, "run_pool", unplugged)
+    monkeypatch.setattr(sweep, "run_work", unplugged)
     config = make_sweep(data, trials=3)
     with pytest.raises(SweepError, match="no such folder"):
         run_sweep(config, tmp_path / "sweep")

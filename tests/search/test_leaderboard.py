@@ -14,6 +14,7 @@ from anomtune.search.monitor import Monitor
 from anomtune.search.records import Cost, Facts, RecordStore, Rung, TrialRecord, npy_bytes
 from anomtune.search.storage import Storage
 from anomtune.search.tables import leaderboard_note, leaderboard_table
+from anomtune.search.work import Confirmation, Work
 
 LABELS = np.repeat([0, 1], 40).astype(np.int8)
 
@@ -125,8 +126,10 @@ def test_the_progress_table_fits_the_terminal(simulation, make_sweep, height):
 
     simulation.categories = tuple(f"category-{index}" for index in range(20))
     ticks = iter(range(0, 10_000, 10))
-    pool = simulation.pool(make_sweep(trials=4))
-    progress = _Progress(pool, 2, lambda: next(ticks))
+    config = make_sweep(trials=4)
+    pool = simulation.pool(config)
+    work = Work(pool, Confirmation(config, pool, {}, lambda record: None))
+    progress = _Progress(work, 2, lambda: next(ticks))
     for _ in range(3):
         record = pool.ask()
     pool.report(record.key, record.number, simulation._rung(record, 4, make_sweep()))
@@ -144,7 +147,9 @@ def test_without_a_terminal_there_are_lines(simulation, make_sweep, monkeypatch,
     monkeypatch.setattr("anomtune.search.monitor._LINE_EVERY", 0.01)
     monitor = Monitor(Console(force_terminal=False, width=200))
     monitor.note("reading plate")
-    monitor.running(simulation.pool(make_sweep(trials=4)), 2)
+    config = make_sweep(trials=4)
+    pool = simulation.pool(config)
+    monitor.running(Work(pool, Confirmation(config, pool, {}, lambda record: None)), 2)
     while "0/8 trials" not in (text := capsys.readouterr().out):
         assert "Traceback" not in text
     monitor.stopped()

@@ -14,11 +14,12 @@ from anomtune.datasets.base import DataError
 from anomtune.datasets.registry import open_dataset
 from anomtune.datasets.splits import SearchSplit, Validation, load_search_split
 from anomtune.models.hyperparameters import MethodError, TrainingDivergedError
-from anomtune.search.config import MethodConfig, ValidationConfig
+from anomtune.search.config import DatasetConfig, MethodConfig, ValidationConfig
 from anomtune.search.records import RecordStore, TrialRecord
 from anomtune.search.storage import Storage
 from anomtune.search.study import plan_search
-from anomtune.search.trial import TrialActor, TrialResult, TrialSpec, run_trial
+from anomtune.search.trial import TrialResult, TrialSpec, run_trial
+from anomtune.search.worker import TrialActor
 
 
 def make_spec(directory: Path, root: Path, category: str, method: str = "toy", **changes):
@@ -28,8 +29,7 @@ def make_spec(directory: Path, root: Path, category: str, method: str = "toy", *
     return split, TrialSpec(
         directory=str(directory),
         record_path=f"trials/{category}/{method}/00000",
-        dataset="folder",
-        root=str(root),
+        dataset=DatasetConfig(name="folder", root=str(root)),
         category=category,
         validation=ValidationConfig(),
         image_size=size,
@@ -43,8 +43,8 @@ def test_rungs_are_spread_evenly_and_scores_are_kept(tmp_path, toy_data):
     split, spec = make_spec(tmp_path, toy_data, "plate", fixed={"iterations": 9, "quality": 0.9})
     results = list(run_trial(spec))
     assert [result.rung.step for result in results] == [1, 2, 3, 4]
-    # The toy's loss is 1 / (1 + iteration): rung k ends at round(9 k / 4).
-    assert [round(1 / result.rung.loss - 1) for result in results] == [2, 4, 7, 9]
+    # The toy's loss is 1 / (1 + iteration): rung k ends at floor(9 k / 4).
+    assert [round(1 / result.rung.loss - 1) for result in results] == [2, 4, 6, 9]
     assert [result.facts is None for result in results] == [True, True, True, False]
     scores = np.load(tmp_path / f"{spec.record_path}.npy", allow_pickle=False)
     assert scores.shape == split.validation_labels.shape
@@ -60,10 +60,36 @@ def test_other_images_than_the_sweep_started_with_fail(tmp_path, toy_data):
         next(run_trial(spec))
 
 
-def test_more_rungs_than_iterations_fail(tmp_path, toy_data):
-    _, spec = make_spec(tmp_path, toy_data, "plate", rungs=16)
-    with pytest.raises(MethodError, match="16 rungs, but only 8 iterations"):
-        next(run_trial(spec))
+def test_rungs_without_an_iteration_of_their_own_are_left_out(tmp_path, toy_data):
+    """A method that learns in one pass is looked at once, at the last rung."""
+    for iterations, steps in ((1, [4]), (3, [2, 3, 4])):
+        _, spec = make_spec(tmp_path, toy_data, "plate", fixed={"iterations": iterations})
+        results = list(run_trial(spec))
+        assert [result.rung.step for result in results] == steps
+        assert results[-1].facts is not None
+
+
+def test_what_a_method_reports_is_kept(tmp_path, toy_data):
+    _, spec = make_spec(tmp_path, toy_data, "plate")
+    rungs = [result.rung for result in run_trial(spec)]
+    assert rungs[0].figures == {"foreign": 0, "input_side": 32}, "without what is no number"
+    assert rungs[3].histograms["spread"].edges == (0, 0.5, 1)
+    assert rungs[3].histograms["spread"].counts == (1, 8)
+
+
+def test_a_method_gets_images_of_the_size_it_wants(tmp_path, toy_data):
+    _, spec = make_spec(tmp_path, toy_data, "plate", fixed={"side": 48, "quality": 1.0})
+    *_, last = run_trial(spec)
+    assert last.rung.figures["input_side"] == 48
+    assert last.facts is not None
+
+
+@pytest.mark.parametrize(("source", "count"), [("categories", 6), ("folder", 12), (None, 0)])
+def test_a_method_gets_the_foreign_images_it_wants(tmp_path, toy_data, source, count):
+    others = str(toy_data / "ring" / "test") if source == "folder" else source
+    _, spec = make_spec(tmp_path, toy_data, "plate", fixed={"others": others})
+    *_, last = run_trial(spec)
+    assert last.rung.figures["foreign"] == count
 
 
 def test_scores_that_are_no_numbers_fail(tmp_path, toy_data, monkeypatch):
@@ -98,13 +124,13 @@ def test_a_trial_cannot_reach_held_out_images(tmp_path, toy_data):
 def test_an_actor_reports_failures_and_lives_on(tmp_path, toy_data):
     actor = TrialActor.__new__(TrialActor)
     _, spec = make_spec(tmp_path, toy_data, "plate", fixed={"behaviour": "raise"})
-    actor.setup({"trial": spec.model_dump()})
+    actor.setup({"confirm": False, "spec": spec.model_dump()})
     failed = actor.step()
     assert failed["done"]
     assert failed["error"] == "RuntimeError: this toy is broken"
     assert "anomtune_toy.py" in failed["traceback"]
     _, spec = make_spec(tmp_path, toy_data, "plate")
-    assert actor.reset_config({"trial": spec.model_dump()})
+    assert actor.reset_config({"confirm": False, "spec": spec.model_dump()})
     results = [actor.step() for _ in range(4)]
     assert [result["done"] for result in results] == [False, False, False, True]
     assert TrialResult.model_validate_json(results[-1]["result"]).facts is not None

@@ -1,0 +1,115 @@
+"""Which configs are confirmed, and which of them wins: decided by validation alone.
+
+The best configs of a study and the paper's own are trained with the seeds of the sweep file. Each
+of these runs opens the held-out images once. The config with the highest mean validation AUROC
+over the seeds wins, whatever the held-out images say.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from anomtune.search.config import ConfirmConfig
+from anomtune.search.records import ConfirmRecord, TrialRecord, best_record, canonical
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """What the confirm runs of one config say together.
+
+    Attributes:
+        number: Of the trial whose config it is.
+        runs: Its completed runs, one per seed.
+    """
+
+    number: int
+    runs: tuple[ConfirmRecord, ...]
+
+    @property
+    def val_auroc(self) -> float:
+        """Mean validation AUROC over the seeds."""
+        return mean(run.val_auroc for run in self.runs if run.val_auroc is not None)
+
+    @property
+    def val_std(self) -> float | None:
+        """Its standard deviation; ``None`` with a single seed."""
+        return _spread(run.val_auroc for run in self.runs)
+
+    @property
+    def test_auroc(self) -> float | None:
+        """Mean AUROC on held-out images of the training images' domain, if there are any."""
+        return _mean(run.test.auroc if run.test else None for run in self.runs)
+
+    @property
+    def test_std(self) -> float | None:
+        """Its standard deviation; ``None`` with a single seed."""
+        return _spread(run.test.auroc if run.test else None for run in self.runs)
+
+    @property
+    def shifted_auroc(self) -> dict[str, float | None]:
+        """Mean AUROC on each shifted domain."""
+        domains = dict.fromkeys(domain for run in self.runs for domain in run.shifted)
+        return {
+            domain: _mean(run.shifted[domain].auroc for run in self.runs if domain in run.shifted)
+            for domain in domains
+        }
+
+
+def to_confirm(records: Iterable[TrialRecord], config: ConfirmConfig) -> list[int]:
+    """Returns the trials whose configs are confirmed: the best different ones, and the paper's.
+
+    Args:
+        records: The trials of a study.
+        config: How many.
+    """
+    completed = [record for record in records if record.value is not None]
+    completed.sort(key=lambda record: (-(record.value or 0), record.number))
+    chosen: dict[str, int] = {}
+    for record in completed:
+        chosen.setdefault(canonical(record.params), record.number)
+    numbers = list(chosen.values())[: config.top]
+    if numbers and any(record.number == 0 for record in completed) and 0 not in numbers:
+        numbers.append(0)
+    return numbers
+
+
+def summarise(runs: Iterable[ConfirmRecord]) -> dict[int, Confirmed]:
+    """Returns the confirmed configs of a study, by number of their trial."""
+    found: dict[int, list[ConfirmRecord]] = defaultdict(list)
+    for run in runs:
+        if run.state == "COMPLETE":
+            found[run.number].append(run)
+    return {number: Confirmed(number, tuple(runs)) for number, runs in found.items()}
+
+
+def choose(
+    records: Sequence[TrialRecord], runs: Iterable[ConfirmRecord]
+) -> tuple[TrialRecord | None, Confirmed | None]:
+    """Returns the trial whose config a study answers with, and what was confirmed of it.
+
+    The highest mean validation AUROC among the confirmed configs; before there are any, the
+    search's best trial.
+
+    Args:
+        records: The trials of the study.
+        runs: Its confirm runs.
+    """
+    by_number = {record.number: record for record in records}
+    confirmed = [c for number, c in summarise(runs).items() if number in by_number]
+    if not confirmed:
+        return best_record(records), None
+    winner = max(confirmed, key=lambda c: (c.val_auroc, -c.number))
+    return by_number[winner.number], winner
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None
+
+
+def _spread(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return stdev(known) if len(known) > 1 else None

@@ -1,0 +1,77 @@
+"""The actor in which Ray Tune runs trials and confirm runs, one after the other.
+
+It is used for many of them, so that imports, the CUDA context and the images are paid for once.
+"""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import torch
+from ray import tune
+
+from anomtune.datasets.base import DataError
+from anomtune.models.hyperparameters import MethodError, TrainingDivergedError
+from anomtune.models.registry import get_method
+from anomtune.search.config import SweepError
+from anomtune.search.held_out import run_confirm
+from anomtune.search.records import ConfirmResult
+from anomtune.search.trial import TrialResult, TrialSpec, run_trial
+
+#: Failures of a config that say all in one line; other exceptions bring their traceback.
+_EXPECTED = (MethodError, TrainingDivergedError, torch.OutOfMemoryError)
+#: Failures of the surroundings: no fault of the config, which must not be marked by them.
+_SURROUNDINGS = (DataError, SweepError)
+
+
+class TrialActor(tune.Trainable):  # type: ignore[misc]
+    """Runs trials for Ray Tune, a rung per ``step``, and confirm runs in a single one.
+
+    An exception is a result, not the end of the actor: only a dying process is Ray's business.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Begins the first trial."""
+        with suppress(MethodError):
+            get_method(config["spec"]["method"])  # import what it imports
+        # All that stays: the collector need not look through it after each trial.
+        gc.freeze()
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begins another trial in the same process."""
+        self.cleanup()
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        spec = TrialSpec(**config["spec"])
+        self._results: Iterator[TrialResult | ConfirmResult] = (
+            run_confirm(spec) if config["confirm"] else run_trial(spec)
+        )
+
+    def step(self) -> dict[str, Any]:
+        """Trains up to the next rung."""
+        try:
+            result = next(self._results)
+        except _SURROUNDINGS as error:
+            return {"abort": str(error), "done": True}
+        except Exception as error:  # noqa: BLE001 - a failing trial is a record, whatever failed
+            expected = isinstance(error, _EXPECTED)
+            return {
+                "error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:500],
+                "traceback": None if expected else traceback.format_exc()[-4000:],
+                "done": True,
+            }
+        return {"result": result.model_dump_json(), "done": result.facts is not None}
+
+    def cleanup(self) -> None:
+        """Lets go of the trial's memory."""
+        self._results = iter(())
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

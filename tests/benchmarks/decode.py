@@ -1,0 +1,157 @@
+"""What opening a category costs, against the loop that everybody writes.
+
+Run ``python tests/benchmarks/decode.py [--images 300] [--side 1024]``. It draws a category as PNG
+and again as JPEG files, reads it with torchvision's ImageFolder and a DataLoader with one process
+per core (which is what every epoch of such a loop costs), opens it cold and warm, and measures
+what eight processes that look at all of its pixels take of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from anomtune.datasets.cache import CategoryArrays, open_category, workers
+from anomtune.datasets.folder import FolderDataset
+
+SIZE = 256
+WORKERS = 8
+
+
+def draw(root: Path, extension: str, count: int, side: int) -> int:
+    """Writes a category of smooth, slightly noisy images; returns its size in bytes."""
+
+    def one(number: int) -> int:
+        rng = np.random.default_rng(number)
+        coarse = rng.integers(40, 216, (side // 32, side // 32, 3), dtype=np.uint8)
+        smooth = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+        noise = rng.normal(0, 1.5, (side, side, 1)).astype(np.float32)
+        image = Image.fromarray(np.clip(np.asarray(smooth) + noise, 0, 255).astype(np.uint8))
+        part = ("train/good", "train/good", "test/good", "test/bad")[number % 4]
+        path = root / "part" / part / f"{number:04}.{extension}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, **({"compress_level": 4} if extension == "png" else {"quality": 90}))
+        return path.stat().st_size
+
+    with ThreadPoolExecutor(workers()) as pool:
+        return sum(pool.map(one, range(count)))
+
+
+def loader_loop(root: Path) -> None:
+    """Reads all images once as people do."""
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    transform = transforms.Compose([transforms.Resize((SIZE, SIZE)), transforms.PILToTensor()])
+    images = ImageFolder(str(root / "part"), transform)
+    for batch, _ in DataLoader(images, batch_size=32, num_workers=workers()):
+        batch.sum()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def look(root: Path, pipe: Connection) -> None:
+    """A worker: says that it is there, then looks at every pixel, then waits to be measured."""
+    pipe.send(True)
+    pipe.recv()
+    arrays = open_category(FolderDataset(root), "part", SIZE)
+    # In pieces: a sum over all at once makes no copy either, but its result is of the same size.
+    pipe.send(sum(int(image.sum()) for image in arrays.images) + int(arrays.masks.sum()))
+    pipe.recv()
+
+
+def memory(pids: Sequence[int | None]) -> tuple[int, int]:
+    """Returns the proportional and the private dirty memory of processes, in bytes."""
+    totals = {"Pss": 0, "Private_Dirty": 0}
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+            name, value = line.split(":")
+            if name in totals:
+                totals[name] += int(value.split()[0]) * 1024
+    return totals["Pss"], totals["Private_Dirty"]
+
+
+def shared_memory(root: Path, arrays: CategoryArrays) -> None:
+    """Prints what eight processes add by mapping a category."""
+    if not Path("/proc/self/smaps_rollup").exists():
+        print("  memory of workers: not measured, this is not Linux")
+        return
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = [], []
+    for _ in range(WORKERS):
+        mine, theirs = context.Pipe()
+        process = context.Process(target=look, args=(root, theirs), daemon=True)
+        process.start()
+        pipes.append(mine)
+        processes.append(process)
+    pids = [process.pid for process in processes]
+    for pipe in pipes:
+        pipe.recv()
+    before = memory(pids)
+    for pipe in pipes:
+        pipe.send(True)
+    assert len({pipe.recv() for pipe in pipes}) == 1
+    after = memory(pids)
+    for pipe, process in zip(pipes, processes, strict=True):
+        pipe.send(True)
+        process.join()
+    copy = arrays.images.nbytes + arrays.masks.nbytes
+    shared, private = (b - a for a, b in zip(before, after, strict=True))
+    print(
+        f"  {WORKERS} workers that read all of it take {shared / 1e6:.0f} MB more "
+        f"({shared / copy:.2f} x the one copy of {copy / 1e6:.0f} MB), "
+        f"{private / WORKERS / 1e6:.1f} MB of it private to each"
+    )
+
+
+def measure(root: Path, extension: str, count: int, side: int) -> None:
+    size = draw(root, extension, count, side)
+    print(
+        f"{count} {extension.upper()} images {side} x {side}, {size / count / 1e6:.2f} MB each",
+        flush=True,  # else the loop's forked processes print it too
+    )
+    time.sleep(0.2)  # Files just written are not trusted to their times.
+    dataset = FolderDataset(root)
+    loop = min(seconds(lambda: loader_loop(root)) for _ in range(2))
+    cold = seconds(lambda: open_category(dataset, "part", SIZE))
+    warm = min(seconds(lambda: open_category(dataset, "part", SIZE)) for _ in range(5))
+    print(f"  ImageFolder + DataLoader, every epoch  {count / loop:7.1f} images/s")
+    print(
+        f"  first opening                          {count / cold:7.1f} images/s "
+        f"({loop / cold:.2f} x the loop)"
+    )
+    print(
+        f"  every later opening                    {warm * 1e3:7.1f} ms "
+        f"({loop / warm:.0f} x faster)"
+    )
+    shared_memory(root, open_category(dataset, "part", SIZE))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--side", type=int, default=1024)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["ANOMTUNE_CACHE"] = f"{scratch}/cache"
+        for extension in ("png", "jpg"):
+            measure(Path(scratch) / extension, extension, options.images, options.side)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""Confirm runs: which configs, when, by whom the winner is chosen, and what survives a kill."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from anomtune.datasets.registry import open_dataset
+from anomtune.datasets.splits import Validation, load_test_split
+from anomtune.models.registry import get_method
+from anomtune.search.config import ConfirmConfig, DatasetConfig, ValidationConfig, parse_sweep
+from anomtune.search.confirm import choose, summarise, to_confirm
+from anomtune.search.held_out import run_confirm
+from anomtune.search.leaderboard import compile_leaderboard
+from anomtune.search.records import (
+    ConfirmRecord,
+    ConfirmResult,
+    Cost,
+    DomainFigures,
+    RecordStore,
+    Rung,
+    TrialRecord,
+)
+from anomtune.search.storage import Storage
+from anomtune.search.sweep import run_sweep
+from anomtune.search.trial import TrialSpec, as_images
+from anomtune.search.work import Confirmation, Work
+
+from .conftest import FACTS, sweep_dict
+
+
+def trial(number: int, value: float | None, **params: float) -> TrialRecord:
+    curve = [] if value is None else [Rung(step=1, auroc=value, auroc_low=0, auroc_high=1)]
+    return TrialRecord(
+        dataset="folder",
+        category="a",
+        method="toy",
+        number=number,
+        state="FAIL" if value is None else "COMPLETE",
+        params=params or {"quality": number / 10},
+        seed=0,
+        split_hash="split",
+        curve=curve,
+    )
+
+
+def confirm_run(number: int, seed: int, value: float, test: float | None = None) -> ConfirmRecord:
+    figures = None if test is None else DomainFigures(n_normal=3, n_anomalous=3, auroc=test)
+    return ConfirmRecord(
+        dataset="folder",
+        category="a",
+        method="toy",
+        number=number,
+        seed=seed,
+        state="COMPLETE",
+        params={"quality": number / 10},
+        split_hash="split",
+        val_auroc=value,
+        test=figures,
+    )
+
+
+def result(value: float) -> ConfirmResult:
+    return ConfirmResult(
+        val_auroc=value,
+        test=DomainFigures(n_normal=3, n_anomalous=3, auroc=1 - value),
+        shifted={},
+        facts=FACTS,
+        cost=Cost(train_seconds=1),
+    )
+
+
+def test_the_best_different_configs_and_the_papers_own_are_confirmed() -> None:
+    records = [
+        trial(0, 0.5),
+        trial(1, 0.9, quality=0.7),
+        trial(2, 0.9, quality=0.7),  # the same config again
+        trial(3, None),
+        trial(4, 0.8),
+        trial(5, 0.7),
+    ]
+    assert to_confirm(records, ConfirmConfig(top=2)) == [1, 4, 0]
+    assert to_confirm(records, ConfirmConfig(top=4)) == [1, 4, 5, 0]
+    assert to_confirm(records, ConfirmConfig(top=9)) == [1, 4, 5, 0]
+    assert to_confirm(records, ConfirmConfig(top=0)) == []
+    assert to_confirm([trial(0, None)], ConfirmConfig(top=2)) == []
+    assert to_confirm([trial(0, None), trial(1, 0.6)], ConfirmConfig(top=2)) == [1]
+
+
+def test_validation_alone_chooses_the_winner() -> None:
+    records = [trial(0, 0.5), trial(1, 0.9), trial(2, 0.8)]
+    runs = [
+        *(confirm_run(1, seed, value, test=0.99) for seed, value in ((1, 0.95), (2, 0.65))),
+        *(confirm_run(2, seed, value, test=0.01) for seed, value in ((1, 0.83), (2, 0.85))),
+        confirm_run(0, 1, 0.5, test=1.0),
+    ]
+    chosen, winner = choose(records, runs)
+    assert chosen is records[2]
+    assert winner is not None
+    assert winner.val_auroc == pytest.approx(0.84)
+    assert winner.val_std == pytest.approx(0.01414, abs=1e-5)
+    assert winner.test_auroc == pytest.approx(0.01)
+    assert choose(records, []) == (records[1], None)
+    assert choose([], []) == (None, None)
+
+
+def test_a_failed_seed_does_not_count() -> None:
+    failed = confirm_run(1, 2, 0.1).model_copy(update={"state": "FAIL", "val_auroc": None})
+    summary = summarise([confirm_run(1, 1, 0.9), failed])
+    assert summary[1].val_auroc == 0.9
+    assert summary[1].val_std is None
+    assert len(summary[1].runs) == 1
+
+
+def sweep(**changes):
+    return parse_sweep(sweep_dict(trials=3, confirm={"top": 2, "seeds": [1, 11]}, **changes), "t")
+
+
+class Store:
+    """Confirm records as a directory keeps them."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, str] = {}
+
+    def save(self, record: ConfirmRecord) -> None:
+        self.kept[record.path] = record.model_dump_json()
+
+    def read(self) -> dict:
+        found: dict = {}
+        for text in self.kept.values():
+            record = ConfirmRecord.model_validate_json(text)
+            found.setdefault(record.key, []).append(record)
+        return found
+
+
+def test_runs_begin_when_their_study_has_ended_and_others_still_search(simulation) -> None:
+    config = sweep()
+    simulation.run(config, events=11)  # dies in the middle of the second study's trials
+    pool = simulation.pool(config)
+    work = Work(pool, Confirmation(config, pool, {}, Store().save))
+    first, second = pool.studies.values()
+    while pool.remaining > 0:
+        record = work.ask()
+        if isinstance(record, ConfirmRecord):
+            break
+        assert record is not None
+        pool.report(record.key, record.number, Rung(step=4, auroc=0.5, auroc_low=0, auroc_high=1))
+        pool.finish(record.key, record.number, "COMPLETE", facts=FACTS, cost=Cost())
+    assert isinstance(record, ConfirmRecord)
+    ended = [s for s in (first, second) if s.finished.total() == 3]
+    assert record.key in [study.key for study in ended]
+    assert pool.remaining > 0, "the other study still searches"
+
+
+def test_every_run_is_made_once_whatever_is_killed(simulation) -> None:
+    config = sweep()
+    simulation.run(config)
+    store, started = Store(), Counter()
+    for _ in range(30):  # each start dies after two runs have been handed out, one of them done
+        pool = simulation.pool(config)
+        confirmation = Confirmation(config, pool, store.read(), store.save)
+        if confirmation.remaining == 0:
+            break
+        done = confirmation.ask()
+        confirmation.finish(done, result(0.5))
+        started[done.path] += 1
+        confirmation.ask()
+    assert confirmation.remaining == 0
+    assert confirmation.ask() is None
+    records = [record for runs in store.read().values() for record in runs]
+    assert {record.state for record in records} == {"COMPLETE"}
+    assert set(started.values()) == {1}, "what is done is not done again"
+    per_study = Counter(record.key for record in records)
+    for study in pool.studies.values():
+        assert per_study[study.key] == 2 * len(to_confirm(study.records.values(), config.confirm))
+
+
+def test_without_confirm_there_is_nothing_to_do(simulation, make_sweep) -> None:
+    config = make_sweep()
+    simulation.run(config)
+    pool = simulation.pool(config)
+    confirmation = Confirmation(config, pool, {}, Store().save)
+    assert confirmation.remaining == 0
+    assert confirmation.ask() is None
+
+
+def make_spec(root, category="plate", **changes) -> TrialSpec:
+    validation = changes.pop("validation", ValidationConfig())
+    split = open_split(root, category, validation)
+    return TrialSpec(
+        directory="/nowhere",
+        record_path="confirm/plate/toy/00000-1",
+        dataset=DatasetConfig(name="folder", root=str(root)),
+        category=category,
+        validation=validation,
+        image_size=32,
+        method="toy",
+        params=get_method("toy").Hyperparameters(quality=0.8, **changes).model_dump(),
+        rungs=4,
+        seed=1,
+        threads=1,
+        gpu=0,
+        split_hash=split,
+    )
+
+
+def open_split(root, category, validation) -> str:
+    from anomtune.datasets.splits import load_search_split
+
+    dataset = open_dataset("folder", root)
+    return load_search_split(
+        dataset, category, 32, Validation(**validation.model_dump())
+    ).split_hash
+
+
+@pytest.mark.parametrize("side", [0, 48])
+def test_a_run_scores_exactly_the_held_out_images(toy_data, side) -> None:
+    (found,) = run_confirm(make_spec(toy_data, side=side))
+    kind = get_method("toy")
+    detector = kind(kind.Hyperparameters(quality=0.8, side=side), image_size=32, seed=1)
+    held_out = load_test_split(
+        open_dataset("folder", toy_data), "plate", 32, Validation(), input_size=side or None
+    )
+    assert held_out.images.shape[1] == (side or 32)
+    assert held_out.masks.shape[1] == 32
+    detector.fit(torch.zeros(1, 3, 8, 8), 8)
+    scores = detector.score(as_images(held_out.images, detector.device))
+    assert found.test.auroc == pytest.approx(roc_auc_score(held_out.labels, scores))
+    assert (found.test.n_normal, found.test.n_anomalous) == (3, 3)
+    assert found.shifted == {}
+    assert found.cost.train_seconds >= 0
+
+
+def test_where_nothing_is_held_out_there_are_no_figures(toy_data) -> None:
+    (found,) = run_confirm(make_spec(toy_data, validation=ValidationConfig(protocol="test")))
+    assert found.test is None
+    assert found.val_auroc > 0
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_sweep_ends_with_confirmed_figures_and_can_ask_for_more(tmp_path, toy_data) -> None:
+    config = parse_sweep(sweep_dict(toy_data, confirm={"top": 1, "seeds": [1, 2]}), "test")
+    board = run_sweep(config, tmp_path).leaderboard
+    assert board.num_rows == 2
+    for row in board.to_pylist():
+        assert row["n_seeds"] == 2
+        assert row["confirmed_auroc_mean"] is not None
+        assert row["optimism_gap"] == pytest.approx(
+            row["confirmed_auroc_mean"] - row["test_auroc_mean"]
+        )
+        assert row["default_test_auroc_mean"] is not None
+        assert row["shifted_auroc"] is None
+    store = RecordStore(Storage(tmp_path))
+    before = {
+        path: (tmp_path / path).read_bytes() for path in store.storage.list("confirm", ".json")
+    }
+    assert len(before) in (4, 6, 8)  # the winner and the default, which may be the same config
+    # The same again does nothing; more configs add theirs and leave the others as they are.
+    run_sweep(config, tmp_path)
+    more = parse_sweep(sweep_dict(toy_data, confirm={"top": 3, "seeds": [1, 2]}), "test")
+    run_sweep(more, tmp_path)
+    after = {
+        path: (tmp_path / path).read_bytes() for path in store.storage.list("confirm", ".json")
+    }
+    assert {path: after[path] for path in before} == before
+    assert len(after) > len(before)
+    again = compile_leaderboard(more, store)
+    assert all(json.loads(row["params"]) for row in again.to_pylist())
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_failing_confirm_run_is_a_record(tmp_path, toy_data, monkeypatch) -> None:
+    """A config that the search could train, and that fails afterwards on the cluster."""
+    marker = tmp_path / "marker"
+    config = parse_sweep(
+        sweep_dict(
+            toy_data,
+            trials=1,
+            dataset={"name": "folder", "root": str(toy_data), "categories": ["plate"]},
+            methods={"toy": {"fixed": {"behaviour": "fail_later", "marker": str(marker)}}},
+            confirm={"top": 1, "seeds": [5]},
+        ),
+        "test",
+    )
+    board = run_sweep(config, tmp_path / "sweep").leaderboard
+    (runs,) = RecordStore(Storage(tmp_path / "sweep")).read_confirmed().values()
+    assert [run.state for run in runs] == ["FAIL"]
+    assert "broken by now" in runs[0].error
+    (row,) = board.to_pylist()
+    assert row["val_auroc"] is not None
+    assert row["test_auroc_mean"] is None
