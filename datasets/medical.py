@@ -93,7 +93,9 @@ class _Tabled(_Medical):
 
 
 class OCT2017(_Medical):
-    """Retinal OCT: ``{train,test}/{CNV,DME,DRUSEN,NORMAL}/*.jpeg`` (METHODS 7.3).
+    """OCT2017 (ZhangLabData v3): retinal OCT, healthy against three diseases (METHODS 7.3).
+
+        {train,test}/{CNV,DME,DRUSEN,NORMAL}/*.jpeg
 
     Trains on the 26,315 training images of NORMAL; the test part has 250 images of each of the
     four classes [per class: recall]. Training images of the other classes are not used and need
@@ -104,6 +106,8 @@ class OCT2017(_Medical):
     expected = "{train,test}/{CNV,DME,DRUSEN,NORMAL}/*.jpeg (OCT2017 of ZhangLabData)"
     _CLASSES = ("CNV", "DME", "DRUSEN", _NORMAL)
     counts = Published(26315, 250, 750)
+    #: ReContrast keeps the encoder's batch norm in eval mode here (METHODS 2.3).
+    settings: Mapping[str, Any] = MappingProxyType({"encoder_bn": "eval"})
 
     def _home_in(self, root: Path) -> Path | None:
         named = any(is_folder(root / part / _NORMAL) for part in ("train", "test"))
@@ -133,7 +137,10 @@ class OCT2017(_Medical):
 
 
 class APTOS2019(_Tabled):
-    """APTOS 2019: ``train.csv`` and ``train_images/*.png``, graded 0 to 4 (METHODS 7.4).
+    """APTOS 2019: fundus photos with a grade of diabetic retinopathy (METHODS 7.4).
+
+        train.csv           columns id_code and diagnosis, 0 to 4
+        train_images/*.png
 
     Grade 0 is normal. The 1,805 normal images are shuffled as ReContrast's preparation does (seed
     1, in the order of the csv file): the first 1,000 train, the other 805 test, and with them all

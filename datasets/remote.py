@@ -29,6 +29,7 @@ _FORMAT = 1
 _STREAMS = 8  # Files fetched at once.
 _CHUNK = 8 << 20  # Bytes of each that are in memory: most images in one request.
 _BATCH = 1024  # Files that are queued at once.
+_SECRET = re.compile(r"key|secret|token|password|credential|signature|^sig$", re.IGNORECASE)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 #: Parameters of a URI that say where, not who.
 _PLAIN = {"endpoint_override", "region", "scheme", "retry_limit_seconds", "project_id"}
@@ -73,6 +74,17 @@ class _Object:
 def is_uri(root: Path | str) -> bool:
     """Whether a root is a URI and not a local path."""
     return isinstance(root, str) and _SCHEME.match(root) is not None
+
+
+def has_secrets(uri: str) -> bool:
+    """Whether a URI carries credentials that do not belong in a file that others read."""
+    scheme, _, rest = uri.partition("://")
+    user = rest.rpartition("@")[0]
+    shown = mask_uri(uri).partition("?")[0]
+    # A user alone is no secret (Azure's containers are named so), but for S3, where it is a key.
+    named = "***" in shown and (scheme == "s3" or ":" in (user or rest))
+    names = (name for name, _ in parse_qsl(rest.partition("?")[2], keep_blank_values=True))
+    return named or any(_SECRET.search(name) for name in names)
 
 
 def mask_uri(uri: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,10 +75,15 @@ class ResNetEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Returns the maps of strides 4, 8 and 16 of normalised images ``(B, 3, S, S)``."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        first = self.layer1(x)
-        second = self.layer2(first)
-        return [first, second, self.layer3(second)]
+        first = self.stage(1, images)
+        second = self.stage(2, first)
+        return [first, second, self.stage(3, second)]
+
+    def stage(self, number: int, x: Tensor) -> Tensor:
+        """Returns the map of stage 1, 2 or 3 of the map before it; stage 1 takes images."""
+        if number == 1:
+            x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return cast(Tensor, (self.layer1, self.layer2, self.layer3)[number - 1](x))
 
 
 class MobileNetV2Encoder(nn.Module):
@@ -100,9 +105,14 @@ class MobileNetV2Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Returns the maps of strides 4, 8 and 16 of normalised images ``(B, 3, S, S)``."""
-        first = self.features[:4](images)
-        second = self.features[4:7](first)
-        return [first, second, self.features[7:](second)]
+        first = self.stage(1, images)
+        second = self.stage(2, first)
+        return [first, second, self.stage(3, second)]
+
+    def stage(self, number: int, x: Tensor) -> Tensor:
+        """Returns the map of stage 1, 2 or 3 of the map before it; stage 1 takes images."""
+        start, end = ((0, 4), (4, 7), (7, 14))[number - 1]
+        return cast(Tensor, self.features[start:end](x))
 
 
 Encoder = ResNetEncoder | MobileNetV2Encoder

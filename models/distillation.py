@@ -59,6 +59,11 @@ class DistillationHyperparameters(Hyperparameters):
         "Source: both papers; range from ReContrast's official scripts.",
     )
 
+    def steps(self, epochs: int, n_images: int) -> int:
+        """Returns the optimiser steps of so many passes over the images."""
+        full, rest = divmod(n_images, self.batch_size)
+        return epochs * (full if self.drop_last and full else full + (rest > 0))
+
 
 D = TypeVar("D", bound=DistillationHyperparameters)
 

@@ -51,5 +51,6 @@ class PatchFeatures(nn.Module):
 
     def _average(self, stage: Tensor) -> Tensor:
         n = self._neighbourhood
-        # Beyond the border there is nothing, so it does not count.
-        return F.avg_pool2d(stage, n, 1, n // 2, count_include_pad=False) if n > 1 else stage
+        # Zeros beyond the border count, as in PatchCore's official code: means of fewer values
+        # would vary more there, and borders would stand out in every map.
+        return F.avg_pool2d(stage, n, 1, n // 2) if n > 1 else stage

@@ -40,8 +40,8 @@ class RD4ADHyperparameters(DistillationHyperparameters):
     )
 
     def training_iterations(self, n_images: int) -> int:
-        """Returns epochs times batches per epoch, the last and smaller one included."""
-        return self.epochs * -(-n_images // self.batch_size)
+        """Returns epochs times batches per epoch."""
+        return self.steps(self.epochs, n_images)
 
 
 class ReverseDistillation(nn.Module):

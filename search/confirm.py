@@ -76,33 +76,57 @@ def to_confirm(records: Iterable[TrialRecord], config: ConfirmConfig) -> list[in
     return numbers
 
 
-def summarise(runs: Iterable[ConfirmRecord]) -> dict[int, Confirmed]:
-    """Returns the confirmed configs of a study, by number of their trial."""
-    found: dict[int, list[ConfirmRecord]] = defaultdict(list)
-    for run in runs:
-        if run.state == "COMPLETE":
-            found[run.number].append(run)
-    return {number: Confirmed(number, tuple(runs)) for number, runs in found.items()}
+def summarise(
+    records: Iterable[TrialRecord], runs: Iterable[ConfirmRecord], config: ConfirmConfig
+) -> dict[int, Confirmed]:
+    """Returns the configs of a study that are confirmed with every seed, by number of their trial.
 
-
-def choose(
-    records: Sequence[TrialRecord], runs: Iterable[ConfirmRecord]
-) -> tuple[TrialRecord | None, Confirmed | None]:
-    """Returns the trial whose config a study answers with, and what was confirmed of it.
-
-    The highest mean validation AUROC among the confirmed configs; before there are any, the
-    search's best trial.
+    A run counts if its config and images are those of the trial of that number.
 
     Args:
         records: The trials of the study.
         runs: Its confirm runs.
+        config: Which seeds there must be.
     """
     by_number = {record.number: record for record in records}
-    confirmed = [c for number, c in summarise(runs).items() if number in by_number]
-    if not confirmed:
+    found: dict[int, dict[int, ConfirmRecord]] = defaultdict(dict)
+    for run in runs:
+        trial = by_number.get(run.number)
+        wanted = run.state == "COMPLETE" and run.seed in config.seeds
+        if wanted and trial is not None and belongs(run, trial):
+            found[run.number][run.seed] = run
+    return {
+        number: Confirmed(number, tuple(seeds.values()))
+        for number, seeds in found.items()
+        if len(seeds) == len(set(config.seeds))
+    }
+
+
+def belongs(run: ConfirmRecord, trial: TrialRecord) -> bool:
+    """Whether a confirm run is of the very config and images of a trial."""
+    return run.params == trial.params and run.split_hash == trial.split_hash
+
+
+def choose(
+    records: Sequence[TrialRecord], runs: Iterable[ConfirmRecord], config: ConfirmConfig
+) -> tuple[TrialRecord | None, Confirmed | None]:
+    """Returns the trial whose config a study answers with, and what was confirmed of it.
+
+    The highest mean validation AUROC among the confirmed configs. Before any of the search's best
+    is confirmed, and if none of them can be, the search's best trial.
+
+    Args:
+        records: The trials of the study.
+        runs: Its confirm runs.
+        config: How many configs are to be confirmed.
+    """
+    wanted = to_confirm(records, config)
+    summary = summarise(records, runs, config)
+    confirmed = [summary[number] for number in wanted if number in summary]
+    if not set(wanted[: config.top]) & summary.keys():
         return best_record(records), None
     winner = max(confirmed, key=lambda c: (c.val_auroc, -c.number))
-    return by_number[winner.number], winner
+    return next(r for r in records if r.number == winner.number), winner
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -17,7 +17,15 @@ from anomtune.models.base import TrainingDivergedError
 from anomtune.search.data import open_data
 from anomtune.search.metrics import auroc
 from anomtune.search.records import ConfirmResult, Cost, DomainFigures
-from anomtune.search.trial import OpenedTrial, TrialSpec, as_images, open_trial, peak_memory
+from anomtune.search.trial import (
+    OpenedTrial,
+    TrialSpec,
+    as_images,
+    check_loss,
+    images_changed,
+    open_trial,
+    peak_memory,
+)
 
 _BATCH = 32
 
@@ -35,10 +43,12 @@ def run_confirm(spec: TrialSpec) -> Iterator[ConfirmResult]:
     """
     trial = open_trial(spec)
     begin = time.perf_counter()
-    trial.detector.fit(trial.train, trial.iterations)
+    check_loss(trial.detector.fit(trial.train, trial.iterations))
     fitted = time.perf_counter()
-    scores = _finite(trial.detector.score(trial.validation).numpy())
+    scores = trial.detector.score(trial.validation).numpy()
     evaluated = time.perf_counter()
+    if not np.isfinite(scores).all():
+        raise TrainingDivergedError("anomaly scores are not finite")
     test, shifted = (None, {}) if trial.n_held_out == 0 else _evaluate(spec, trial)
     yield ConfirmResult(
         val_auroc=auroc(trial.labels, scores).value,
@@ -65,6 +75,8 @@ def _evaluate(
         Validation(**spec.validation.model_dump()),
         input_size=trial.detector.input_size,
     )
+    if held_out.split_hash != spec.split_hash:
+        raise images_changed(spec)
     scores = _score(trial, held_out)
     domains = np.array(held_out.domains)
     figures = {
@@ -77,29 +89,23 @@ def _evaluate(
 def _score(trial: OpenedTrial, held_out: TestSplit) -> npt.NDArray[np.float32]:
     # Batches go to the device one by one: the held-out part may be larger than its memory.
     batches = range(0, len(held_out.images), _BATCH)
-    return _finite(
-        np.concatenate(
-            [
-                trial.detector.score(
-                    as_images(held_out.images[start : start + _BATCH], trial.detector.device)
-                ).numpy()
-                for start in batches
-            ]
-        )
+    return np.concatenate(
+        [
+            trial.detector.score(
+                as_images(held_out.images[start : start + _BATCH], trial.detector.device)
+            ).numpy()
+            for start in batches
+        ]
     )
 
 
 def _figures(labels: npt.NDArray[np.int8], scores: npt.NDArray[np.float32]) -> DomainFigures:
     n_anomalous = int((labels == 1).sum())
     n_normal = len(labels) - n_anomalous
+    # A score that is no number is no reason to fail: held-out images must not decide who wins.
+    measurable = n_normal and n_anomalous and np.isfinite(scores).all()
     return DomainFigures(
         n_normal=n_normal,
         n_anomalous=n_anomalous,
-        auroc=auroc(labels, scores).value if n_normal and n_anomalous else None,
+        auroc=auroc(labels, scores).value if measurable else None,
     )
-
-
-def _finite(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    if not np.isfinite(scores).all():
-        raise TrainingDivergedError("anomaly scores are not finite")
-    return scores

@@ -136,12 +136,12 @@ def compile_leaderboard(
             key = StudyKey(category, method)
             records = studies.get(key, [])
             runs = confirmed.get(key, [])
-            best, winner = choose(records, runs)
+            best, winner = choose(records, runs, config.confirm)
             if best is not None:
                 winners[key] = best
             row = _row(config, key, records, best)
             if winner is not None:
-                row |= _confirmed_figures(winner, summarise(runs).get(0))
+                row |= _confirmed_figures(winner, summarise(records, runs, config.confirm).get(0))
             row["n_test_normal"], row["n_test_anomalous"] = counts.get(category, (None, None))
             categories[category].append(row)
     rows = []

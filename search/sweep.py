@@ -13,7 +13,7 @@ from rich.console import Console
 
 from anomtune.datasets.audit import find_missing
 from anomtune.datasets.foreign import list_images
-from anomtune.datasets.remote import is_uri, mask_uri
+from anomtune.datasets.remote import has_secrets, is_uri, mask_uri
 from anomtune.datasets.splits import SearchSplit, Validation, load_search_split
 from anomtune.models.hyperparameters import Choice
 from anomtune.models.registry import get_method
@@ -83,7 +83,7 @@ def run_sweep(
     plans = {name: plan_search(name, method, settings) for name, method in config.methods.items()}
     _check_directory(storage, config)
     for plan in plans.values():
-        _prepare_method(plan)
+        _prepare_method(plan, config.dataset.root)
     splits = _open_splits(config, monitor)
     # Nothing has been written so far, and nothing will be if the directory has another owner.
     with DirectoryLock(storage):
@@ -128,7 +128,7 @@ def resolve(config: SweepConfig) -> SweepConfig:
         SweepError, DataError: If there is no such dataset, folder or category.
     """
     root = config.dataset.root
-    if root is not None and is_uri(root) and mask_uri(root) != root:
+    if root is not None and is_uri(root) and has_secrets(root):
         # The resolved config is written into the sweep directory, for everybody to read.
         raise SweepError(
             f"dataset.root: {mask_uri(root)} carries credentials; take them out and set them in "
@@ -144,7 +144,7 @@ def resolve(config: SweepConfig) -> SweepConfig:
         update={
             # Not resolved: a link's name is the category's, and where it leads may change.
             "root": root if root is None or is_uri(root) else _absolute(root),
-            "categories": config.dataset.categories or known,
+            "categories": tuple(dict.fromkeys(config.dataset.categories or known)),
         }
     )
     return config.model_copy(update={"dataset": section})
@@ -154,7 +154,21 @@ def _absolute(root: str) -> str:
     return str(Path(root).expanduser().absolute())
 
 
-def _prepare_method(plan: SearchPlan) -> None:
+def _check_foreign(folder: Path, root: str | None) -> None:
+    """Makes sure that a folder of foreign images is one, everywhere, and holds no test image."""
+    if not folder.is_absolute():
+        raise SweepError(f"{folder}: give the folder by its absolute path, for every worker")
+    if root is not None and not is_uri(root):
+        images = Path(root).resolve()
+        if folder.resolve().is_relative_to(images) or images.is_relative_to(folder.resolve()):
+            raise SweepError(
+                f"{folder}: overlaps the dataset in {root}, whose test images nothing may learn "
+                "from; give another folder"
+            )
+    list_images(folder)
+
+
+def _prepare_method(plan: SearchPlan, root: str | None) -> None:
     """Makes sure that weights and foreign images of every config can be had, before any trial."""
     detector = get_method(plan.method)
     configs = [plan.defaults]
@@ -165,7 +179,7 @@ def _prepare_method(plan: SearchPlan) -> None:
         detector.prepare(config)
         source = config.foreign_images()
         if source is not None and source != "categories":
-            list_images(Path(source).expanduser())
+            _check_foreign(Path(source).expanduser(), root)
 
 
 def _check_directory(storage: Storage, config: SweepConfig) -> None:

@@ -15,10 +15,18 @@ def leaderboard_table(board: pa.Table) -> Table:
     table.add_column("category", no_wrap=True)
     table.add_column("rank", justify="right")
     table.add_column("method", no_wrap=True)
-    for title in ("AUROC", "95 % interval", "gain", "trials", "train s", "ms/image", "params"):
+    rows = board.to_pylist()
+    held_out = [
+        (title, column)
+        for title, column in (("held out", "test_auroc_mean"), ("shifted", "shifted_auroc_mean"))
+        if any(row[column] is not None for row in rows)
+    ]
+    for title in ("AUROC", "95 % interval", "gain", *(title for title, _ in held_out)):
+        table.add_column(title, justify="right", no_wrap=True)
+    for title in ("trials", "train s", "ms/image", "params"):
         table.add_column(title, justify="right", no_wrap=True)
     before = None
-    for row in board.to_pylist():
+    for row in rows:
         if before not in (None, row["category"]):
             table.add_section()
         interval = (
@@ -33,6 +41,7 @@ def leaderboard_table(board: pa.Table) -> Table:
             figure(row["val_auroc"]),
             interval,
             "" if row["gain"] is None else f"{row['gain']:+.3f}",
+            *(_spread(row, column) for _, column in held_out),
             _trials(row),
             "" if row["train_seconds"] is None else f"{row['train_seconds']:.1f}",
             "" if row["image_ms"] is None else f"{row['image_ms']:.1f}",
@@ -50,6 +59,11 @@ def leaderboard_note(board: pa.Table) -> str:
     if any(row["tied"] for row in rows):
         note += " = : not to be told apart from the best by a paired test (5 %)."
     return note
+
+
+def _spread(row: dict[str, Any], column: str) -> str:
+    std = row.get(column.replace("_mean", "_std"))
+    return figure(row[column]) + (f" ±{std:.3f}" if std is not None else "")
 
 
 def _trials(row: dict[str, Any]) -> str:

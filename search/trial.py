@@ -21,7 +21,13 @@ from torch import Tensor
 from anomtune.datasets.base import DataError
 from anomtune.datasets.foreign import folder_images, other_categories
 from anomtune.datasets.splits import SearchSplit, Validation, load_search_split
-from anomtune.models.base import Detector, Histogram, Report, TrainingDivergedError
+from anomtune.models.base import (
+    Detector,
+    Histogram,
+    MethodError,
+    Report,
+    TrainingDivergedError,
+)
 from anomtune.models.registry import get_method
 from anomtune.search.config import DatasetConfig, ValidationConfig
 from anomtune.search.data import open_data
@@ -109,23 +115,38 @@ def open_trial(spec: TrialSpec) -> OpenedTrial:
         input_size=side,
     )
     if split.split_hash != spec.split_hash:
-        raise DataError(
-            f"{spec.category}: the images under {spec.dataset.root} are not those that the sweep "
-            f"started with; restore them"
-        )
+        raise images_changed(spec)
     detector = method(hyperparameters, image_size=spec.image_size, device=device, seed=spec.seed)
     foreign = hyperparameters.foreign_images()
     if foreign is not None:
         others = _open_foreign(spec.dataset.model_dump_json(), spec.category, foreign, side)
         detector.foreign = None if others is None else as_images(others, device)
+    iterations = hyperparameters.training_iterations(len(split.train))
+    if iterations < 1:
+        raise MethodError(f"{iterations} iterations of training; set at least one")
     return OpenedTrial(
         detector=detector,
         train=as_images(split.train, device),
         validation=as_images(split.validation, device),
         labels=split.validation_labels,
-        iterations=hyperparameters.training_iterations(len(split.train)),
+        iterations=iterations,
         n_held_out=split.n_test_normal + split.n_test_anomalous + split.n_shifted,
     )
+
+
+def images_changed(spec: TrialSpec) -> DataError:
+    """Returns the error of a category whose images are not those of the sweep any more."""
+    return DataError(
+        f"{spec.category}: the images under {spec.dataset.root} are not those that the sweep "
+        f"started with; restore them"
+    )
+
+
+def check_loss(report: Report) -> None:
+    """Raises TrainingDivergedError if a detector reports a loss that is no number."""
+    loss = report.get("loss")
+    if isinstance(loss, float) and not math.isfinite(loss):
+        raise TrainingDivergedError(f"the loss is {loss}")
 
 
 def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
@@ -151,6 +172,7 @@ def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
         if iterations == 0:
             continue
         report = detector.fit(trial.train, iterations)
+        check_loss(report)
         fitted = time.perf_counter()
         scores = detector.score(trial.validation).numpy()
         evaluated = time.perf_counter()
@@ -191,7 +213,7 @@ def _monitoring(report: Report) -> dict[str, Any]:
         "histograms": {
             name: HistogramRecord(edges=value.edges, counts=value.counts)
             for name, value in report.items()
-            if isinstance(value, Histogram)
+            if isinstance(value, Histogram) and all(map(math.isfinite, value.edges))
         },
     }
 

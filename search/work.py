@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from anomtune.search.config import SweepConfig
-from anomtune.search.confirm import to_confirm
+from anomtune.search.confirm import belongs, to_confirm
 from anomtune.search.pool import Pool, Study
 from anomtune.search.records import (
     AnyRecord,
@@ -97,7 +97,8 @@ class Confirmation:
     def _runs(self, study: Study) -> deque[ConfirmRecord]:
         """Returns the runs that wait, of a study whose search has ended."""
         if study.key not in self._waiting:
-            self._waiting[study.key] = deque(self._new_runs(study))
+            # The progress table asks from a thread of its own: the first answer stays.
+            self._waiting.setdefault(study.key, deque(self._new_runs(study)))
         return self._waiting[study.key]
 
     def _new_runs(self, study: Study) -> Iterator[ConfirmRecord]:
@@ -114,7 +115,11 @@ class Confirmation:
                     split_hash=study.split_hash,
                 )
                 known = self._known.get(record.path)
-                if known is None or known.state == "RUNNING":
+                if (
+                    known is None
+                    or known.state == "RUNNING"
+                    or not belongs(known, study.records[number])
+                ):
                     yield record
 
 

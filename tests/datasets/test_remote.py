@@ -20,7 +20,7 @@ from anomtune.datasets import remote, store
 from anomtune.datasets.base import DataError
 from anomtune.datasets.cache import open_category
 from anomtune.datasets.registry import open_dataset
-from anomtune.datasets.remote import is_uri, local_root, mask_uri
+from anomtune.datasets.remote import has_secrets, is_uri, local_root, mask_uri
 from anomtune.datasets.splits import Validation, load_search_split
 from tests.datasets.conftest import save
 
@@ -463,3 +463,22 @@ def test_every_file_of_a_nested_entry_is_flushed(
     place = store.obtain("nested", "key", build, lambda p: (p / "a/b/deep").read_text())
     assert place == "x"
     assert sorted(flushed) == ["deep", "flat"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "secret"),
+    [
+        ("s3://bucket/folder", False),
+        ("s3://bucket/folder?endpoint_override=localhost%3A9000&scheme=http", False),
+        ("abfs://container@account.dfs.core.windows.net/data", False),
+        ("gs://anonymous@bucket/folder", False),
+        ("hdfs://me@host:8020/data", False),
+        ("s3://key:word@bucket/folder", True),
+        ("s3://KEY:wo/rd@bucket/folder", True),
+        ("s3://key@bucket/folder", True),
+        ("s3://bucket/folder?secret_key=word", True),
+        ("abfs://c@a.dfs.core.windows.net/x?account_key=word", True),
+    ],
+)
+def test_credentials_in_a_uri_are_known(uri: str, secret: bool) -> None:
+    assert has_secrets(uri) == secret

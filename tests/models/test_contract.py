@@ -1,37 +1,17 @@
 from __future__ import annotations
 
 import gc
-import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from anomtune.models.backbones import load_backbone, prepare_weights
+from anomtune.models.backbones import load_backbone
 from anomtune.models.base import MethodError
 from anomtune.models.rd4ad import RD4AD, RD4ADHyperparameters
 from anomtune.models.recontrast import ReContrast, ReContrastHyperparameters
 from anomtune.models.testing import check_detector
-
-SHARED = Path(__file__).parents[3] / "shared" / "weights"
-
-
-@pytest.fixture
-def weights(monkeypatch: pytest.MonkeyPatch) -> str:
-    """``imagenet`` where MobileNetV2's file is at hand, else ``random``."""
-    if "TORCH_HOME" not in os.environ and SHARED.is_dir():
-        monkeypatch.setenv("TORCH_HOME", str(SHARED))
-
-    def no_network(*args: object, **kwargs: object) -> None:
-        raise OSError("no downloads in tests")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    try:
-        prepare_weights("mobilenet_v2", "imagenet")
-    except MethodError:
-        return "random"
-    return "imagenet"
 
 
 @pytest.mark.parametrize("image_size", [64, 32])

@@ -77,6 +77,8 @@ def test_defaults_are_the_papers() -> None:
     rd = RD4ADHyperparameters()
     assert (rd.epochs, rd.lr, rd.batch_size, rd.loss) == (200, 5e-3, 16, "global")
     assert rd.training_iterations(37) == 600
+    assert rd.model_copy(update={"drop_last": True}).training_iterations(37) == 400
+    assert rd.model_copy(update={"drop_last": True}).training_iterations(7) == 200
     rc = ReContrastHyperparameters()
     assert (rc.iterations, rc.decoder_lr, rc.encoder_lr) == (2000, 2e-3, 1e-5)
     assert (rc.alpha_final, rc.alpha_ramp, rc.hm_factor, rc.encoder_bn) == (1, 0.1, 0, "train")

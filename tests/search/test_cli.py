@@ -110,6 +110,11 @@ def nested(keys: str, value: object) -> dict:
         ({"seed": 10**21}, "seed: "),
         ({"seed": -1}, "seed: "),
         (
+            {"methods": {"toy": {"fixed": {"others": "textures"}}}},
+            "textures: give the folder by its absolute path",
+        ),
+        ({"dataset": {"name": "folder", "root": "s3://me:word@b/x"}}, "carries credentials"),
+        (
             {"methods": {"toy": {"fixed": {"others": "/no/such"}}}},
             "/no/such: no such folder; give one that holds images",
         ),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from anomtune.datasets.base import DataError
 from anomtune.datasets.registry import open_dataset
 from anomtune.datasets.splits import Validation, load_test_split
 from anomtune.models.registry import get_method
@@ -29,6 +31,7 @@ from anomtune.search.storage import Storage
 from anomtune.search.sweep import run_sweep
 from anomtune.search.trial import TrialSpec, as_images
 from anomtune.search.work import Confirmation, Work
+from tests.conftest import draw_category
 
 from .conftest import FACTS, sweep_dict
 
@@ -96,24 +99,63 @@ def test_validation_alone_chooses_the_winner() -> None:
     runs = [
         *(confirm_run(1, seed, value, test=0.99) for seed, value in ((1, 0.95), (2, 0.65))),
         *(confirm_run(2, seed, value, test=0.01) for seed, value in ((1, 0.83), (2, 0.85))),
-        confirm_run(0, 1, 0.5, test=1.0),
+        *(confirm_run(0, seed, 0.5, test=1.0) for seed in (1, 2)),
     ]
-    chosen, winner = choose(records, runs)
+    config = ConfirmConfig(top=2, seeds=(1, 2))
+    chosen, winner = choose(records, runs, config)
     assert chosen is records[2]
     assert winner is not None
     assert winner.val_auroc == pytest.approx(0.84)
     assert winner.val_std == pytest.approx(0.01414, abs=1e-5)
     assert winner.test_auroc == pytest.approx(0.01)
-    assert choose(records, []) == (records[1], None)
-    assert choose([], []) == (None, None)
+    assert choose(records, [], config) == (records[1], None)
+    assert choose([], [], config) == (None, None)
 
 
-def test_a_failed_seed_does_not_count() -> None:
+def test_only_configs_with_every_seed_are_compared() -> None:
+    records = [trial(0, 0.5), trial(1, 0.9), trial(2, 0.8)]
+    config = ConfirmConfig(top=2, seeds=(1, 2))
     failed = confirm_run(1, 2, 0.1).model_copy(update={"state": "FAIL", "val_auroc": None})
-    summary = summarise([confirm_run(1, 1, 0.9), failed])
-    assert summary[1].val_auroc == 0.9
-    assert summary[1].val_std is None
-    assert len(summary[1].runs) == 1
+    runs = [confirm_run(1, 1, 0.99), failed, *(confirm_run(2, seed, 0.7) for seed in (1, 2))]
+    assert summarise(records, runs, config).keys() == {2}
+    assert choose(records, runs, config)[0] is records[2]
+
+
+def test_the_papers_config_does_not_win_because_all_others_failed() -> None:
+    records = [trial(0, 0.5), trial(1, 0.9)]
+    failed = [confirm_run(1, s, 0.1).model_copy(update={"state": "FAIL"}) for s in (1, 2)]
+    runs = [*failed, *(confirm_run(0, seed, 0.5) for seed in (1, 2))]
+    assert choose(records, runs, ConfirmConfig(top=1, seeds=(1, 2))) == (records[1], None)
+
+
+def test_old_confirm_runs_do_not_stand_in_the_way_of_a_new_best() -> None:
+    records = [trial(0, 0.5), trial(1, 0.7), trial(2, 0.99)]
+    runs = [confirm_run(1, 1, 0.7)]
+    assert choose(records, runs, ConfirmConfig(top=0, seeds=(1,))) == (records[2], None)
+    assert choose(records, runs, ConfirmConfig(top=1, seeds=(1,))) == (records[2], None)
+
+
+def test_a_run_of_another_config_or_other_images_does_not_count() -> None:
+    records = [trial(0, 0.5), trial(1, 0.7)]
+    config = ConfirmConfig(top=1, seeds=(1,))
+    for change in ({"params": {"quality": 0.9}}, {"split_hash": "other"}):
+        runs = [confirm_run(1, 1, 0.7).model_copy(update=change)]
+        assert choose(records, runs, config) == (records[1], None)
+
+
+def test_a_confirm_run_of_another_config_is_made_again(simulation) -> None:
+    config = sweep()
+    simulation.run(config)
+    pool, store = simulation.pool(config), Store()
+    confirmation = Confirmation(config, pool, {}, store.save)
+    while record := confirmation.ask():
+        confirmation.finish(record, result(0.5))
+    changed = {
+        key: [run.model_copy(update={"params": {"quality": 0.123}}) for run in runs]
+        for key, runs in store.read().items()
+    }
+    assert Confirmation(config, pool, store.read(), store.save).remaining == 0
+    assert Confirmation(config, pool, changed, store.save).remaining == len(store.kept)
 
 
 def sweep(**changes):
@@ -233,6 +275,31 @@ def test_a_run_scores_exactly_the_held_out_images(toy_data, side) -> None:
     assert (found.test.n_normal, found.test.n_anomalous) == (3, 3)
     assert found.shifted == {}
     assert found.cost.train_seconds >= 0
+
+
+def test_images_that_changed_after_the_split_are_not_opened(tmp_path, toy_data) -> None:
+    """Added images move others from validation to the held-out side."""
+    root = shutil.copytree(toy_data, tmp_path / "data")
+    spec = make_spec(root)
+    list(run_confirm(spec))
+    draw_category(root / "plate", train=6, good=9, bad=9, seed=5)
+    with pytest.raises(DataError, match="not those that the sweep started with"):
+        list(run_confirm(spec))
+
+
+def test_held_out_scores_that_are_no_numbers_fail_nothing(toy_data, monkeypatch) -> None:
+    spec = make_spec(toy_data)
+    calls = []
+
+    def scores(self, maps):
+        calls.append(len(maps))
+        fill = 0.5 if len(calls) == 1 else float("nan")
+        return torch.full((len(maps),), fill)
+
+    monkeypatch.setattr("anomtune_toy.Toy.image_scores", scores)
+    (found,) = run_confirm(spec)
+    assert found.val_auroc == 0.5
+    assert found.test.auroc is None
 
 
 def test_where_nothing_is_held_out_there_are_no_figures(toy_data) -> None:

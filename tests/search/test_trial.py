@@ -77,6 +77,13 @@ def test_what_a_method_reports_is_kept(tmp_path, toy_data):
     assert rungs[3].histograms["spread"].counts == (1, 8)
 
 
+def test_a_loss_that_is_no_number_fails(tmp_path, toy_data, monkeypatch):
+    _, spec = make_spec(tmp_path, toy_data, "plate")
+    monkeypatch.setattr("anomtune_toy.Toy.fit", lambda *_: {"loss": float("nan")})
+    with pytest.raises(TrainingDivergedError, match="the loss is nan"):
+        next(run_trial(spec))
+
+
 def test_a_method_gets_images_of_the_size_it_wants(tmp_path, toy_data):
     _, spec = make_spec(tmp_path, toy_data, "plate", fixed={"side": 48, "quality": 1.0})
     *_, last = run_trial(spec)

@@ -1,0 +1,177 @@
+"""A small set of points that covers many: greedy k-center selection.
+
+PatchCore (Roth et al., CVPR 2022, algorithm 1) keeps the patches that such a selection picks: each
+time the point farthest from all picked ones, seen through a random projection. Written down as it
+is told, that is one pass over all points per pick. Here one pass serves a hundred picks and more,
+and they are the same picks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Farthest points among which the next picks are sought: many give many picks per pass over all
+#: points, few give a small table of distances.
+_CANDIDATES = 1024
+#: Numbers in one block of a distance matrix: 16 MB, which stays in a CPU's caches.
+_BLOCK = 1 << 22
+
+
+def random_projection(inputs: int, outputs: int, generator: torch.Generator) -> Tensor:
+    """Returns a matrix ``(inputs, outputs)`` that about keeps the distances of row vectors.
+
+    Its entries are normal with variance ``1 / outputs``, so that squared distances keep their
+    mean; their relative deviation is ``sqrt(2 / outputs)`` (Johnson and Lindenstrauss, 1984).
+
+    Args:
+        inputs: Length of the vectors.
+        outputs: Length of their projections.
+        generator: Where the random numbers come from; on the CPU.
+    """
+    return torch.randn(inputs, outputs, generator=generator).div_(outputs**0.5)
+
+
+@torch.no_grad()
+def greedy_coreset(points: Tensor, size: int, first: int = 0) -> tuple[Tensor, float]:
+    """Picks points one by one, each time the one farthest from those picked so far.
+
+    The radius is at most twice that of the best choice of as many points (Gonzalez, 1985).
+
+    No pick is approximate. A round takes the candidates that are farthest away and picks among
+    them alone, for as long as the farthest candidate is at least as far as every other point was
+    at the start of the round: distances only shrink, so nothing else can be farther. Then one
+    matrix product brings the distances of all points up to date.
+
+    Args:
+        points: Points ``(N, D)``, N > 0. Distances come from products, so points that lie far
+            from the origin should be centred.
+        size: Number of picks. Fewer are returned if all points coincide with picked ones before.
+        first: Index of the first pick.
+
+    Returns:
+        Indices ``(<= size,)`` in the order of picking, without repetition, and the covering
+        radius: the largest distance of a point to its nearest pick.
+    """
+    # Half of a squared distance is |a|^2 / 2 + |b|^2 / 2 - ab: one fused product.
+    half_norms = points.square().sum(1).div_(2)
+    nearest = torch.full_like(half_norms, torch.inf)
+    new = torch.tensor([first], device=points.device)
+    picks = [new]
+    missing = size - 1
+    while True:
+        _approach(nearest, points, half_norms, new)
+        nearest[new] = -torch.inf  # a rounding error away from zero: never again
+        if missing <= 0:
+            break
+        distances, candidates = nearest.topk(min(_CANDIDATES, len(points)))
+        places = _pick_among(points[candidates], distances, missing)
+        if not places:
+            break
+        new = candidates[torch.tensor(places, device=points.device)]
+        picks.append(new)
+        missing -= len(places)
+    return torch.cat(picks), float(nearest.amax().clamp_min(0).mul(2).sqrt())
+
+
+def _approach(nearest: Tensor, points: Tensor, half_norms: Tensor, new: Tensor) -> None:
+    """Brings half squared distances ``(N,)`` to the nearest pick up to date with new picks."""
+    centres, centre_norms = points[new], half_norms[new]
+    rows = max(1, _BLOCK // len(new))
+    for start in range(0, len(points), rows):
+        block = slice(start, start + rows)
+        distances = torch.addmm(centre_norms, points[block], centres.T, alpha=-1).amin(1)
+        distances += half_norms[block]
+        nearest[block] = torch.minimum(nearest[block], distances)
+
+
+def _pick_among(candidates: Tensor, distances: Tensor, limit: int) -> list[int]:
+    """Returns which candidates, in this order, are the next picks among all points.
+
+    Args:
+        candidates: Points ``(M, D)``.
+        distances: Their half squared distances ``(M,)`` to the picks, descending; no other point
+            is farther than the last.
+        limit: Most picks to return.
+    """
+    half_norms = candidates.square().sum(1).div_(2)
+    mutual = torch.addmm(half_norms, candidates, candidates.T, alpha=-1).add_(half_norms[:, None])
+    # Hundreds of tiny steps that wait for each other: numpy on the CPU is quickest at those.
+    table, left = mutual.cpu().numpy(), distances.cpu().numpy().copy()
+    threshold = max(float(left[-1]), 0.0)
+    picks: list[int] = []
+    while len(picks) < limit:
+        place = int(left.argmax())
+        if left[place] < threshold or left[place] <= 0:
+            break
+        picks.append(place)
+        np.minimum(left, table[place], out=left)
+        left[place] = -np.inf
+    return picks
+
+
+class CoresetBuilder:
+    """Selects a coreset of points that come in batches, in memory that does not grow with them.
+
+    As long as all points fit into ``capacity`` the result is that of `greedy_coreset` on all of
+    them. Else points are gathered until there is no room, thinned to ``size`` by the same greedy
+    selection, and gathered on: a coreset of coresets. Its radius is at most the sum of the radii
+    of the rounds and in practice near the largest of them.
+
+    Args:
+        size: Number of points to select; below ``capacity`` unless all points fit.
+        capacity: Most points to hold.
+        projected: Distances are taken between random projections of this length if the points
+            are longer.
+        generator: Where projection and first picks come from; on the CPU.
+    """
+
+    def __init__(
+        self, size: int, capacity: int, projected: int, generator: torch.Generator
+    ) -> None:
+        self._size = size
+        self._capacity = capacity
+        self._projected = projected
+        self._generator = generator
+        self._held: Tensor | None = None
+        self._projection: Tensor | None = None
+        self._count = 0
+        self._radius = 0.0
+
+    def add(self, points: Tensor) -> None:
+        """Takes points ``(n, D)``."""
+        if self._held is None:
+            n_channels = points.shape[1]
+            self._held = points.new_empty(self._capacity, n_channels)
+            if n_channels > self._projected:
+                projection = random_projection(n_channels, self._projected, self._generator)
+                self._projection = projection.to(points)
+        while len(points):
+            if self._count == self._capacity:
+                self._thin()
+            fitting, points = points.tensor_split([self._capacity - self._count])
+            self._held[self._count : self._count + len(fitting)] = fitting
+            self._count += len(fitting)
+
+    def finish(self) -> tuple[Tensor, float]:
+        """Returns the selected points ``(<= size, D)`` and their covering radius.
+
+        The radius is that of the projections; of several rounds, the largest of a round.
+        """
+        if self._count > self._size:
+            self._thin()
+        assert self._held is not None, "no points"
+        return self._held[: self._count].clone(), self._radius
+
+    def _thin(self) -> None:
+        assert self._held is not None
+        held = self._held[: self._count]
+        points = held - held.mean(0)
+        if self._projection is not None:
+            points = points @ self._projection
+        first = int(torch.randint(self._count, (), generator=self._generator))
+        picks, radius = greedy_coreset(points, self._size, first)
+        self._held[: len(picks)] = held[picks]
+        self._count = len(picks)
+        self._radius = max(self._radius, radius)

@@ -1,0 +1,490 @@
+"""Model-guided contrastive fine-tuning (Artola, Kolodziej, Morel and Ehret, CVPRW 2024, VAND).
+
+A Gaussian mixture models the features of normal images. The network is fine-tuned so that they
+stay in it while natural images, given the colours of normal ones, leave it; the mixture follows
+the features. What the supplement says is followed to the letter. It leaves open backbone,
+projection, sizes and schedule: these are marked as inferred, and every one can be set. The paper's
+negatives are ImageNet's images. Any folder of natural images does; without one they are drawn
+(`dead_leaves`), so that nothing has to be downloaded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from anomtune.models.backbones import Backbone, Weights, prepare_weights
+from anomtune.models.base import Detector, Histogram, Report
+from anomtune.models.color_transfer import Transfer
+from anomtune.models.dead_leaves import dead_leaves
+from anomtune.models.gaussian_mixture import GaussianMixture
+from anomtune.models.hyperparameters import (
+    Choice,
+    FloatRange,
+    Hyperparameters,
+    IntRange,
+    MethodError,
+    TrainingDivergedError,
+)
+from anomtune.models.maps import ScoreRule, gaussian_smooth, image_scores
+from anomtune.models.mixture_network import (
+    MixtureNetwork,
+    contrastive_loss,
+    outliers,
+    whitening,
+)
+from anomtune.models.negatives import draw_negatives, upload
+from anomtune.models.training import BatchOrder, Trainer, mixed_precision, normalise
+
+Calibration = Literal["quantile", "volume"]
+
+#: At most so many features make the first mixture, and the final one: they bound memory.
+_FIRST_FEATURES = 200_000
+_FINAL_FEATURES = 1_000_000
+
+#: Number and largest side of the drawn negatives.
+_DRAWN = 96
+_DRAWN_SIDE = 256
+
+#: Images per batch where no gradient is needed, and images that the diagnostic looks at.
+_BATCH = 16
+_DIAGNOSED = 32
+
+_BINS = 20
+
+
+class GMMContrastiveHyperparameters(Hyperparameters):
+    """What can be set of `GMMContrastive`."""
+
+    #: The ablations: what the supplement argues for, each left out.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "baseline": {"fine_tune": False},
+        "diagonal_transfer": {"transfer": "diagonal"},
+        "no_transfer": {"rho": 0.0},
+        "no_filter": {"outlier_filter": False},
+        "static_gmm": {"eta": 0.0},
+    }
+
+    backbone: Annotated[Backbone, Choice(choices=get_args(Backbone))] = Field(
+        default="wide_resnet50_2",
+        description="The network that is fine-tuned. Source: inferred (that of GLAD, the same "
+        "authors' earlier method).",
+    )
+    weights: Weights = Field(
+        default="imagenet",
+        description="Weights it starts from. Source: supplement (a pre-trained network).",
+    )
+    dimensions: Annotated[int, IntRange(low=32, high=256, log=True)] = Field(
+        default=64,
+        ge=1,
+        description="Dimensions that PCA keeps of the features and whitens; fewer if the training "
+        "features span fewer. Source: inferred, with its range.",
+    )
+    components: Annotated[int, IntRange(low=1, high=100, log=True)] = Field(
+        default=20,
+        ge=1,
+        description="Gaussians of the mixture; fewer if the training features were not at least "
+        "as many as the free values of all covariances. Source: inferred, with its range.",
+    )
+    diagonal_covariance: bool = Field(
+        default=False,
+        description="Whether covariances are diagonal instead of full. Source: supplement (full).",
+    )
+    covariance_floor: float = Field(
+        default=1e-3,
+        gt=0,
+        description="Added to the variances, in units of whitened features. Source: inferred.",
+    )
+    em_steps: int = Field(
+        default=50,
+        ge=1,
+        description="Most steps of EM for the first and for the final mixture. Source: inferred.",
+    )
+    calibration: Annotated[Calibration, Choice(choices=get_args(Calibration))] = Field(
+        default="quantile",
+        description="Density of the negative component: such that a quantile of the normal "
+        "features lies on the border, or uniform over the bounding box of the first features and "
+        "weighted by alpha. Source: volume from the supplement, quantile and default inferred.",
+    )
+    quantile: float = Field(
+        default=0.01,
+        gt=0,
+        lt=1,
+        description="Share of the normal features outside at first; for calibration quantile "
+        "alone. Source: inferred.",
+    )
+    alpha: Annotated[float, FloatRange(low=0.01, high=0.9)] = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="Weight of the negative component; for calibration volume alone. "
+        "Source: inferred, with its range.",
+    )
+    negatives: str = Field(
+        default="procedural",
+        min_length=1,
+        description="Folder of natural images (any, such as ImageNet or DTD), or procedural: "
+        "dead-leaves images that are drawn here. Source: supplement (ImageNet); procedural is "
+        "ours, for want of a download.",
+    )
+    rho: Annotated[float, Choice(choices=(0.0, 0.5, 0.75, 1.0))] = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="How far negatives get the colours of a normal image. Source: supplement, "
+        "Figure 1; 0 and default inferred.",
+    )
+    random_rho: bool = Field(
+        default=False,
+        description="Whether every negative draws its rho from [0.5, 1] instead. Source: inferred.",
+    )
+    transfer: Transfer = Field(
+        default="monge_kantorovich",
+        description="Linear map of the colours. Source: supplement, Figure 1.",
+    )
+    fine_tune: bool = Field(
+        default=True,
+        description="Whether the network learns; if not, the first mixture is all. "
+        "Source: supplement (before and after).",
+    )
+    iterations: int = Field(
+        default=1000,
+        ge=1,
+        description="Optimiser steps. Not searched: the rungs of a trial show what fewer give. "
+        "Source: inferred.",
+    )
+    lr: Annotated[float, FloatRange(low=1e-6, high=1e-4, log=True)] = Field(
+        default=1e-5,
+        gt=0,
+        description="Learning rate of AdamW. Source: inferred, with its range.",
+    )
+    weight_decay: float = Field(
+        default=1e-5, ge=0, description="Weight decay of AdamW. Source: inferred."
+    )
+    clip_norm: float = Field(
+        default=1.0, gt=0, description="Largest norm of the gradient. Source: inferred."
+    )
+    batch_size: int = Field(
+        default=8,
+        ge=1,
+        description="Normal images per step, and as many negatives. Source: inferred.",
+    )
+    features_per_step: int = Field(
+        default=4096,
+        ge=1,
+        description="Most features per step of normal images, and of negatives. Source: inferred.",
+    )
+    eta: Annotated[float, FloatRange(low=1e-3, high=0.1, log=True)] = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Weight of a batch in the mixture that follows the features; 0: it stays. "
+        "Source: inferred, with its range (supplement: the mixture is updated online).",
+    )
+    outlier_filter: bool = Field(
+        default=True,
+        description="Whether only negatives outside the mixture learn. Source: supplement.",
+    )
+    outlier_fraction: Annotated[float, FloatRange(low=0.05, high=0.5)] = Field(
+        default=0.10,
+        gt=0,
+        le=1,
+        description="Share of the negatives, the most outside, that learn if fewer are outside. "
+        "Source: supplement; range inferred.",
+    )
+    sigma: Annotated[float, Choice(choices=(0.0, 2.0, 4.0, 6.0, 8.0))] = Field(
+        default=4.0,
+        ge=0,
+        description="Gaussian smoothing of the maps in pixels. Source: inferred, with its range.",
+    )
+    score: Annotated[ScoreRule, Choice(choices=get_args(ScoreRule))] = Field(
+        default="max",
+        description="Image score: the map's maximum, its mean, or the mean of its highest 1 %. "
+        "Source: inferred, with its range.",
+    )
+
+    def training_iterations(self, n_images: int) -> int:
+        """Returns ``iterations``, or 1 without fine-tuning."""
+        return self.iterations if self.fine_tune else 1
+
+    def foreign_images(self) -> str | None:
+        """Returns the folder of negatives, or ``None`` if they are drawn."""
+        return None if self.negatives == "procedural" else self.negatives
+
+
+class GMMContrastive(Detector[GMMContrastiveHyperparameters]):
+    """The detector of one category; see `Detector` for the arguments.
+
+    Raises:
+        MethodError: If the image size does not suit, or weights cannot be had.
+    """
+
+    Hyperparameters = GMMContrastiveHyperparameters
+    network: MixtureNetwork
+
+    def __init__(
+        self,
+        hyperparameters: GMMContrastiveHyperparameters,
+        *,
+        image_size: int,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(hyperparameters, image_size=image_size, device=device, seed=seed)
+        if image_size < 32 or image_size % 16:
+            raise MethodError(
+                f"image_size {image_size} does not suit the network, which halves images four "
+                f"times: use {max(32, round(image_size / 16) * 16)} or another multiple of 16"
+            )
+        hp = hyperparameters
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would seed the GPUs' generators as well.
+            torch.default_generator.manual_seed(seed)
+            network = MixtureNetwork(hp.backbone, hp.weights)
+        self.network = network.to(self.device).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(), hp.lr, weight_decay=hp.weight_decay, fused=True
+        )
+        order = BatchOrder(hp.batch_size, seed)
+        self._trainer = Trainer(self.network, [optimizer], order, self.device)
+        self._draws = torch.Generator().manual_seed(seed)
+        self._positives = torch.empty(0)
+        self._drawn: Tensor | None = None
+
+    @classmethod
+    def prepare(cls, hyperparameters: GMMContrastiveHyperparameters) -> None:
+        """Makes sure that weights and negatives can be had; see `Detector.prepare`."""
+        prepare_weights(hyperparameters.backbone, hyperparameters.weights)
+        folder = hyperparameters.foreign_images()
+        if folder is not None and not Path(folder).expanduser().is_dir():
+            raise MethodError(
+                f"negatives: there is no folder {folder!r}; give one that holds images, "
+                "or 'procedural'"
+            )
+
+    @property
+    def score_rule(self) -> str:
+        """The hyperparameter ``score``."""
+        return self.hyperparameters.score
+
+    def fit(self, images: Tensor, iterations: int) -> Report:
+        """Trains on and fits the mixture of the maps; see `Detector.fit`.
+
+        Reports ``loss`` (with fine-tuning), and of some normal images and negatives, always the
+        same: the probabilities of being misclassified, ``P(-|u+)`` and ``P(+|u-)`` of the
+        supplement's Figure 2, as the means ``positive_weight`` and ``negative_weight`` and as
+        histograms ``positive_weights`` and ``negative_weights``. The first fit also reports them
+        as they were before it, with names that end in ``_before``.
+
+        Raises:
+            MethodError: If there are no images, or no negatives.
+            TrainingDivergedError: If the loss or a feature is not finite.
+        """
+        if len(images) == 0:
+            raise MethodError("there is no training image")
+        hp = self.hyperparameters
+        report: Report = {}
+        if self.iteration == 0:
+            self._initialise(images)
+            report |= self._misclassified(images, "_before")
+        try:
+            if hp.fine_tune:
+                report |= self._trainer.fit(
+                    images,
+                    iterations,
+                    self._loss,
+                    before_step=self._clip,
+                    after_step=self._follow,
+                )
+            else:
+                self._trainer.iteration += iterations
+        finally:
+            self.iteration = self._trainer.iteration
+        self._finish(images)
+        return report | self._misclassified(images, "")
+
+    @torch.inference_mode()
+    def anomaly_maps(self, images: Tensor) -> Tensor:
+        """Returns maps of ``-log G(u)``; see `Detector.anomaly_maps`.
+
+        Raises:
+            MethodError: If the detector has not been fitted.
+        """
+        if self.network.final.components == 0:
+            raise MethodError("the detector has no mixture yet: fit it first")
+        self.network.eval()
+        with mixed_precision(self.device):
+            patches = self.network.patches(normalise(images, self.device))
+        side = self.image_size // self.network.features.stride
+        density = self.network.final.log_densities(self.network.project(patches))
+        maps = -density.view(-1, 1, side, side)
+        maps = F.interpolate(maps, size=self.image_size, mode="bilinear", align_corners=False)
+        return gaussian_smooth(maps.squeeze(1), self.hyperparameters.sigma)
+
+    def image_scores(self, maps: Tensor) -> Tensor:
+        """Returns scores; see `Detector.image_scores`."""
+        return image_scores(maps, self.hyperparameters.score)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns the state; see `Detector.state_dict`."""
+        return {**self._trainer.state_dict(), "draws": self._draws.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over a state; see `Detector.load_state_dict`."""
+        self.network.allocate(
+            self._mixture(*state["network.online.means"].shape),
+            self._mixture(*state["network.final.means"].shape),
+        )
+        self._trainer.load_state_dict(state)
+        self._draws.set_state(state["draws"].cpu())
+        self.iteration = self._trainer.iteration
+
+    def _loss(self, batch: Tensor, iteration: int) -> Tensor:
+        """Returns the loss of normal images uint8 ``(B, 3, I, I)`` against new negatives."""
+        hp = self.hyperparameters
+        negatives = self._negatives(hp.batch_size, batch, self._draws)
+        both = torch.cat([batch.to(self.device, non_blocking=True), negatives])
+        patches = self.network.patches(normalise(both, self.device))
+        positions = len(patches) // len(both)
+        border = len(batch) * positions
+        positive = self._subsample(patches[:border])
+        features = self.network.project(torch.cat([positive, self._subsample(patches[border:])]))
+        self._positives = features[: len(positive)].detach()
+        log_odds = self.network.log_odds(features)
+        inside, outside = log_odds[: len(positive)], log_odds[len(positive) :]
+        if hp.outlier_filter:
+            kept = outliers(outside, hp.outlier_fraction)
+        else:
+            kept = torch.ones_like(outside, dtype=torch.bool)
+        return contrastive_loss(inside, outside, kept)
+
+    def _clip(self, iteration: int) -> None:
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.hyperparameters.clip_norm)
+
+    def _follow(self, iteration: int) -> None:
+        """Lets the mixture follow the features of the step's normal images."""
+        if self.hyperparameters.eta > 0:
+            self.network.online.update(self._positives, self.hyperparameters.eta)
+        self._positives = torch.empty(0)
+
+    def _subsample(self, patches: Tensor) -> Tensor:
+        limit = self.hyperparameters.features_per_step
+        if len(patches) <= limit:
+            return patches
+        chosen = torch.randperm(len(patches), generator=self._draws)[:limit]
+        return patches[upload(chosen, self.device)]
+
+    def _negatives(self, count: int, normal: Tensor, generator: torch.Generator) -> Tensor:
+        hp = self.hyperparameters
+        return draw_negatives(
+            count,
+            self._pool(),
+            normal,
+            self.device,
+            generator,
+            rho=None if hp.random_rho else hp.rho,
+            transfer=hp.transfer,
+        )
+
+    def _pool(self) -> Tensor:
+        """Returns the images that negatives are cut out of, uint8 ``(M, 3, H, W)``."""
+        folder = self.hyperparameters.foreign_images()
+        if folder is None:
+            if self._drawn is None:
+                side = min(self.input_size, _DRAWN_SIDE)
+                self._drawn = dead_leaves(_DRAWN, side).to(self.device)
+            return self._drawn
+        if self.foreign is None or len(self.foreign) == 0:
+            raise MethodError(f"negatives: no image was found in {folder!r}")
+        return self.foreign
+
+    def _mixture(self, components: int, dimensions: int) -> GaussianMixture:
+        hp = self.hyperparameters
+        return GaussianMixture(
+            components,
+            dimensions,
+            floor=hp.covariance_floor,
+            diagonal=hp.diagonal_covariance,
+        )
+
+    @torch.no_grad()
+    def _initialise(self, images: Tensor) -> None:
+        """Makes projection, first mixture and border from the features of all images."""
+        hp, network = self.hyperparameters, self.network
+        mean, projection, count = whitening(self._patches(images, _FIRST_FEATURES), hp.dimensions)
+        dimensions = len(projection)
+        # With fewer features than the covariances have free values, normal images that were not
+        # seen lie far outside.
+        values = dimensions if hp.diagonal_covariance else dimensions * (dimensions + 1) // 2
+        components = max(1, min(hp.components, count // values))
+        network.allocate(*(self._mixture(components, dimensions) for _ in range(2)))
+        network.mean, network.projection = mean, projection
+        features = self._projected(images, _FIRST_FEATURES)
+        network.online.initialise(features, torch.Generator().manual_seed(self.seed))
+        network.online.fit(features, hp.em_steps)
+        if hp.calibration == "quantile":
+            rank = max(1, math.ceil(hp.quantile * len(features)))
+            network.tau = network.online.log_densities(features).kthvalue(rank).values
+        else:
+            generator = torch.Generator().manual_seed(0)
+            negatives = self._negatives(_DIAGNOSED, images, generator)
+            both = torch.cat([features, self._projected(negatives, _FIRST_FEATURES)])
+            log_volume = (both.amax(0) - both.amin(0)).log().sum()
+            network.tau = math.log(hp.alpha / (1 - hp.alpha)) - log_volume
+
+    @torch.no_grad()
+    def _finish(self, images: Tensor) -> None:
+        """Fits the mixture of the maps to the features of all images as they are now.
+
+        It starts from the one that follows the training and leaves that as it is.
+        """
+        self.network.final.load_state_dict(self.network.online.state_dict())
+        if self.hyperparameters.fine_tune:
+            features = self._projected(images, _FINAL_FEATURES)
+            if not math.isfinite(self.network.final.fit(features, self.hyperparameters.em_steps)):
+                raise TrainingDivergedError(
+                    f"features are not finite after iteration {self.iteration}: "
+                    "lower the learning rate"
+                )
+
+    @torch.no_grad()
+    def _misclassified(self, images: Tensor, suffix: str) -> Report:
+        """Returns how likely normal and negative features are taken for the other."""
+        some = images[:: max(1, len(images) // _DIAGNOSED)][:_DIAGNOSED]
+        negatives = self._negatives(len(some), some, torch.Generator().manual_seed(0))
+        report: Report = {}
+        for name, sign, shown in (("positive", -1, some), ("negative", 1, negatives)):
+            features = self._projected(shown, _FINAL_FEATURES)
+            log_odds = self.network.online.log_densities(features) - self.network.tau
+            weights = (sign * log_odds).sigmoid()
+            report[f"{name}_weight{suffix}"] = float(weights.mean())
+            counts = weights.cpu().histc(_BINS, 0, 1).long().tolist()
+            edges = tuple(index / _BINS for index in range(_BINS + 1))
+            report[f"{name}_weights{suffix}"] = Histogram(edges, tuple(counts))
+        return report
+
+    def _projected(self, images: Tensor, limit: int) -> Tensor:
+        """Returns the whitened features ``(<= limit, d)`` of images."""
+        return torch.cat([self.network.project(part) for part in self._patches(images, limit)])
+
+    def _patches(self, images: Tensor, limit: int) -> Iterator[Tensor]:
+        """Yields features ``(n, C)``, batch by batch; where all are too many, random ones."""
+        self.network.eval()
+        positions = (self.input_size // self.network.features.stride) ** 2
+        share = max(1, min(positions, limit // len(images)))
+        generator = torch.Generator().manual_seed(0)
+        for batch in torch.split(images, _BATCH):
+            with mixed_precision(self.device):
+                patches = self.network.patches(normalise(batch, self.device))
+            if share < positions:
+                chosen = torch.rand(len(batch), positions, generator=generator).argsort(1)
+                rows = torch.arange(len(batch)).unsqueeze(1) * positions
+                patches = patches[upload((rows + chosen[:, :share]).flatten(), self.device)]
+            yield patches.float()

@@ -1,0 +1,227 @@
+"""GNL: anomaly detection under distribution shift (Cao, Zhu and Pang, ICCV 2023).
+
+RD4AD's network, trained so that an image and its views of another style (AugMix, grey) have the
+same embedding and the same lowest features decoded from it (distribution-invariant normality
+learning); at test time the style of an image's features is drawn to that of a normal training
+image (feature distribution matching, FDM). Where supplement and official code differ, defaults
+follow the code: WideResNet50-2, view losses summed over the views, FDM after stages 1 and 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchvision.transforms.functional import rgb_to_grayscale
+
+from anomtune.models.augmix import AugMix, OperationList
+from anomtune.models.base import Report
+from anomtune.models.distillation import DistillationDetector, DistillationHyperparameters
+from anomtune.models.feature_matching import MatchedEncoder, Matching
+from anomtune.models.hyperparameters import Choice, FloatRange
+from anomtune.models.losses import Loss, alpha_schedule, feature_loss, global_loss
+from anomtune.models.maps import Pair
+from anomtune.models.rd4ad import ReverseDistillation
+from anomtune.models.training import normalise
+
+Stages = Literal["1", "2", "3", "1,2", "1,3", "2,3", "1,2,3"]
+
+_WEIGHTS = (0.0, 0.01, 0.05, 0.1, 0.2)
+
+
+class GNLHyperparameters(DistillationHyperparameters):
+    """What can be set of `GNL`."""
+
+    #: Settings for data sets other than MVTec (supplement, section 2.1; official code).
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "mnist": {"backbone": "resnet18", "epochs": 5},
+        "pacs": {"augmix": "pacs"},
+    }
+
+    epochs: int = Field(
+        default=20,
+        ge=1,
+        description="Passes over the training images. Not searched: the rungs of a trial show "
+        "what fewer give. Source: supplement (MVTec, PACS, CIFAR-10; MNIST 5).",
+    )
+    lr: float = Field(
+        default=5e-3, gt=0, description="Learning rate of Adam. Source: supplement, section 2.1."
+    )
+    loss: Loss = Field(
+        default="global",
+        description="How the original's features are compared with their reconstruction; views "
+        "are always compared as whole maps. Source: official code.",
+    )
+    weight_ori: float = Field(
+        default=0.9,
+        ge=0,
+        description="Weight of the reconstruction of the original. Source: official code.",
+    )
+    weight_abs: Annotated[float, Choice(choices=_WEIGHTS)] = Field(
+        default=0.05,
+        ge=0,
+        description="Weight of the distance of the embeddings of original and views, summed over "
+        "the two views. Source: official code; range inferred.",
+    )
+    weight_lowf: Annotated[float, Choice(choices=_WEIGHTS)] = Field(
+        default=0.05,
+        ge=0,
+        description="Weight of the distance of the lowest features decoded from original and "
+        "views, summed over the two views; 0 leaves out decoding the views. "
+        "Source: official code; range inferred.",
+    )
+    augmix: OperationList = Field(
+        default="mvtec",
+        description="AugMix operations: autocontrast, equalize, posterize, solarize, colour and "
+        "sharpness (mvtec), with contrast and brightness as well (pacs). Source: official code.",
+    )
+    fdm: Annotated[Literal[Matching, "none"], Choice(choices=(*get_args(Matching), "none"))] = (
+        Field(
+            default="efdm",
+            description="How features are matched to the reference at test time: exactly by "
+            "rank, by mean and deviation (mixstyle), the mean of both, or not. "
+            "Source: supplement, eq. 1; range from the official code.",
+        )
+    )
+    fdm_weight: Annotated[float, FloatRange(low=0.0, high=1.0)] = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of the reference in matched features, alpha in eq. 1. "
+        "Source: official code; range inferred.",
+    )
+    fdm_stages: Annotated[Stages, Choice(choices=get_args(Stages))] = Field(
+        default="1,2",
+        description="Stages of the encoder after which features are matched. "
+        "Source: official code; range inferred.",
+    )
+    reference: Literal["first", "random"] = Field(
+        default="first",
+        description="Which training image the features are matched to. Source: official code "
+        "(first); random from the supplement, section 2.2.",
+    )
+
+    def training_iterations(self, n_images: int) -> int:
+        """Returns epochs times batches per epoch."""
+        return self.steps(self.epochs, n_images)
+
+
+class GNL(DistillationDetector[GNLHyperparameters]):
+    """The detector of one category; see `Detector` for the arguments.
+
+    The reference of ``first`` is the training tensor's first image. The official code takes the
+    first by file name; a search orders its images otherwise (by content), so here it is a fixed
+    but arbitrary one. Before the first `fit` there is no reference, and nothing is matched.
+    """
+
+    Hyperparameters = GNLHyperparameters
+    network: ReverseDistillation
+
+    def __init__(
+        self,
+        hyperparameters: GNLHyperparameters,
+        *,
+        image_size: int,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(hyperparameters, image_size=image_size, device=device, seed=seed)
+        self._augmix = AugMix(hyperparameters.augmix, seed)
+        self._has_views = hyperparameters.weight_abs > 0 or hyperparameters.weight_lowf > 0
+        #: uint8 ``(1, 3, S, S)``.
+        self._reference: Tensor | None = None
+        self._matched: MatchedEncoder | None = None
+
+    def _build(self) -> tuple[nn.Module, Sequence[Optimizer]]:
+        network = ReverseDistillation(self.hyperparameters.backbone, self.hyperparameters.weights)
+        network.to(self.device).to(memory_format=torch.channels_last)
+        parameters = network.student.parameters()
+        return network, [
+            torch.optim.Adam(parameters, self.hyperparameters.lr, betas=(0.5, 0.999), fused=True)
+        ]
+
+    def fit(self, images: Tensor, iterations: int) -> Report:
+        """Trains on, and chooses the reference the first time; see `Detector.fit`.
+
+        Raises:
+            MethodError: If there are no images.
+            TrainingDivergedError: If the loss is not finite.
+        """
+        if self._reference is None and len(images) > 0:
+            index = 0
+            if self.hyperparameters.reference == "random":
+                generator = torch.Generator().manual_seed(self.seed)
+                index = int(torch.randint(len(images), (), generator=generator))
+            self._reference = images[index : index + 1].to(self.device, copy=True).contiguous()
+        return super().fit(images, iterations)
+
+    def _input(self, batch: Tensor) -> Tensor:
+        """Returns original, AugMix view and grey view one after another, ``(3 B, 3, S, S)``."""
+        pixels = batch.to(self.device, non_blocking=True)
+        original = normalise(pixels, self.device)
+        if not self._has_views:
+            return original
+        mixed = normalise(self._augmix(pixels), self.device)
+        # The grey view is made of normalised channels, as in the official code.
+        grey = rgb_to_grayscale(original, num_output_channels=3)
+        views = torch.cat([original, mixed, grey])
+        return views.contiguous(memory_format=torch.channels_last)
+
+    def _loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
+        hp, student = self.hyperparameters, self.network.student
+        with torch.no_grad():
+            # In eval mode no image sees another, so that all views can pass together. The student
+            # gets them one by one: its batch norm must not see their mixture (official code).
+            features = self.network.encoder(images)
+        n_views = 3 if self._has_views else 1
+        original, *views = (
+            list(maps) for maps in zip(*(part.chunk(n_views) for part in features), strict=True)
+        )
+        embedding = student.bottleneck(original)
+        decoded = student.decoder(embedding)[0]
+        pairs = list(zip(original, decoded, strict=True))
+        # With hard-normal mining, ReContrast's schedule.
+        alpha = alpha_schedule(iteration, total)
+        loss = hp.weight_ori * feature_loss(hp.loss, pairs, alpha=alpha)
+        for view in views:
+            view_embedding = student.bottleneck(view)
+            loss = loss + hp.weight_abs * global_loss([(embedding, view_embedding)])
+            if hp.weight_lowf > 0:
+                lowest = student.decoder(view_embedding)[0][0]
+                loss = loss + hp.weight_lowf * global_loss([(decoded[0], lowest)])
+        return loss
+
+    def _pairs(self, images: Tensor) -> Sequence[Pair]:
+        hp = self.hyperparameters
+        if hp.fdm == "none" or hp.fdm_weight == 0 or self._reference is None:
+            return super()._pairs(images)
+        if self._matched is None:
+            self._matched = MatchedEncoder(
+                self.network.encoder,
+                normalise(self._reference, self.device),
+                hp.fdm,
+                hp.fdm_weight,
+                [int(stage) for stage in hp.fdm_stages.split(",")],
+            )
+        targets = self._matched(images)
+        return list(zip(targets, self.network.student(targets)[0], strict=True))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns the state; see `Detector.state_dict`."""
+        state = super().state_dict()
+        state["augmix.generator"] = self._augmix.generator.get_state()
+        if self._reference is not None:
+            state["reference"] = self._reference.clone()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over a state; see `Detector.load_state_dict`."""
+        super().load_state_dict(state)
+        self._augmix.generator.set_state(state["augmix.generator"].cpu())
+        reference = state.get("reference")
+        self._reference = None if reference is None else reference.to(self.device, copy=True)
+        self._matched = None

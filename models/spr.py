@@ -1,0 +1,328 @@
+"""SPR: anomaly detection using score-based perturbation resilience (Shin et al., ICCV 2023).
+
+A network learns the score of normal images under Gaussian noise, per category and from nothing.
+At test time a little noise is added and one step of denoising should give the image back: normal
+images are resilient, anomalies are drawn towards the normal ones, and the squared difference is
+the map. Training and map follow the official code; the paper's text adds the derivation.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from anomtune.models.base import Detector, Report
+from anomtune.models.hyperparameters import Choice, FloatRange, Hyperparameters, IntRange
+from anomtune.models.maps import image_scores
+from anomtune.models.score_network import ScoreNetwork, perturbation_std
+from anomtune.models.training import BatchOrder, Trainer, mixed_precision
+
+#: Times are drawn from here to 1; at 0 the score is not defined.
+_SMALLEST_TIME = 1e-5
+
+_Score = Callable[[Tensor, Tensor], Tensor]
+
+
+class SPRHyperparameters(Hyperparameters):
+    """What can be set of `SPR`."""
+
+    resolution: Annotated[int, Choice(choices=(128, 192, 256))] = Field(
+        default=192,
+        ge=16,
+        multiple_of=16,
+        description="Side of the square images the network sees, in pixels; any multiple of 16. "
+        "Source: official code; range inferred.",
+    )
+    width: int = Field(
+        default=64,
+        ge=2,
+        multiple_of=2,
+        description="Channels of the network at full resolution. Source: paper, Table 1.",
+    )
+    epochs: int = Field(
+        default=3000,
+        ge=1,
+        description="Passes over the training images. Not searched: the rungs of a trial show "
+        "what fewer give. Source: official code.",
+    )
+    batch_size: int = Field(
+        default=16, ge=1, description="Images per optimiser step. Source: official code."
+    )
+    lr: float = Field(
+        default=1e-4,
+        gt=0,
+        description="Learning rate of AdamW, divided by 10 after a third and again after two "
+        "thirds of the iterations. Source: official code (epochs 1000 and 2000 of 3000).",
+    )
+    weight_decay: float = Field(
+        default=1e-3, ge=0, description="Weight decay of AdamW. Source: official code."
+    )
+    ema_decay: float = Field(
+        default=0.9999,
+        ge=0,
+        lt=1,
+        description="Decay per step of the averaged weights, which are the ones tested; at step "
+        "n at most (1 + n) / (10 + n), so that the first weights are forgotten in short runs as "
+        "well. Source: official code, whose library torch_ema has this warm-up.",
+    )
+    sigma: Annotated[float, FloatRange(low=10.0, high=50.0, log=True)] = Field(
+        default=25.0,
+        gt=1,
+        description="Base of the noise: at time t it grows as sigma^t. Source: official code; "
+        "range inferred.",
+    )
+    t_star: Annotated[float, FloatRange(low=1e-4, high=1e-2, log=True)] = Field(
+        default=1e-3,
+        ge=_SMALLEST_TIME,
+        le=1,
+        description="Time of the perturbation at test; 1e-3 adds noise of about 4 grey levels. "
+        "Source: official code; range inferred.",
+    )
+    draws: Annotated[int, IntRange(low=1, high=10)] = Field(
+        default=3,
+        ge=1,
+        description="Perturbations whose maps are averaged. Source: official code; range inferred.",
+    )
+    smoothing: Annotated[int, IntRange(low=15, high=41, step=2)] = Field(
+        default=31,
+        ge=1,
+        description="Side of the mean filter in pixels of the map, odd; 1 = none. It was chosen "
+        "for maps of 256 pixels: smaller maps may want a smaller filter. Source: official code; "
+        "range inferred.",
+    )
+
+    @field_validator("smoothing")
+    @classmethod
+    def _check_smoothing(cls, smoothing: int) -> int:
+        if smoothing % 2 == 0:
+            raise ValueError(f"the filter has a middle: use {smoothing + 1} or another odd number")
+        return smoothing
+
+    def training_iterations(self, n_images: int) -> int:
+        """Returns epochs times batches per epoch, the last and smaller one included."""
+        return self.epochs * -(-n_images // self.batch_size)
+
+    def input_size(self, image_size: int) -> int:
+        """Returns ``resolution``, for maps of any size."""
+        return self.resolution
+
+
+def score_matching_loss(
+    score: _Score, images: Tensor, t: Tensor, noise: Tensor, sigma: float
+) -> Tensor:
+    """Returns the loss of denoising score matching: the sum of squares per image, then the mean.
+
+    It is ``|std s(x + std z, t) + z|^2`` (official code): 0 for the score of a single image, and
+    on average the number of values of an image for a score of 0.
+
+    Args:
+        score: Gives the scores of noisy images at their times.
+        images: Images ``x``, ``(B, 3, I, I)``.
+        t: Times ``(B,)``.
+        noise: Standard normal ``z``, shaped as the images.
+        sigma: Base of the SDE.
+    """
+    std = perturbation_std(t, sigma)[:, None, None, None]
+    return (std * score(images + std * noise, t) + noise).square().sum((1, 2, 3)).mean()
+
+
+def restoration_error(
+    score: _Score, images: Tensor, t: float, noise: Tensor, sigma: float
+) -> Tensor:
+    """Returns ``E[x | x + n] - x``: how far one step of denoising leads away from the image.
+
+    By Tweedie's formula it is ``std^2 s(x + n, t) + n`` with ``n = std z`` (official code;
+    supplement, equation 5).
+
+    Args:
+        score: Gives the scores of noisy images at their times.
+        images: Images ``x``, ``(B, 3, I, I)``.
+        t: Time of the perturbation.
+        noise: Standard normal ``z``, for each image ``(B, 3, I, I)`` or for all ``(3, I, I)``.
+        sigma: Base of the SDE.
+    """
+    times = images.new_full((len(images),), t)
+    std = perturbation_std(times, sigma)[:, None, None, None]
+    perturbation = std * noise
+    return std.square() * score(images + perturbation, times) + perturbation
+
+
+def mean_filter(maps: Tensor, side: int) -> Tensor:
+    """Averages maps ``(N, S, S)`` over squares; outside the map are zeros, and they count.
+
+    Args:
+        maps: Any number of maps.
+        side: Side of the squares in pixels, odd; may exceed ``S``.
+    """
+    # One axis after the other: 2 k sums per pixel, not k^2.
+    padding = side // 2
+    rows = F.avg_pool2d(maps, (side, 1), stride=1, padding=(padding, 0))
+    return F.avg_pool2d(rows, (1, side), stride=1, padding=(0, padding))
+
+
+def decayed_lr(lr: float, iteration: int, total: int) -> float:
+    """Returns the learning rate at an iteration: a tenth after each third of ``total``."""
+    return lr * 0.1 ** min(2, 3 * iteration // total)
+
+
+def warmed_up_decay(decay: float, updates: int) -> float:
+    """Returns the decay of the averaged weights at the ``updates``-th update, from 1."""
+    return min(decay, (1 + updates) / (10 + updates))
+
+
+class SPR(Detector[SPRHyperparameters]):
+    """The detector of one category; see `Detector` for the arguments.
+
+    ``network`` is what learns; maps come from a moving average of its weights.
+    """
+
+    Hyperparameters = SPRHyperparameters
+    network: ScoreNetwork
+
+    def __init__(
+        self,
+        hyperparameters: SPRHyperparameters,
+        *,
+        image_size: int,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(hyperparameters, image_size=image_size, device=device, seed=seed)
+        hp = hyperparameters
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would seed the GPUs' generators as well.
+            torch.default_generator.manual_seed(seed)
+            network = ScoreNetwork(hp.width, hp.sigma)
+        self.network = network.to(self.device).to(memory_format=torch.channels_last)
+        self._average = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self._weights: list[Tensor] = [p for p in self.network.parameters() if p.requires_grad]
+        self._average_weights: list[Tensor] = [
+            average
+            for average, p in zip(
+                self._average.parameters(), self.network.parameters(), strict=True
+            )
+            if p.requires_grad
+        ]
+        self._optimizer = torch.optim.AdamW(
+            self._weights, hp.lr, weight_decay=hp.weight_decay, fused=True
+        )
+        order = BatchOrder(hp.batch_size, seed)
+        self._trainer = Trainer(self.network, [self._optimizer], order, self.device)
+        # The seeds of each step's noise come from the CPU, so that a state fits every device.
+        self._seeds = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator(self.device)
+        self._test_noise = _test_noise(hp.draws, self.input_size).to(
+            self.device, memory_format=torch.channels_last
+        )
+
+    @property
+    def score_rule(self) -> str:
+        """The map's maximum."""
+        return "max"
+
+    def fit(self, images: Tensor, iterations: int) -> Report:
+        """Trains on; see `Detector.fit`.
+
+        Raises:
+            MethodError: If there are no images.
+            TrainingDivergedError: If the loss is not finite.
+        """
+        hp = self.hyperparameters
+        total = hp.training_iterations(len(images))
+
+        def loss(batch: Tensor, iteration: int) -> Tensor:
+            return self._loss(_scaled(batch, self.device))
+
+        def set_lr(iteration: int) -> None:
+            self._optimizer.param_groups[0]["lr"] = decayed_lr(hp.lr, iteration, total)
+
+        @torch.no_grad()
+        def update_average(iteration: int) -> None:
+            rate = 1 - warmed_up_decay(hp.ema_decay, iteration + 1)
+            torch._foreach_lerp_(self._average_weights, self._weights, rate)
+
+        try:
+            return {
+                **self._trainer.fit(
+                    images, iterations, loss, before_step=set_lr, after_step=update_average
+                )
+            }
+        finally:
+            self.iteration = self._trainer.iteration
+
+    def _loss(self, images: Tensor) -> Tensor:
+        self._generator.manual_seed(int(torch.randint(2**31, (), generator=self._seeds)))
+        t = torch.rand(len(images), device=self.device, generator=self._generator)
+        t = t * (1 - _SMALLEST_TIME) + _SMALLEST_TIME
+        # Drawn in the order in which the images lie in memory: another is several times as slow.
+        shape = images.permute(0, 2, 3, 1).shape
+        noise = torch.randn(shape, device=self.device, generator=self._generator)
+        noise = noise.permute(0, 3, 1, 2)
+        return score_matching_loss(self.network, images, t, noise, self.hyperparameters.sigma)
+
+    @torch.inference_mode()
+    def anomaly_maps(self, images: Tensor) -> Tensor:
+        """Returns maps; see `Detector.anomaly_maps`.
+
+        The noise of each draw is the same for every image, seed and batch: maps of two images
+        then differ by the images alone.
+        """
+        hp = self.hyperparameters
+        batch = _scaled(images, self.device)
+        total = batch.new_zeros(len(batch), self.input_size, self.input_size)
+        for noise in self._test_noise:
+            with mixed_precision(self.device):
+                error = restoration_error(self._average, batch, hp.t_star, noise, hp.sigma)
+            total += error.square().mean(1)
+        maps = F.interpolate(
+            (total / hp.draws).unsqueeze(1),
+            size=self.image_size,
+            mode="bilinear",
+            align_corners=False,
+        )
+        return mean_filter(maps.squeeze(1), hp.smoothing)
+
+    def image_scores(self, maps: Tensor) -> Tensor:
+        """Returns scores; see `Detector.image_scores`."""
+        return image_scores(maps, "max")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns the state; see `Detector.state_dict`."""
+        average = self._average.state_dict()
+        return {
+            **self._trainer.state_dict(),
+            **{
+                f"average.{key}": value.clone(memory_format=torch.contiguous_format)
+                for key, value in average.items()
+            },
+            "seeds": self._seeds.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over a state; see `Detector.load_state_dict`."""
+        self._trainer.load_state_dict(state)
+        prefix = "average."
+        self._average.load_state_dict(
+            {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+        )
+        self._seeds.set_state(state["seeds"].cpu())
+        self.iteration = self._trainer.iteration
+
+
+def _scaled(images: Tensor, device: torch.device) -> Tensor:
+    """Returns uint8 images ``(B, 3, I, I)`` as float32 in ``[-1, 1]``."""
+    pixels = images.to(device, non_blocking=True)
+    return pixels.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
+
+
+def _test_noise(draws: int, size: int) -> Tensor:
+    """Returns the standard normal noise ``(draws, 3, size, size)`` of the perturbations."""
+    generator = torch.Generator().manual_seed(0)
+    # One by one: the first draws are then the same ones however many there are.
+    return torch.stack([torch.randn(3, size, size, generator=generator) for _ in range(draws)])

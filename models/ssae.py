@@ -1,0 +1,365 @@
+"""SSAE: self-supervised training with autoencoders (Bauer, Nakajima and Mueller, 2206.11723).
+
+An autoencoder sees images with corrupted regions and learns to give back what was there, so that
+it works as a filter that removes what is not normal: the reconstruction error is the anomaly map.
+A second objective amplifies the error of corrupted regions instead. There is no official code;
+numbers that the paper does not give are hyperparameters, marked as inferred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from anomtune.models.augmentation import Augmentation, augment, random_crops
+from anomtune.models.base import Detector, Report
+from anomtune.models.corruptions import (
+    CorruptionHyperparameters,
+    Corruptor,
+    corruption_weights,
+)
+from anomtune.models.hyperparameters import Choice, FloatRange, IntRange, MethodError
+from anomtune.models.repair_objectives import amplify_objective, filter_objective
+from anomtune.models.sdc_autoencoder import SDCAutoencoder
+from anomtune.models.separable import box_window, filter_maps
+from anomtune.models.ssim import ssim_distance
+from anomtune.models.training import BatchOrder, Trainer, mixed_precision
+
+#: Progressive training: equal parts of the iterations with crops of these parts of the side.
+_STAGES = 4
+
+
+class SSAEHyperparameters(CorruptionHyperparameters):
+    """What can be set of `SSAE`."""
+
+    #: What the paper says of its categories (sections 4.1 and 4.3); t is inferred.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "texture": {"resolution": 512, "f": 3, "augment": "all", "t": 0},  # grid, leather, wood
+        "texture_ssim": {"resolution": 512, "f": 3, "augment": "all", "t": 0, "diff": "ssim"},
+        "object": {"t": 1},  # hazelnut, pill, toothbrush
+        "object_ssim": {"t": 1, "diff": "ssim"},  # bottle, capsule, metal_nut, zipper
+        "cable": {"t": 1, "diff": "ssim", "corruption": "elastic+occlusion"},
+        "screw": {"t": 1, "corruption": "elastic+occlusion"},
+        "transistor": {"t": 1, "diff": "ssim", "corruption": "elastic+occlusion+rotation"},
+    }
+
+    iterations: int = Field(
+        default=20000,
+        ge=1,
+        description="Optimiser steps. Not searched: the rungs of a trial show what fewer give. "
+        "Source: inferred.",
+    )
+    batch_size: int = Field(
+        default=8, ge=1, description="Images per optimiser step. Source: inferred."
+    )
+    lr: float = Field(default=1e-4, gt=0, description="Learning rate of Adam. Source: paper.")
+    resolution: Annotated[int, Choice(choices=(256, 384, 512))] = Field(
+        default=512,
+        ge=16,
+        multiple_of=8,
+        description="Side of the images that the network sees. Source: paper (textures 512, "
+        "objects searched).",
+    )
+    width: int = Field(
+        default=64, ge=1, description="Filters of the first layer. Source: paper, Table 1."
+    )
+    f: Annotated[Literal[3, 5], Choice(choices=(3, 5))] = Field(
+        default=3,
+        description="Kernel of the dilated convolutions. Source: paper (textures 3, objects "
+        "searched).",
+    )
+    objective: Annotated[Literal["1", "4", "ensemble"], Choice(choices=("1", "4", "ensemble"))] = (
+        Field(
+            default="1",
+            description="Equation 1 (filter) or 4 (amplify), or one network of each and the larger "
+            "of their maps. Source: paper, Table 4.",
+        )
+    )
+    lam: Annotated[float, FloatRange(low=0.1, high=0.9)] = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Weight of the corrupted regions in the objective. Source: paper (0.5 in "
+        "many cases); range inferred.",
+    )
+    squared: bool = Field(
+        default=False,
+        description="Whether the norms of the objectives are squared. Source: paper (as printed "
+        "they are not).",
+    )
+    augment: Augmentation = Field(
+        default="none",
+        description="Training images are flipped at random, or flipped and turned by multiples "
+        "of 90 degrees (all). Source: paper (by category); default inferred.",
+    )
+    progressive: bool = Field(
+        default=True,
+        description="Whether training starts with crops of a quarter of the side, then half, "
+        "three quarters and all of it, for a quarter of the iterations each. Source: paper "
+        "(growing inputs of the same resolution); the schedule is inferred.",
+    )
+    diff: Annotated[Literal["squared", "ssim"], Choice(choices=("squared", "ssim"))] = Field(
+        default="squared",
+        description="Difference between an image and its reconstruction: squared, or by "
+        "structural similarity. Source: paper (ssim for some categories).",
+    )
+    n: Annotated[int, IntRange(low=1, high=3)] = Field(
+        default=1,
+        ge=0,
+        description="How often the map is smoothed. Source: paper (a natural number); default "
+        "and range inferred.",
+    )
+    k: Annotated[int, IntRange(low=3, high=31, step=2)] = Field(
+        default=21,
+        ge=1,
+        description="Side of the averaging filter in pixels of the input. Source: paper (a "
+        "natural number); default and range inferred.",
+    )
+    t: Annotated[int, IntRange(low=0, high=10)] = Field(
+        default=0,
+        ge=0,
+        description="Exponent of the weight that lowers a map where validation images have high "
+        "errors; 0 = no weight. Source: paper (objects only, a natural number); range inferred.",
+    )
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        # YAML reads 1 as a number.
+        return str(value) if isinstance(value, int) else value
+
+    def training_iterations(self, n_images: int) -> int:
+        """Returns ``iterations``, for any number of images."""
+        return self.iterations
+
+    def input_size(self, image_size: int) -> int:
+        """Returns ``resolution``, whatever the size of the maps."""
+        return self.resolution
+
+    def foreign_images(self) -> str | None:
+        """Returns where occlusions get their content; see `Hyperparameters.foreign_images`."""
+        occlusion = "occlusion" in corruption_weights(self.corruption)
+        if not occlusion or self.textures == "procedural":
+            return None
+        return "categories" if self.textures == "auto" else self.textures
+
+
+class SSAE(Detector[SSAEHyperparameters]):
+    """The detector of one category; see `Detector` for the arguments.
+
+    ``network`` is a list: one autoencoder, or two for the ensemble.
+    """
+
+    Hyperparameters = SSAEHyperparameters
+    network: nn.ModuleList
+
+    def __init__(
+        self,
+        hyperparameters: SSAEHyperparameters,
+        *,
+        image_size: int,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(hyperparameters, image_size=image_size, device=device, seed=seed)
+        hp = hyperparameters
+        self._objectives = ("1", "4") if hp.objective == "ensemble" else (hp.objective,)
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would seed the GPUs' generators as well.
+            torch.default_generator.manual_seed(seed)
+            network = nn.ModuleList(SDCAutoencoder(hp.width, hp.f) for _ in self._objectives)
+        self.network = network.to(self.device).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.Adam(self.network.parameters(), hp.lr, fused=True)
+        order = BatchOrder(hp.batch_size, seed)
+        self._trainer = Trainer(self.network, [optimizer], order, self.device)
+        self._generator = torch.Generator().manual_seed(seed)
+        #: All training images in a random order; the first ones are held out for validation.
+        self._order = torch.empty(0, dtype=torch.int64)
+        side = hp.resolution
+        #: The mean map of each network over the validation images (equation 13).
+        self._average = torch.zeros(len(self._objectives), side, side, device=self.device)
+
+    @classmethod
+    def prepare(cls, hyperparameters: SSAEHyperparameters) -> None:
+        """Makes sure that a folder of textures is there; see `Detector.prepare`."""
+        folder = hyperparameters.foreign_images()
+        if folder not in (None, "categories") and not Path(str(folder)).is_dir():
+            raise MethodError(
+                f"textures: there is no folder {folder}: put images there (DTD, for instance), "
+                "or use textures auto or procedural"
+            )
+
+    @property
+    def score_rule(self) -> str:
+        """``sum``: the score is the sum of the map."""
+        return "sum"
+
+    def fit(self, images: Tensor, iterations: int) -> Report:
+        """Trains on; see `Detector.fit`.
+
+        Of the images 5 %, at least one, are held out for validation.
+
+        Returns:
+            ``loss`` and ``validation_error``, the mean squared error of the reconstructions of
+            the held-out images.
+
+        Raises:
+            MethodError: If there are no images, they have a wrong size, or textures are missing.
+            TrainingDivergedError: If the loss is not finite.
+        """
+        self._check_size(images)
+        train, held_out = self._split(len(images))
+        corruptor = self._corruptor()
+        total = self.hyperparameters.training_iterations(len(images))
+
+        def loss(rows: Tensor, iteration: int) -> Tensor:
+            return self._loss(images, rows, corruptor, iteration / total)
+
+        try:
+            # The trainer draws from the numbers of the images, so that no image is copied.
+            report: Report = {**self._trainer.fit(train.to(images.device), iterations, loss)}
+        finally:
+            self.iteration = self._trainer.iteration
+        if iterations > 0:
+            report["validation_error"] = self._validate(images, held_out)
+        return report
+
+    def _check_size(self, images: Tensor) -> None:
+        side = self.hyperparameters.resolution
+        if images.shape[-2:] != (side, side):
+            raise MethodError(
+                f"the images are {images.shape[-1]} pixels wide: give the detector images of "
+                f"its resolution, {side}"
+            )
+
+    def _split(self, n_images: int) -> tuple[Tensor, Tensor]:
+        """Returns the numbers of the training and of the validation images."""
+        if len(self._order) != n_images:
+            self._order = torch.randperm(n_images, generator=self._generator)
+        held_out = max(1, round(0.05 * n_images))
+        # A single image has to serve for both.
+        return self._order[min(held_out, n_images - 1) :], self._order[:held_out]
+
+    def _corruptor(self) -> Corruptor:
+        hp = self.hyperparameters
+        source = hp.foreign_images()
+        if source not in (None, "categories") and self.foreign is None:
+            raise MethodError(f"the images of {source} are missing: set the detector's foreign")
+        foreign = self.foreign if source is not None else None
+        return Corruptor(hp, hp.resolution, self.device, foreign)
+
+    def _loss(self, images: Tensor, rows: Tensor, corruptor: Corruptor, progress: float) -> Tensor:
+        """Returns the loss of some images when a part of the iterations is done."""
+        hp = self.hyperparameters
+        size = crop_size(hp.resolution, progress) if hp.progressive else hp.resolution
+        with torch.autocast(self.device.type, enabled=False):
+            crops = random_crops(images, len(rows), size, self._generator, rows)
+            normal = augment(_pixels(crops, self.device), hp.augment, self._generator)
+            corrupted, mask = corruptor(normal, self._generator)
+        loss = torch.zeros((), device=self.device)
+        for network, objective in zip(self.network, self._objectives, strict=True):
+            output = network(corrupted)
+            with torch.autocast(self.device.type, enabled=False):
+                if objective == "1":
+                    value = filter_objective(output, normal, mask, hp.lam, squared=hp.squared)
+                else:
+                    value = amplify_objective(
+                        output, normal, corrupted, mask, hp.lam, squared=hp.squared
+                    )
+                # Each network has its own parameters: together they learn as they would alone.
+                loss = loss + value
+        return loss
+
+    @torch.inference_mode()
+    def _validate(self, images: Tensor, held_out: Tensor) -> float:
+        """Measures the average maps; returns the mean squared error on validation images."""
+        self.network.eval()
+        maps = torch.zeros_like(self._average)
+        error = torch.zeros((), device=self.device)
+        for rows in torch.split(held_out, self.hyperparameters.batch_size):
+            pixels = _pixels(images[rows.to(images.device)], self.device)
+            for index, output in enumerate(self._reconstruct(pixels)):
+                maps[index] += self._smooth_difference(pixels, output).sum(0)
+                error += (output - pixels).square().mean((1, 2, 3)).sum()
+        self._average = maps / len(held_out)
+        return float(error) / (len(held_out) * len(self.network))
+
+    def _reconstruct(self, pixels: Tensor) -> list[Tensor]:
+        with mixed_precision(self.device):
+            return [network(pixels) for network in self.network]
+
+    def _smooth_difference(self, pixels: Tensor, output: Tensor) -> Tensor:
+        """Returns the maps of equations 2 and 3, ``(B, H, W)``."""
+        hp = self.hyperparameters
+        if hp.diff == "ssim":
+            maps = ssim_distance(pixels, output)
+        else:
+            maps = (pixels - output).square().mean(1)
+        return filter_maps(maps, box_window(hp.k), hp.n)
+
+    @torch.inference_mode()
+    def anomaly_maps(self, images: Tensor) -> Tensor:
+        """Returns maps; see `Detector.anomaly_maps`.
+
+        Raises:
+            MethodError: If the images do not have the size of the network's input.
+        """
+        self._check_size(images)
+        self.network.eval()
+        pixels = _pixels(images, self.device)
+        maps = torch.stack(
+            [self._smooth_difference(pixels, output) for output in self._reconstruct(pixels)]
+        )
+        if self.hyperparameters.t > 0:
+            weights = (1 - self._average).clamp(0, 1) ** self.hyperparameters.t  # equation 14
+            maps = maps * weights.unsqueeze(1)
+        combined = maps.amax(0)
+        size = self.image_size
+        if size == combined.shape[-1]:
+            return combined
+        return F.interpolate(
+            combined.unsqueeze(1), size=(size, size), mode="bilinear", antialias=True
+        ).squeeze(1)
+
+    def image_scores(self, maps: Tensor) -> Tensor:
+        """Returns the sum of each map; see `Detector.image_scores`."""
+        return maps.flatten(1).sum(1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns the state; see `Detector.state_dict`."""
+        return self._trainer.state_dict() | {
+            "generator": self._generator.get_state(),
+            "split": self._order.clone(),
+            "average": self._average.clone(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over a state; see `Detector.load_state_dict`."""
+        self._trainer.load_state_dict(state)
+        self.iteration = self._trainer.iteration
+        self._generator.set_state(state["generator"].cpu())
+        self._order = state["split"].cpu().clone()
+        self._average = state["average"].to(self.device, copy=True)
+
+
+def crop_size(resolution: int, progress: float) -> int:
+    """Returns the side of the training crops, a multiple of 8 (section 3.2, schedule inferred).
+
+    Args:
+        resolution: Side of whole images.
+        progress: Part of the iterations that is done.
+    """
+    stage = min(_STAGES, int(_STAGES * progress) + 1)
+    return min(resolution, max(16, round(resolution * stage / _STAGES / 8) * 8))
+
+
+def _pixels(images: Tensor, device: torch.device) -> Tensor:
+    """Returns uint8 images as float32 in ``[0, 1]``."""
+    pixels = images.to(device, non_blocking=True)
+    return pixels.to(torch.float32, memory_format=torch.channels_last).div_(255)

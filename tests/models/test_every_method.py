@@ -1,0 +1,75 @@
+"""What every installed method must do, on the built-in dataset: find a defect, and clean up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from anomtune.datasets.cache import open_category
+from anomtune.datasets.registry import open_dataset
+from anomtune.models.registry import available, get_method
+from anomtune.models.testing import check_detects, check_memory
+
+SIZE = 64
+TINY: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random", "batch_size": 4}
+
+#: Settings with which a method learns in a few seconds: sizes and lengths alone.
+SHORT: dict[str, dict[str, Any]] = {
+    "gmm_contrastive": {**TINY, "iterations": 4, "dimensions": 16, "components": 4, "em_steps": 5},
+    "gnl": {**TINY, "epochs": 2},
+    "padim": {"backbone": "mobilenet_v2", "weights": "random", "channels": 20},
+    "patchcore": {"backbone": "mobilenet_v2", "weights": "random"},
+    "rd4ad": {**TINY, "epochs": 4},
+    "recontrast": {**TINY, "iterations": 30},
+    "spr": {"width": 8, "resolution": SIZE, "batch_size": 8, "epochs": 30, "lr": 2e-3},
+    "ssae": {"width": 8, "resolution": SIZE, "batch_size": 8, "iterations": 100, "lr": 2e-3},
+}
+
+
+def hyperparameters(method: str, **changes: Any) -> Any:
+    return get_method(method).Hyperparameters(**{**SHORT[method], **changes})
+
+
+def test_every_method_is_tested_here() -> None:
+    assert set(SHORT) == set(available()) - {"toy"}
+
+
+@pytest.fixture(scope="module")
+def washers() -> tuple[Tensor, Tensor, Tensor]:
+    """Training images, normal test images, and the same with a blot that anybody would see."""
+    arrays = open_category(open_dataset("synthetic", None), "washer", SIZE)
+    images = torch.from_numpy(arrays.images).permute(0, 3, 1, 2)
+    train = [i for i, s in enumerate(arrays.samples) if s.part == "train"]
+    normal = [i for i, s in enumerate(arrays.samples) if s.part == "test" and not s.anomalous][:4]
+    clean = images[normal].clone()
+    defective = clean.clone()
+    for number, corner in enumerate(((8, 20), (20, 40), (40, 12), (30, 28))):
+        row, column = corner
+        defective[number, :, row : row + 14, column : column + 14] = torch.tensor(
+            [200, 30, 160], dtype=torch.uint8
+        ).view(3, 1, 1)
+    return images[train], clean, defective
+
+
+@pytest.mark.parametrize("method", sorted(SHORT))
+def test_an_obvious_defect_scores_above_its_clean_twin(
+    method: str, washers: tuple[Tensor, Tensor, Tensor], weights: str
+) -> None:
+    train, clean, defective = washers
+    hp = hyperparameters(method)
+    if "weights" in type(hp).model_fields:
+        if weights == "random":
+            pytest.skip("needs MobileNetV2's weights")
+        hp = hyperparameters(method, weights=weights)
+    assert hp.input_size(SIZE) == SIZE
+    check_detects(
+        get_method(method), hp, train=train, clean=clean, defective=defective, image_size=SIZE
+    )
+
+
+@pytest.mark.parametrize("method", sorted(SHORT))
+def test_fifty_trainings_in_one_process_leave_nothing_behind(method: str) -> None:
+    check_memory(get_method(method), hyperparameters(method), image_size=SIZE)
