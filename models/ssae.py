@@ -189,7 +189,7 @@ class SSAE(Detector[SSAEHyperparameters]):
     def prepare(cls, hyperparameters: SSAEHyperparameters) -> None:
         """Makes sure that a folder of textures is there; see `Detector.prepare`."""
         folder = hyperparameters.foreign_images()
-        if folder not in (None, "categories") and not Path(str(folder)).is_dir():
+        if folder not in (None, "categories") and not Path(str(folder)).expanduser().is_dir():
             raise MethodError(
                 f"textures: there is no folder {folder}: put images there (DTD, for instance), "
                 "or use textures auto or procedural"

@@ -24,8 +24,15 @@ SHORT: dict[str, dict[str, Any]] = {
     "patchcore": {"backbone": "mobilenet_v2", "weights": "random"},
     "rd4ad": {**TINY, "epochs": 4},
     "recontrast": {**TINY, "iterations": 30},
-    "spr": {"width": 8, "resolution": SIZE, "batch_size": 8, "epochs": 30, "lr": 2e-3},
-    "ssae": {"width": 8, "resolution": SIZE, "batch_size": 8, "iterations": 100, "lr": 2e-3},
+    "spr": {"width": 8, "resolution": SIZE, "batch_size": 4, "epochs": 8, "lr": 3e-3},
+    "ssae": {
+        "width": 8,
+        "resolution": SIZE,
+        "batch_size": 8,
+        "iterations": 100,
+        "lr": 2e-3,
+        "progressive": False,
+    },
 }
 
 
