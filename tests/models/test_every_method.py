@@ -29,9 +29,10 @@ SHORT: dict[str, dict[str, Any]] = {
         "width": 8,
         "resolution": SIZE,
         "batch_size": 8,
-        "iterations": 100,
+        "iterations": 200,
         "lr": 2e-3,
         "progressive": False,
+        "squared": True,
     },
 }
 
