@@ -2,8 +2,8 @@
 
 Every preset is trained with several seeds on the welds and tiles of ../shared/data, with
 MobileNetV2 at 128 pixels on up to 100 images, and scored on the whole test set, as the paper does
-it. "final" is the
-last iteration, "best" the best of the evaluations by test AUROC, as in the paper's "final-best".
+it. "final" is the last iteration, "best" the best of the evaluations by test AUROC, as in the
+paper's "final-best".
 The paper trains 2,000 iterations with an encoder learning rate of 1e-5; the run here is shorter,
 so the encoder's rate is raised by as much as the iterations are fewer, and it moves as far.
 
