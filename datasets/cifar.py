@@ -109,7 +109,7 @@ class CIFAR10(OneClassDataset):
         return super()._find()
 
     def _list(self, listing: Listing) -> None:
-        if _is_binary(listing.place):
+        if _is_binary(listing.folder):
             for part in _BATCHES:
                 try:
                     self._list_packed(listing, part)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar
 
 from anomtune.datasets.base import GOOD, DataError, Problem, Sample
 from anomtune.datasets.files import (
+    MISSING,
     FileDataset,
     check_root,
     entries,
-    folders,
     is_dangling,
-    is_folder,
+    whereabouts,
 )
+from anomtune.datasets.files import Listing as FileListing
 from anomtune.datasets.imagefile import EXTENSIONS
-
-_MISSING = "link to a missing file; fetch it or remove the link"
 
 
 class ClassDataset(FileDataset):
@@ -88,14 +87,17 @@ class ClassDataset(FileDataset):
             except OSError as error:
                 raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from error
         if self._home is None:
-            place = _deeper(self._root, self._home_in)
-            if place is None:
-                raise DataError(f"{self._root}: no {self.name} here; expected {self.expected}")
+            hint = whereabouts(self._root, self._holds)
             raise DataError(
-                f"{self._root}: found {place.relative_to(self._root)}/ inside; "
-                f"set dataset.root to {place}"
+                f"{self._root}: " + (hint or f"no {self.name} here; expected {self.expected}")
             )
         return self._home
+
+    def _holds(self, folder: Path) -> bool:
+        try:
+            return self._home_in(folder) is not None
+        except OSError:  # a folder that may not be entered
+            return False
 
     def _beside(self) -> Iterable[Path]:
         """Returns what a listing depends on outside of the folder that holds the images."""
@@ -138,34 +140,8 @@ class OneClassDataset(ClassDataset):
         return self.classes
 
 
-class Listing:
-    """What one listing of one category has found.
-
-    Args:
-        category: Its name.
-        place: The folder that keys are relative to.
-    """
-
-    def __init__(self, category: str, place: Path) -> None:
-        self.category = category
-        self.place = place
-        self.samples: list[Sample] = []
-        self.problems: list[Problem] = []
-
-    def result(self) -> tuple[tuple[Sample, ...], tuple[Problem, ...]]:
-        """Returns the samples by key, and the problems, the fatal ones first."""
-        return (
-            tuple(sorted(self.samples, key=lambda s: s.key)),
-            tuple(sorted(self.problems, key=lambda p: (not p.fatal, p.key))),
-        )
-
-    def problem(self, key: str, message: str) -> None:
-        """Notes what stops a sweep."""
-        self.problems.append(Problem(self.category, key, message))
-
-    def warn(self, key: str, message: str) -> None:
-        """Notes what is to be known."""
-        self.problems.append(Problem(self.category, key, message, fatal=False))
+class Listing(FileListing):
+    """A listing of images in folders of classes."""
 
     def train(self, key: str) -> None:
         """Adds a training image."""
@@ -191,7 +167,7 @@ class Listing:
         Returns:
             The key and the class of each image.
         """
-        folder = self.place / where
+        folder = self.folder / where
         if not folder.is_dir():
             names = ", ".join(known if wanted is None else wanted)
             self.problem(where, f"no such folder; it should hold a folder of images each: {names}")
@@ -213,40 +189,18 @@ class Listing:
             found += [(key, kind) for key in keys]
         return found
 
-    def images(self, where: str, ignore: Sequence[str] = ()) -> list[str]:
-        """Lists the keys of the images of a folder, by name; other files are reported.
-
-        Args:
-            where: The folder.
-            ignore: Names of further files that belong there.
-        """
-        keys, others = [], []
-        for entry in entries(self.place / where):
-            key = f"{where}/{entry.name}"
-            if os.path.splitext(entry.name)[1].lower() not in EXTENSIONS:
-                others += [] if entry.name in ignore else [entry.name]
-            elif entry.is_file():
-                keys.append(key)
-            else:
-                what = _MISSING if is_dangling(entry) else "not a file; rename or remove it"
-                self.problem(key, what)
-        if others:
-            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-            self.warn(where, f"{others[0]!r}{more} ignored: not a PNG, JPEG, BMP or TIFF file")
-        return keys
-
     def _strangers(self, where: str, known: Sequence[str]) -> set[str]:
         """Reports what is no folder of a class; returns the classes that are misspelt."""
         by_fold = {kind.casefold(): kind for kind in known}
         misspelt, strange, loose = set(), [], []
-        for entry in entries(self.place / where):
+        for entry in entries(self.folder / where):
             if is_dangling(entry):
-                self.problem(f"{where}/{entry.name}", _MISSING)
+                self.problem(f"{where}/{entry.name}", MISSING)
             elif not entry.is_dir():
                 loose.append(entry.name)
             elif entry.name not in known:
                 meant = by_fold.get(entry.name.casefold())
-                if meant and not (self.place / where / meant).is_dir():
+                if meant and not (self.folder / where / meant).is_dir():
                     self.problem(f"{where}/{entry.name}", f"rename to {meant}")
                     misspelt.add(meant)
                 else:
@@ -281,23 +235,3 @@ def _image_files(folder: Path) -> Iterator[Path]:
     for entry in entries(folder):
         if os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
             yield Path(entry.path)
-
-
-def _deeper(root: Path, home_in: Callable[[Path], Path | None]) -> Path | None:
-    """Returns the dataset's folder one or two levels below its root, as an unpacked zip leaves."""
-    level = [root]
-    for _ in range(2):
-        below: list[Path] = []
-        for folder in level:
-            try:
-                below += folders(folder)
-            except OSError:
-                continue
-        for folder in below[:200]:  # A data disk can hold anything: looking has an end.
-            try:
-                if is_folder(folder) and home_in(folder) is not None:
-                    return folder
-            except OSError:
-                continue
-        level = below[:50]
-    return None

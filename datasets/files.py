@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -121,8 +121,13 @@ class Listing:
         """Notes what does not."""
         self.problems.append(Problem(self.category, key, message, fatal=False))
 
-    def images(self, where: str) -> list[str]:
-        """Lists the keys of the images of a folder, by name; other files are reported."""
+    def images(self, where: str, ignore: Sequence[str] = ()) -> list[str]:
+        """Lists the keys of the images of a folder, by name; other files are reported.
+
+        Args:
+            where: The folder.
+            ignore: Names of further files that belong there.
+        """
         folder = self.folder / where
         if not folder.is_dir():
             return []
@@ -130,7 +135,7 @@ class Listing:
         for entry in entries(folder):
             key = f"{where}/{entry.name}"
             if Path(entry.name).suffix.lower() not in EXTENSIONS:
-                others.append(entry.name)
+                others += [] if entry.name in ignore else [entry.name]
             elif entry.is_file():
                 keys.append(key)
             else:

@@ -118,7 +118,7 @@ class OCT2017(_Medical):
             listing.train(key)
         for key, kind in listing.classes("test", self._test_classes()):
             listing.test(key, kind, normal=_NORMAL)
-        if (listing.place / "val").is_dir():
+        if (listing.folder / "val").is_dir():
             listing.warn(
                 "val",
                 "ignored; a copy with 8 images of each class here and 242 in test has taken them "
@@ -257,7 +257,7 @@ class ISIC2018(_Tabled):
     def _list_original(self, listing: Listing) -> None:
         for part in ("Training", "Validation"):
             folder = f"{self._STEM}_{part}_Input"
-            table = self._table(listing.place, part)
+            table = self._table(listing.folder, part)
             rows = _read_csv(listing, table, ("image", *self._CLASSES))
             images = _by_stem(listing, folder)
             kinds = {}
@@ -301,7 +301,7 @@ def _read_csv(listing: Listing, where: str, columns: Sequence[str]) -> dict[str,
     """Reads a table as its first column to the others, in its order; what is wrong is reported."""
     rows: dict[str, tuple[str, ...]] = {}
     try:
-        with (listing.place / where).open(encoding="utf-8-sig", newline="") as file:
+        with (listing.folder / where).open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             lacking = [c for c in columns if c not in (reader.fieldnames or ())]
             if lacking:
@@ -331,7 +331,7 @@ def _read_csv(listing: Listing, where: str, columns: Sequence[str]) -> dict[str,
 
 def _by_stem(listing: Listing, where: str) -> dict[str, str]:
     """Lists the images of a folder by name without extension."""
-    if not (listing.place / where).is_dir():
+    if not (listing.folder / where).is_dir():
         listing.problem(where, "no such folder; it is part of the download and holds the images")
         return {}
     found: dict[str, str] = {}
@@ -347,7 +347,7 @@ def _refuse_absent(
     listing: Listing, where: str, table: str, names: Sequence[str], images: Mapping[str, str]
 ) -> None:
     absent = [name for name in names if name not in images]
-    if absent and (listing.place / where).is_dir():
+    if absent and (listing.folder / where).is_dir():
         listing.problem(
             where,
             f"{len(absent)} of the {len(names)} images that {table} asks for are missing "

@@ -180,7 +180,7 @@ class PACS(OneClassDataset):
 
     def _domains(self, listing: Listing, where: str = "") -> list[tuple[str, str]]:
         """Returns the domains that there are with their folders; others are reported."""
-        names = [folder.name for folder in folders(listing.place / where)]
+        names = [folder.name for folder in folders(listing.folder / where)]
         found = []
         for domain in _DOMAINS:
             folder = "art" if domain == _ART and _ART not in names and "art" in names else domain
@@ -194,7 +194,7 @@ class PACS(OneClassDataset):
                     f"{where}{domain}", "no such folder, so nothing is tested on this domain"
                 )
         for name in names if found else ():
-            if not any(e.name in _LISTS for e in entries(listing.place / where / name)):
+            if not any(e.name in _LISTS for e in entries(listing.folder / where / name)):
                 listing.warn(f"{where}{name}", "ignored, it is none of the domains of PACS")
         return found
 
