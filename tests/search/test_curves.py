@@ -1,25 +1,35 @@
-"""What a TensorBoard server shows of a sweep, asked over HTTP, finished and while it runs."""
+"""What is written for TensorBoard: trials as they come, confirm runs once and whole."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
+import io
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from anomtune.search.config import MethodConfig
 from anomtune.search.curves import CurveWriter
-from anomtune.search.records import Cost, HistogramRecord, Rung, TrialRecord
+from anomtune.search.heatmaps import sheet_rows
+from anomtune.search.records import (
+    ConfirmRecord,
+    Cost,
+    HistogramRecord,
+    Rung,
+    StudyKey,
+    TrialRecord,
+    open_sweep,
+)
 from anomtune.search.storage import Storage
 from anomtune.search.study import plan_search
+from tests.search.sample_sweep import write_sample_sweep
+
+ROC = "roc/TPR by FPR (per mille)"
 
 
-def record(number: int, state: str, steps: int) -> TrialRecord:
+def toy_record(number: int, state: str, steps: int) -> TrialRecord:
     return TrialRecord(
         dataset="folder",
         category="plate",
@@ -45,111 +55,166 @@ def record(number: int, state: str, steps: int) -> TrialRecord:
     )
 
 
-@pytest.fixture
-def written(tmp_path):
-    """The curves of one completed, one pruned and one running trial, written as they came."""
-    writer = CurveWriter(Storage(tmp_path), {"toy": plan_search("toy", MethodConfig())})
+def write_toys(root: Path) -> None:
+    """Writes one completed, one pruned and one running trial, report by report as they come."""
+    writer = CurveWriter(Storage(root), {"toy": plan_search("toy", MethodConfig())})
     for number, last, steps in ((0, "COMPLETE", 4), (1, "PRUNED", 2), (2, "RUNNING", 1)):
         for step in range(steps + 1):
-            writer.update(record(number, "RUNNING", step))
-        writer.update(record(number, last, steps))
+            writer.update(toy_record(number, "RUNNING", step))
+        writer.update(toy_record(number, last, steps))
+
+
+def sweep_writer(root: Path) -> CurveWriter:
+    config, store = open_sweep(root)
+    plans = {name: plan_search(name, method) for name, method in config.methods.items()}
+    return CurveWriter(store.storage, plans)
+
+
+def confirmed(root: Path) -> list[ConfirmRecord]:
+    (runs,) = open_sweep(root)[1].read_confirmed().values()
+    return runs
+
+
+def events(root: Path, run: str) -> EventAccumulator:
+    found = EventAccumulator(str(root / "tensorboard" / run), size_guidance={"tensors": 0})
+    return found.Reload()
+
+
+def sizes(root: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_size for path in root.rglob("*tfevents*")}
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A study with two confirmed configs of two seeds, and nothing written for TensorBoard."""
+    write_sample_sweep(
+        tmp_path,
+        categories=["bottle"],
+        methods=["padim"],
+        trials=4,
+        confirm=1,
+        seeds=(1, 11),
+        domains=["fog"],
+    )
     return tmp_path
 
 
-@pytest.fixture
-def server(written):
-    """Asks a running TensorBoard for a route; returns its answer as data."""
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(written / "tensorboard")]
-    process = subprocess.Popen(
-        [*command, "--port", "0", "--reload_interval", "1"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    address = ""
-    for line in process.stderr:
-        if "http://" in line:
-            address = "http://" + line.split("http://")[1].split("/")[0]
-            break
-
-    def ask(route: str, body: dict | None = None):
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            f"{address}/data/{route}", data, {"Content-Type": "application/json"}
-        )
-        for attempt in range(50):  # it loads its data in the background
-            try:
-                with urllib.request.urlopen(request) as answer:
-                    if found := json.loads(answer.read()):
-                        return found
-            except urllib.error.HTTPError:
-                if attempt == 49:
-                    raise
-            time.sleep(0.2)
-        raise AssertionError(f"no answer to {route}")
-
-    yield ask
-    process.kill()
-    process.communicate()
+def test_a_trial_that_begins_again_leaves_no_double_curve(tmp_path):
+    write_toys(tmp_path)
+    before = sizes(tmp_path)
+    assert len(before) == 3, "one file per trial"
+    writer = CurveWriter(Storage(tmp_path), {"toy": plan_search("toy", MethodConfig())})
+    writer.update(toy_record(2, "RUNNING", 0))
+    writer.update(toy_record(2, "RUNNING", 1))
+    assert sizes(tmp_path) == before
 
 
-def test_scalars_and_hparams_are_served(server):
-    runs = server("runs")
-    assert {"plate/toy/00000", "plate/toy/00001", "plate/toy/00002"} <= set(runs)
-    query = urllib.parse.urlencode({"run": "plate/toy/00000", "tag": "validation/auroc"})
-    scalars = server(f"plugin/scalars/scalars?{query}")
-    assert [(step, round(value, 3)) for _, step, value in scalars] == [
-        (1, 0.6),
-        (2, 0.7),
-        (3, 0.8),
-        (4, 0.9),
-    ]
-    experiment = server("plugin/hparams/experiment", {"experimentName": "plate/toy"})
-    assert {item["name"] for item in experiment["hparamInfos"]} == {
-        "category",
-        "method",
-        "quality",
-        "colour",
+def test_a_confirm_run_is_written_when_it_is_complete(sweep):
+    writer, runs = sweep_writer(sweep), confirmed(sweep)
+    for run in runs:
+        writer.update(run.model_copy(update={"state": "RUNNING"}))
+    assert not sizes(sweep)
+    for run in runs:
+        writer.update(run)
+    written = {str(path.parent.relative_to(sweep)) for path in sweep.rglob("*tfevents*")}
+    assert written == {
+        f"tensorboard/bottle/padim/{kind}/{run.number:05d}-{run.seed}"
+        for run in runs
+        for kind in ("confirm", "roc")
     }
-    groups = server(
-        "plugin/hparams/session_groups",
+
+
+def test_a_confirm_run_that_is_written_twice_is_there_once(sweep):
+    run = confirmed(sweep)[0]
+    for _ in range(2):  # the second by a driver that was killed before it wrote the record
+        sweep_writer(sweep).update(run)
+    name = f"bottle/padim/confirm/{run.number:05d}-{run.seed}"
+    (point,) = events(sweep, name).Scalars("auroc/held_out")
+    assert point.value == pytest.approx(run.test.auroc)
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "FAIL"])
+def test_a_confirm_run_that_begins_again_is_removed(sweep, state):
+    writer, run = sweep_writer(sweep), confirmed(sweep)[0]
+    writer.update(run)
+    writer.update(run.model_copy(update={"state": state}))
+    assert not sizes(sweep)
+
+
+def test_figures_of_a_confirm_run(sweep):
+    run = confirmed(sweep)[0]
+    sweep_writer(sweep).update(run)
+    found = events(sweep, f"bottle/padim/confirm/{run.number:05d}-{run.seed}")
+    figures = {tag: found.Scalars(tag)[0].value for tag in found.Tags()["scalars"]}
+    assert figures == pytest.approx(
         {
-            "experimentName": "plate/toy",
-            "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_RUNNING"],
-            "colParams": [{"metric": {"tag": "validation/auroc", "group": ""}}],
-            "startIndex": 0,
-            "sliceSize": 10,
-        },
+            "auroc/confirmed": run.val_auroc,
+            "auroc/held_out": run.test.auroc,
+            "held_out/pixel_auroc": run.test.pixel_auroc,
+            "held_out/aupro": run.test.aupro,
+            "shifted/fog": run.shifted["fog"].auroc,
+        }
     )
-    sessions = {group["sessions"][0]["name"]: group for group in groups["sessionGroups"]}
-    assert sorted(name.split("/")[-1] for name in sessions) == ["00000", "00001", "00002"]
-    ended = [group["sessions"][0] for name, group in sessions.items() if name[-1] in "01"]
-    running = next(group for name, group in sessions.items() if name.endswith("00002"))
-    assert running["hparams"]["quality"] == pytest.approx(0.2)
-    assert running["hparams"]["colour"] == "green"
-    # TensorBoard's word for a session that has begun and not ended.
-    assert running["sessions"][0]["status"] == "STATUS_UNKNOWN"
-    assert {session["status"] for session in ended} == {"STATUS_SUCCESS"}
-    metrics = {m["name"]["tag"]: m["value"] for m in running["sessions"][0]["metricValues"]}
-    assert metrics["validation/auroc"] == pytest.approx(0.6)
+    text = found.Tensors("confirm/figures")[0].tensor_proto.string_val[0].decode()
+    assert f"held out | 30 | 30 | {run.test.auroc:.4f} |" in text
+    assert f"fog | 30 | 30 | {run.shifted['fog'].auroc:.4f} |" in text
 
 
-def test_what_a_method_reports_is_served(server):
-    query = urllib.parse.urlencode({"run": "plate/toy/00000", "tag": "train/diversity"})
-    scalars = server(f"plugin/scalars/scalars?{query}")
-    assert [round(value, 3) for _, _, value in scalars] == [0.1, 0.2, 0.3, 0.4]
-    query = urllib.parse.urlencode({"run": "plate/toy/00000", "tag": "train/weight"})
-    histograms = server(f"plugin/histograms/histograms?{query}")
-    assert [(step, bins) for _, step, bins in histograms] == [
-        (k, [[0, 0.5, k], [0.5, 1, 4 - k]]) for k in range(1, 5)
-    ]
+def test_each_example_is_a_picture_with_its_row_of_the_sheet(sweep):
+    run = confirmed(sweep)[0]
+    sweep_writer(sweep).update(run)
+    found = events(sweep, f"bottle/padim/confirm/{run.number:05d}-{run.seed}")
+    sheet = np.asarray(Image.open(sweep / f"{run.path}.png").convert("RGB"))
+    for example, row in zip(run.examples, sheet_rows(sheet, 5), strict=True):
+        content = found.Tensors(f"examples/{example.kind}")[0].tensor_proto.string_val
+        picture = np.asarray(Image.open(io.BytesIO(content[2])))
+        assert [int(side) for side in content[:2]] == [picture.shape[1], picture.shape[0]]
+        np.testing.assert_array_equal(picture, row)
+        about = found.SummaryMetadata(f"examples/{example.kind}").summary_description
+        assert about.startswith(f"{example.key}, {example.defect}, score ")
 
 
-def test_a_trial_that_begins_again_leaves_no_double_curve(written):
-    folder = written / "tensorboard/plate/toy/00002"
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    writer = CurveWriter(Storage(written), {"toy": plan_search("toy", MethodConfig())})
-    writer.update(record(2, "RUNNING", 0))
-    writer.update(record(2, "RUNNING", 1))
-    assert sum(path.stat().st_size for path in folder.iterdir()) == size
-    assert len(list(folder.iterdir())) == 1
+@pytest.mark.parametrize("rounding", [9, 0])
+def test_the_area_under_the_roc_curve_is_the_auroc(sweep, rounding):
+    from sklearn.metrics import roc_auc_score
+
+    run = confirmed(sweep)[0]
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 200).astype(np.int8)
+    # Rounded scores have ties, whose part of the curve is oblique.
+    scores = np.round(labels + generator.normal(size=200), rounding).astype(np.float32)
+    np.savez(sweep / f"{run.path}.npz", labels=labels, scores=scores)
+    sweep_writer(sweep).update(run)
+    curve = events(sweep, f"bottle/padim/roc/{run.number:05d}-{run.seed}").Scalars(ROC)
+    assert (curve[0].step, curve[-1].step, curve[-1].value) == (0, 1000, 1.0)
+    area = np.trapezoid([p.value for p in curve], [p.step / 1000 for p in curve])
+    assert area == pytest.approx(roc_auc_score(labels, scores), abs=2e-3)
+
+
+def test_without_held_out_images_there_are_the_validation_figures(sweep):
+    run = confirmed(sweep)[0].model_copy(update={"test": None, "shifted": {}, "examples": []})
+    sweep_writer(sweep).update(run)
+    name = f"{run.number:05d}-{run.seed}"
+    assert events(sweep, f"bottle/padim/confirm/{name}").Tags()["scalars"] == ["auroc/confirmed"]
+    assert not (sweep / "tensorboard/bottle/padim/roc").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", None])
+def test_a_broken_sheet_is_no_reason_to_stop(sweep, content):
+    run = confirmed(sweep)[0]
+    sheet = sweep / f"{run.path}.png"
+    sheet.write_bytes(sheet.read_bytes()[:200] if content is None else content)
+    sweep_writer(sweep).update(run)
+    found = events(sweep, f"bottle/padim/confirm/{run.number:05d}-{run.seed}")
+    assert "auroc/held_out" in found.Tags()["scalars"]
+    assert not [tag for tag in found.Tags()["tensors"] if tag.startswith("examples/")]
+
+
+def test_runs_of_a_study_without_confirm_are_its_trials(tmp_path):
+    write_sample_sweep(tmp_path, categories=["bottle"], methods=["padim"], trials=2, confirm=0)
+    _, store = open_sweep(tmp_path)
+    writer = sweep_writer(tmp_path)
+    for record in store.read_all()[StudyKey("bottle", "padim")]:
+        writer.update(record)
+    names = [path.name for path in sorted((tmp_path / "tensorboard/bottle/padim").iterdir())]
+    assert names == ["00000", "00001"]

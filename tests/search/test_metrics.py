@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score
 
-from anomtune.search.metrics import auroc, paired_delong_p
+from anomtune.search.metrics import auroc, f1_threshold, paired_delong_p
 
 # Few distinct values, so that ties are common.
 problems = st.lists(
@@ -142,3 +142,36 @@ def test_every_order_of_four_images():
         labels = np.array([0, 1, 0, 1])
         expected = roc_auc_score(labels, scores)
         assert auroc(labels, np.array(scores, float)).value == expected
+
+
+@given(problems)
+def test_best_f1_is_brute_forces(rows):
+    labels, scores = arrays(rows)
+    f1s = {t: f1_score(labels, scores >= t) for t in sorted(set(scores), reverse=True)}
+    best = max(f1s.values())
+    threshold, f1, accuracy = f1_threshold(labels, scores)
+    assert f1 == pytest.approx(best, abs=1e-12)
+    assert threshold == next(t for t, value in f1s.items() if value > best - 1e-12)
+    assert accuracy == pytest.approx(np.mean((scores >= threshold) == labels), abs=1e-12)
+
+
+@given(st.integers(1, 20), st.integers(0, 20), st.integers(0, 10_000))
+def test_best_f1_of_separable_scores_is_one(n_anomalous, n_normal, seed):
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.repeat([1, 0], [n_anomalous, n_normal]))
+    scores = (labels + generator.random(len(labels)) / 2).astype(np.float32)
+    threshold, f1, accuracy = f1_threshold(labels, scores)
+    assert (f1, accuracy) == (1.0, 1.0)
+    assert threshold == scores[labels == 1].min()
+
+
+def test_among_equal_f1_the_highest_threshold_wins():
+    labels = np.array([1, 0, 0, 1])  # F1 is 2/3 at 4 as well as at 1
+    assert f1_threshold(labels, np.array([4.0, 3.0, 2.0, 1.0])) == (4.0, 2 / 3, 0.75)
+
+
+def test_f1_refuses_what_has_none():
+    with pytest.raises(ValueError, match="anomalous"):
+        f1_threshold(np.zeros(3, int), np.arange(3.0))
+    with pytest.raises(ValueError, match="finite"):
+        f1_threshold(np.array([0, 1]), np.array([0.0, math.nan]))
