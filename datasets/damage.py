@@ -8,7 +8,7 @@ texture blend follows DRAEM (Zavrtanik et al., ICCV 2021).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,8 @@ Mask = npt.NDArray[np.bool_]
 _LEAST_CHANGE = 12
 _LEAST_SHARE = 0.0008
 _ATTEMPTS = 8
+# What shows on any image, the flat ones included; the first that may be used is fallen back to.
+_ALWAYS_SHOW = ("occlusion", "texture", "roughen")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,44 +64,71 @@ class Place:
     region: Mask
 
 
-def damaged_copies(image: Image, turn: int, seed: int) -> list[Damaged]:
-    """Returns `COPIES` damaged copies of an image, each by another mechanism.
+def check_without(without: Collection[str]) -> None:
+    """Makes sure that enough mechanisms are left without some.
+
+    Raises:
+        ValueError: If one of them does not exist, or too few are left; the message says which.
+    """
+    for name in without:
+        if name not in MECHANISMS:
+            raise ValueError(f"no damage {name!r}; there is {', '.join(MECHANISMS)}")
+    left = [name for name in MECHANISMS if name not in without]
+    if len(left) < 2 or not set(left) & set(_ALWAYS_SHOW):
+        raise ValueError(
+            f"leaves {' and '.join(left) or 'nothing'} to damage copies with; at least two must "
+            f"be left, among them one of {', '.join(_ALWAYS_SHOW)}"
+        )
+
+
+def damaged_copies(
+    image: Image, turn: int, seed: int, without: Collection[str] = ()
+) -> list[Damaged]:
+    """Returns `COPIES` damaged copies of an image, each by another mechanism if so many are left.
 
     Args:
         image: ``(H, W, 3)`` uint8.
         turn: Number of the image; the mechanisms take turns.
         seed: The same seed gives the same copies.
+        without: Mechanisms that must not be used, see `check_without`.
     """
-    names = list(MECHANISMS)
+    names = [name for name in MECHANISMS if name not in without]
+    fallback = next(name for name in _ALWAYS_SHOW if name not in without)
     copies = []
     for number in range(COPIES):
         name = names[(turn * COPIES + number) % len(names)]
-        copies.append(damage(image, name, np.random.Generator(np.random.PCG64([seed, number]))))
+        rng = np.random.Generator(np.random.PCG64([seed, number]))
+        copies.append(damage(image, name, rng, fallback))
     return copies
 
 
-def damage(image: Image, mechanism: str, rng: np.random.Generator) -> Damaged:
+def damage(
+    image: Image, mechanism: str, rng: np.random.Generator, fallback: str = "occlusion"
+) -> Damaged:
     """Damages an image.
 
     A draw that changes next to nothing (a blur on a plain surface) is drawn again, stronger; if
-    the image gives the mechanism nothing to work on, something is laid over it instead, and the
-    copy says ``occlusion``.
+    the image gives the mechanism nothing to work on, the fall-back is used instead, and the copy
+    says so.
 
     Args:
         image: ``(H, W, 3)`` uint8, at least 8 pixels wide and high.
         mechanism: A name of `MECHANISMS`.
         rng: Source of all randomness.
+        fallback: A mechanism that shows on any image.
     """
     source = image.astype(np.float64)
     grey = bool((image[..., 0] == image[..., 1]).all() and (image[..., 1] == image[..., 2]).all())
-    for attempt in range(_ATTEMPTS + 1):
-        last = attempt == _ATTEMPTS
-        strength = 1.0 if last else min(1.0, rng.uniform(0.25, 1.0) * (1 + attempt / 4))
+    # An occlusion shows at once; version 1 drew it once.
+    last_attempts = 1 if fallback == "occlusion" else _ATTEMPTS
+    for attempt in range(_ATTEMPTS + last_attempts):
+        given_up = attempt >= _ATTEMPTS
+        strength = 1.0 if given_up else min(1.0, rng.uniform(0.25, 1.0) * (1 + attempt / 4))
         region = _region(image.shape[0], image.shape[1], rng)
-        apply = _occlusion if last else MECHANISMS[mechanism]
+        name = fallback if given_up else mechanism
         window = _window(region)
         before = source[window]
-        changed = apply(Place(source, before, window, region[window]), strength, rng)
+        changed = MECHANISMS[name](Place(source, before, window, region[window]), strength, rng)
         if grey:
             # Colour on a grey image would be the one thing that every detector finds.
             changed = changed.mean(axis=2, keepdims=True)
@@ -114,7 +143,7 @@ def damage(image: Image, mechanism: str, rng: np.random.Generator) -> Damaged:
         least = max(4, _LEAST_SHARE * difference.size)
         if np.count_nonzero(difference >= _LEAST_CHANGE) >= least:
             break
-    return Damaged(result, difference > 2, "occlusion" if last else mechanism)
+    return Damaged(result, difference > 2, name)
 
 
 def _region(height: int, width: int, rng: np.random.Generator) -> Mask:

@@ -74,7 +74,7 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
                         "is transparent in places; flatten it onto an opaque background",
                     )
                 return np.ascontiguousarray(rgba[..., :3])
-            return np.array(image.convert("RGB"))
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except ImageError:
         raise
     except _DECODE_ERRORS as error:

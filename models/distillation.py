@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, TypeVar, cast, get_args
+from typing import Annotated, ClassVar, TypeVar, cast, get_args
 
 import torch
 from pydantic import Field
@@ -77,6 +77,8 @@ class DistillationDetector(Detector[D]):
     Raises:
         MethodError: If the image size does not suit the networks, or weights cannot be had.
     """
+
+    training_state: ClassVar[tuple[str, ...]] = Trainer.TRAINING_STATE
 
     def __init__(
         self,

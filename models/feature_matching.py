@@ -105,7 +105,11 @@ def match_order(features: Tensor, reference: Distribution, weight: float) -> Ten
     """
     features = _wide(features)
     values = features.flatten(2).contiguous()
-    ranks = values.argsort(dim=-1, stable=True)
+    if torch.compiler.is_compiling():
+        # ONNX knows no sort but a stable one, and torch has a translation of the plain one alone.
+        ranks = values.sort(dim=-1).indices
+    else:
+        ranks = values.argsort(dim=-1, stable=True)
     partners = torch.empty_like(values).scatter_(-1, ranks, reference.ordered.expand_as(values))
     return torch.lerp(features, partners.view(features.shape), weight)
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomtune.models.blocks import split_rows
+
 #: Components with a smaller share of the features keep their mean and covariance.
 SMALLEST_SHARE = 1e-4
 
@@ -73,7 +75,7 @@ class GaussianMixture(nn.Module):
     @torch.no_grad()
     def log_densities(self, features: Tensor) -> Tensor:
         """Returns ``log G(u)``, ``(N,)``, of any number of features, block by block."""
-        return torch.cat([self.log_density(block) for block in torch.split(features, _BLOCK)])
+        return torch.cat([self.log_density(block) for block in split_rows(features, _BLOCK)])
 
     @torch.no_grad()
     def update(self, features: Tensor, eta: float = 1.0) -> Tensor:

@@ -228,6 +228,7 @@ class GMMContrastive(Detector[GMMContrastiveHyperparameters]):
 
     Hyperparameters = GMMContrastiveHyperparameters
     network: MixtureNetwork
+    training_state = (*Trainer.TRAINING_STATE, "draws")
 
     def __init__(
         self,

@@ -120,6 +120,7 @@ class GNL(DistillationDetector[GNLHyperparameters]):
 
     Hyperparameters = GNLHyperparameters
     network: ReverseDistillation
+    training_state = (*DistillationDetector.training_state, "augmix.")
 
     def __init__(
         self,

@@ -129,3 +129,14 @@ class Hyperparameters(BaseModel):
         a method that uses none or draws its own.
         """
         return None
+
+    def training_damage(self) -> frozenset[str]:
+        """Returns the kinds of artificial damage that the method learns to find or to repair.
+
+        Synthetic validation then leaves them out, for all methods of the sweep: else it would
+        praise the method for what it was shown. The names are those of `anomtune.datasets.damage`:
+        ``cut_paste``, ``blur``, ``occlusion``, ``texture``, ``roughen``, ``elastic``. Damage is
+        local; noise or augmentation that befalls whole images is none. It may depend on fields
+        that are searched over choices, not on those with a numeric range.
+        """
+        return frozenset()

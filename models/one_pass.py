@@ -60,6 +60,8 @@ class OnePassDetector(Detector[H]):
         MethodError: If the image size does not suit the encoder, or weights cannot be had.
     """
 
+    training_state = ("generator",)
+
     def __init__(
         self,
         hyperparameters: H,

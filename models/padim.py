@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from anomtune.models.backbones import Backbone, Weights, load_backbone
 from anomtune.models.base import Report
+from anomtune.models.blocks import block_size
 from anomtune.models.hyperparameters import IntRange, MethodError
 from anomtune.models.one_pass import OnePassDetector, OnePassHyperparameters
 from anomtune.models.training import mixed_precision, normalise
@@ -114,7 +115,7 @@ class PatchGaussians(nn.Module):
 
 def _blocks(n_positions: int, numbers: int) -> Iterator[slice]:
     """Yields parts of the positions, each of which has so many numbers."""
-    step = max(1, _BLOCK // numbers)
+    step = block_size(max(1, _BLOCK // numbers), n_positions)
     return (slice(start, start + step) for start in range(0, n_positions, step))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from anomtune.models.backbones import Backbone, Weights, load_backbone
 from anomtune.models.base import Report
+from anomtune.models.blocks import split_rows
 from anomtune.models.coreset import CoresetBuilder
 from anomtune.models.hyperparameters import Choice, FloatRange, MethodError
 from anomtune.models.one_pass import OnePassDetector, OnePassHyperparameters
@@ -123,7 +124,7 @@ class MemoryBank(nn.Module):
         indices = torch.cat(
             [
                 torch.addmm(half_norms, block, self.bank.T, alpha=-1).min(1).indices
-                for block in torch.split(patches, rows)
+                for block in split_rows(patches, rows)
             ]
         )
         # Taken again from the difference, the distance has no error of cancellation.
@@ -201,10 +202,11 @@ class PatchCore(OnePassDetector[PatchCoreHyperparameters]):
         flat, indices = network.nearest(patches.flatten(0, 2))
         distances, indices = flat.view(n_images, -1), indices.view(n_images, -1)
         farthest, place = distances.max(1, keepdim=True)
+        everywhere = place[:, :, None].expand(-1, -1, patches.shape[-1])
         weight = network.weight(
-            patches.flatten(1, 2).take_along_dim(place[:, :, None], 1).squeeze(1),
+            patches.flatten(1, 2).gather(1, everywhere).squeeze(1),
             farthest.squeeze(1),
-            indices.take_along_dim(place, 1).squeeze(1),
+            indices.gather(1, place).squeeze(1),
             self.hyperparameters.n_neighbours,
         )
         maps = self._upsample(distances.view(n_images, height, width))

@@ -148,7 +148,8 @@ class Decoder(nn.Module):
         maps = [self.up1(second), second, third]
         if not self.heads:
             return [maps]
-        shares = zip(*(part.chunk(len(self.heads)) for part in maps), strict=True)
+        # Not chunk, whose number of parts an exported graph cannot know for every batch.
+        shares = zip(*(part.unflatten(0, (len(self.heads), -1)) for part in maps), strict=True)
         return [
             [head(part) for head, part in zip(cast(nn.ModuleList, heads), share, strict=True)]
             for heads, share in zip(self.heads, shares, strict=True)

@@ -147,7 +147,7 @@ def restoration_error(
         noise: Standard normal ``z``, for each image ``(B, 3, I, I)`` or for all ``(3, I, I)``.
         sigma: Base of the SDE.
     """
-    times = images.new_full((len(images),), t)
+    times = images.new_full(images.shape[:1], t)
     std = perturbation_std(times, sigma)[:, None, None, None]
     perturbation = std * noise
     return std.square() * score(images + perturbation, times) + perturbation
@@ -184,6 +184,7 @@ class SPR(Detector[SPRHyperparameters]):
 
     Hyperparameters = SPRHyperparameters
     network: ScoreNetwork
+    training_state = (*Trainer.TRAINING_STATE, "network.", "seeds")
 
     def __init__(
         self,
@@ -275,7 +276,7 @@ class SPR(Detector[SPRHyperparameters]):
         """
         hp = self.hyperparameters
         batch = _scaled(images, self.device)
-        total = batch.new_zeros(len(batch), self.input_size, self.input_size)
+        total = torch.zeros_like(batch[:, 0])
         for noise in self._test_noise:
             with mixed_precision(self.device):
                 error = restoration_error(self._average, batch, hp.t_star, noise, hp.sigma)

@@ -158,6 +158,7 @@ class SSAE(Detector[SSAEHyperparameters]):
 
     Hyperparameters = SSAEHyperparameters
     network: nn.ModuleList
+    training_state = (*Trainer.TRAINING_STATE, "generator", "split")
 
     def __init__(
         self,

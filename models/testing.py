@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from anomtune.models.backbones import weights_come_later
 from anomtune.models.base import Detector, Histogram, Hyperparameters, TrainingDivergedError
 
 
@@ -213,6 +214,12 @@ def _check_state(
     _assert_same(state, copy.state_dict(), "the state does not round-trip")
     assert torch.equal(original.anomaly_maps(images), copy.anomaly_maps(images)), (
         "maps differ after a round-trip"
+    )
+    with weights_come_later():
+        reader = _new(method, hp, size, 6)
+    reader.load_inference_state(_through_safetensors(original.inference_state()))
+    assert torch.equal(original.anomaly_maps(images), reader.anomaly_maps(images)), (
+        "maps differ after a round-trip of the inference state"
     )
     snapshot = {name: value.clone() for name, value in state.items()}
     original.fit(images, 2)

@@ -103,6 +103,9 @@ class Trainer:
         device: Where the network lives.
     """
 
+    #: Beginnings of the names in `state_dict` that only training needs.
+    TRAINING_STATE = ("optimizer.", "order.")
+
     def __init__(
         self,
         network: nn.Module,

@@ -8,11 +8,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from anomtune.cluster import cli as cluster_commands
+from anomtune.search import cli_detector, cli_report
+from anomtune.search.terminal import BAD_INPUT, INTERRUPTED, UNUSABLE, console, refuse
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,9 +26,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-#: Exit codes: 0 done, 1 some study has no usable trial, 2 bad input, 3 interrupted, resumable.
-UNUSABLE, BAD_INPUT, INTERRUPTED = 1, 2, 3
 
 _GOES_ON = "Interrupted. The same command goes on from here."
 
@@ -52,7 +52,7 @@ def sweep(
 
     config = load_sweep(file, overrides or ())
     where = directory or f"sweeps/{config.name}"
-    out, log = _console(), _console(stderr=True)
+    out, log = console(), console(stderr=True)
     log.print(f"anomtune sweep {config.name} -> {where}", highlight=False)
 
     from anomtune.search.engine import terminate_as_interrupt
@@ -113,11 +113,11 @@ def leaderboard(
     elif form == "table":
         from anomtune.search.tables import leaderboard_note, leaderboard_table
 
-        out = _console()
+        out = console()
         out.print(leaderboard_table(board))
         out.print(leaderboard_note(board), style="dim", highlight=False)
     else:
-        _refuse(f"--format {form}: there is table, json, csv")
+        refuse(f"--format {form}: there is table, json, csv")
 
 
 @app.command()
@@ -135,13 +135,13 @@ def best(
     rows = _board(directory, category, method).to_pylist()
     names = list(dict.fromkeys(row["category"] for row in rows))
     if len(names) > 1:
-        _refuse(f"--category: say which; there is {', '.join(names)}")
+        refuse(f"--category: say which; there is {', '.join(names)}")
     row = rows[0]
     if row["params"] is None:
-        _refuse(f"{names[0]}/{row['method']}: no completed trial yet, so there is no best config")
+        refuse(f"{names[0]}/{row['method']}: no completed trial yet, so there is no best config")
     config, _ = open_sweep(directory)
     chosen = {
-        "dataset": {"name": row["dataset"], "root": config.dataset.root},
+        "dataset": config.dataset.model_dump(exclude={"categories"}, exclude_none=True),
         "category": row["category"],
         "method": row["method"],
         "image_size": config.image_size,
@@ -164,7 +164,7 @@ def methods(name: Annotated[str | None, typer.Argument(help="Only this method.")
     """List the methods with every default, range and preset."""
     from anomtune.models.registry import available, get_method
 
-    out = _console()
+    out = console()
     for method in available() if name is None else (name,):
         kind = get_method(method).Hyperparameters
         space = kind.search_space()
@@ -191,7 +191,7 @@ def datasets() -> None:
     for name in available():
         summary = (dataset_type(name).__doc__ or "").strip().splitlines()
         table.add_row(name, summary[0] if summary else "")
-    _console().print(table)
+    console().print(table)
 
 
 @app.command()
@@ -233,7 +233,7 @@ def audit(
             " to ".join(f"{height}x{width}" for height, width in sizes),
             ", ".join(f"{domain} {number}" for domain, number in row.domains),
         )
-    out = _console()
+    out = console()
     out.print(table)
     for problem in report.problems:
         style = "red" if problem.fatal else "yellow"
@@ -261,12 +261,17 @@ def tensorboard(
 ) -> None:
     """Open TensorBoard on the curves of a sweep."""
     if method is not None and category is None:
-        _refuse("--method: say which --category too")
+        refuse("--method: say which --category too")
     logdir = "/".join(filter(None, (directory, "tensorboard", category, method)))
     if "://" not in directory and not Path(logdir).is_dir():
-        _refuse(f"{logdir}: no such folder; give the directory of a sweep with trials")
+        refuse(f"{logdir}: no such folder; give the directory of a sweep with trials")
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", logdir]
     raise typer.Exit(subprocess.call([*command, "--port", str(port), "--host", host]))  # noqa: S603
+
+
+for _command in (cli_detector.train, cli_detector.predict, cli_detector.export, cli_report.report):
+    app.command()(_command)
+cluster_commands.register(app)
 
 
 def main() -> None:
@@ -278,7 +283,7 @@ def main() -> None:
     try:
         app()
     except (SweepError, DataError, MethodError) as error:
-        _refuse(str(error))
+        refuse(str(error))
 
 
 def _board(directory: str, category: str | None, method: str | None) -> pa.Table:
@@ -296,7 +301,7 @@ def _board(directory: str, category: str | None, method: str | None) -> pa.Table
             continue
         known = list(dict.fromkeys(board[column].to_pylist()))
         if value not in known:
-            _refuse(f"--{column} {value}: not in this sweep{suggest(value, known)}")
+            refuse(f"--{column} {value}: not in this sweep{suggest(value, known)}")
         board = board.filter(pc.equal(board[column].cast("string"), value))
     return board
 
@@ -319,17 +324,6 @@ def _range_text(item: Any) -> str:
     if values is not None:
         return ", ".join(map(str, values))
     return f"{item.low} to {item.high}{' (log)' if item.log else ''}"
-
-
-def _console(*, stderr: bool = False) -> Console:
-    # A pipe has no width: wide enough that no line of a table is folded.
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 160)
-
-
-def _refuse(message: str) -> NoReturn:
-    print(f"anomtune: {message}", file=sys.stderr)
-    sys.exit(BAD_INPUT)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 
 class SweepError(ValueError):
@@ -52,11 +59,15 @@ class DatasetConfig(_Section):
 
 
 class ValidationConfig(_Section):
-    """Which images steer the search (see :mod:`anomtune.datasets.splits`)."""
+    """Which images steer the search (see :mod:`anomtune.datasets.splits`).
+
+    To ``without_damage`` a sweep adds the kinds of damage that one of its methods trains on.
+    """
 
     protocol: Literal["labelled", "synthetic", "test"] = "labelled"
     fraction: float = Field(0.5, gt=0, lt=1)
     seed: Seed = 0
+    without_damage: tuple[str, ...] = ()
 
 
 class MethodConfig(_Section):
@@ -79,15 +90,31 @@ class ConfirmConfig(_Section):
     The paper's own config is confirmed beside them; 0 = no confirm.
     """
 
-    top: Annotated[int, Field(ge=0)] = 0
+    top: Annotated[int, Field(ge=0)] = 3
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (1, 11, 111)
 
 
 class ResourcesConfig(_Section):
-    """What one trial occupies: CPU cores (also its number of threads) and GPUs."""
+    """What one trial occupies.
+
+    Attributes:
+        cpu: CPU cores, also its number of threads.
+        gpu: GPUs, below 1 a share of one; ``auto`` = as many trials on a GPU as its memory holds
+            and its speed bears, without GPUs none.
+        accelerator: The GPU type that it must be, by Ray's name for it (``A100``).
+    """
 
     cpu: int = Field(1, ge=1)
     gpu: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    accelerator: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+
+    @model_validator(mode="after")
+    def _accelerator_is_used(self) -> Self:
+        if self.accelerator is not None and self.gpu == 0:
+            raise ValueError(f"accelerator {self.accelerator} with gpu: 0; set gpu, or leave it")
+        if isinstance(self.gpu, float) and self.gpu > 1 and not self.gpu.is_integer():
+            raise ValueError("gpu: more than one GPU is a whole number of them")
+        return self
 
 
 class SweepConfig(_Section):
@@ -296,6 +323,8 @@ def check_extends(old: SweepConfig, new: SweepConfig, directory: str) -> None:
             if rest_equal and set(old_set["categories"]) <= set(new_set["categories"]):
                 continue
         where, was, now = _first_difference(key, before[key], after[key])
+        if where == "validation.without_damage":
+            now += " (no method may be validated by damage that one of the sweep trains on)"
         raise SweepError(
             f"{directory}: holds a sweep with {where} = {was}, now it is {now}; "
             f"restore it, or start another directory with --dir"

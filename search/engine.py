@@ -3,6 +3,9 @@
 Two thin adapters stand between them: a Searcher that hands out trials and confirm runs, and a
 Scheduler that answers each result with the pool's verdict. Both forget their work when Tune
 snapshots them: the records are the truth, and every start is a fresh Tuner for what remains.
+
+How many runs are handed out, and which share of a GPU each has, is decided here as well
+(`Capacity`, `Packer`); where they run, Ray decides.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +28,10 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from anomtune.search.config import ResourcesConfig, SweepConfig, SweepError
-from anomtune.search.records import AnyRecord, ConfirmRecord, ConfirmResult, TrialRecord
+from anomtune.search.capacity import Capacity
+from anomtune.search.config import SweepConfig, SweepError
+from anomtune.search.packing import Kind, Packer, kind_of, share_name
+from anomtune.search.records import AnyRecord, ConfirmRecord, ConfirmResult, Cost, TrialRecord
 from anomtune.search.trial import TrialResult, TrialSpec
 from anomtune.search.work import Work
 from anomtune.search.worker import TrialActor
@@ -34,6 +41,7 @@ _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our records and curves replace Tune's
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial reports no metric
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # its snapshot is not the truth, and costs time
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000000",  # the searcher says when there is no more room
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_THRESHOLD_S": "10",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -47,13 +55,44 @@ _WORKER_DIED = (
 )
 
 
+#: Says what a worker is told of a run that has so many GPUs.
+SpecMaker = Callable[[AnyRecord, float], TrialSpec]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A trial or confirm run that Tune has been given.
+
+    Attributes:
+        record: What it is.
+        gpu: GPUs that it has.
+        kind: What it shares GPUs as; ``None`` if the sweep file says how many GPUs it has.
+        ran_out_with: The share with which its first attempt ran out of memory.
+    """
+
+    record: AnyRecord
+    gpu: float
+    kind: Kind | None = None
+    ran_out_with: float | None = None
+
+
 class _Adapters:
     """What the searcher and the scheduler share: the work, and Tune's names for its runs."""
 
-    def __init__(self, work: Work, make_spec: Callable[[AnyRecord], TrialSpec]) -> None:
+    def __init__(
+        self, config: SweepConfig, work: Work, make_spec: SpecMaker, capacity: Capacity
+    ) -> None:
         self.work = work
         self.make_spec = make_spec
-        self.records: dict[str, AnyRecord] = {}
+        self.capacity = capacity
+        self.packer = Packer()
+        for record in work.ended_before():
+            if record.cost.gpu_memory_bytes is not None:
+                self.packer.remember(kind_of(record, config.image_size), record.cost)
+        self._image_size = config.image_size
+        self._handed_out: Counter[float] = Counter()
+        self._again: deque[_Run] = deque()
+        self.runs: dict[str, _Run] = {}
         self.pruned: set[str] = set()
         #: Why Ray gave up on a trial.
         self.reasons: dict[str, str] = {}
@@ -67,6 +106,39 @@ class _Adapters:
             yield
         except Exception as error:  # noqa: BLE001 - raised again by run_work
             self.failure = self.failure or error
+
+    def start(self, trial_id: str) -> _Run | None:
+        """Returns what is to run now under Tune's name, ``None`` if nothing can."""
+        run = self._next()
+        if run is not None:
+            self.runs[trial_id] = run
+            self._handed_out[run.gpu] += 1
+        return run
+
+    def end(self, trial_id: str) -> _Run:
+        """Returns what ran under Tune's name and has ended."""
+        run = self.runs.pop(trial_id)
+        self._handed_out[run.gpu] -= 1
+        return run
+
+    def retry_on_a_whole_gpu(self, run: _Run) -> None:
+        """Runs again, before anything else, what had too small a share. Its record stays."""
+        self._again.append(_Run(run.record, 1.0, run.kind, ran_out_with=run.gpu))
+
+    def _next(self) -> _Run | None:
+        packs = self.capacity.packs
+        least = self.packer.smallest if packs else self.capacity.gpu
+        if not self.capacity.has_room(self._handed_out, 1.0 if self._again else least):
+            return None
+        if self._again:
+            return self._again.popleft()
+        record = self.work.ask()
+        if record is None:
+            return None
+        if not packs:
+            return _Run(record, self.capacity.gpu)
+        kind = kind_of(record, self._image_size)
+        return _Run(record, self.packer.share(kind), kind)
 
 
 class PoolSearcher(Searcher):  # type: ignore[misc]
@@ -92,12 +164,12 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
             return str(Searcher.FINISHED)
         suggestion = None
         with shared.guard():
-            record = shared.work.ask()
-            if record is not None:
-                shared.records[trial_id] = record
+            run = shared.start(trial_id)
+            if run is not None:
                 suggestion = {
-                    "spec": shared.make_spec(record).model_dump(),
-                    "confirm": isinstance(record, ConfirmRecord),
+                    "spec": shared.make_spec(run.record, run.gpu).model_dump(),
+                    "confirm": isinstance(run.record, ConfirmRecord),
+                    "shape": shared.capacity.shape(run.gpu),
                 }
             elif shared.work.remaining == 0:
                 return str(Searcher.FINISHED)
@@ -108,37 +180,64 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
     ) -> None:
         """Ends a trial. The last result, which carried ``done``, is seen here alone."""
         shared = self._adapters
-        if trial_id not in shared.records or shared.failure is not None:
+        if trial_id not in shared.runs or shared.failure is not None:
             return
-        record = shared.records.pop(trial_id)
+        run = shared.end(trial_id)
         with shared.guard():
             if error:
-                self._fail(record, shared.reasons.pop(trial_id, "Ray gave no reason"))
+                self._fail(run, shared.reasons.pop(trial_id, "Ray gave no reason"))
             elif result is not None and "abort" in result:
                 # The record says RUNNING: when the surroundings are mended, the trial is run.
                 raise SweepError(result["abort"])
+            elif result is not None and "out_of_memory" in result:
+                self._run_out_of_memory(run, result["out_of_memory"])
             elif result is None or ("error" not in result and "result" not in result):
-                self._fail(record, "the trial ended without a result")
+                self._fail(run, "the trial ended without a result")
             elif "error" in result:
-                self._fail(record, result["error"], result["traceback"])
-            elif isinstance(record, ConfirmRecord):
-                last = ConfirmResult.model_validate_json(result["result"])
-                shared.work.confirmation.finish(record, last)
+                self._fail(run, result["error"], result["traceback"])
             else:
-                self._complete(record, result["result"], pruned=trial_id in shared.pruned)
+                self._succeed(run, result["result"], pruned=trial_id in shared.pruned)
 
-    def _complete(self, record: TrialRecord, result: str, *, pruned: bool) -> None:
-        pool = self._adapters.work.pool
+    def _succeed(self, run: _Run, result: str, *, pruned: bool) -> None:
+        work, record = self._adapters.work, run.record
+        if isinstance(record, ConfirmRecord):
+            confirmed = ConfirmResult.model_validate_json(result)
+            confirmed.cost = self._learn(run, confirmed.cost)
+            work.confirmation.finish(record, confirmed)
+            return
         last = TrialResult.model_validate_json(result)
         if last.facts is not None:
-            pool.report(record.key, record.number, last.rung)
-            pool.finish(record.key, record.number, "COMPLETE", facts=last.facts, cost=last.cost)
+            cost = self._learn(run, last.cost)
+            work.pool.report(record.key, record.number, last.rung)
+            work.pool.finish(record.key, record.number, "COMPLETE", facts=last.facts, cost=cost)
         elif pruned:
-            pool.finish(record.key, record.number, "PRUNED", cost=last.cost)
+            cost = self._learn(run, last.cost)
+            work.pool.finish(record.key, record.number, "PRUNED", cost=cost)
         # Else it was interrupted: its record says RUNNING, and the next start runs it.
 
-    def _fail(self, record: AnyRecord, error: str, traceback: str | None = None) -> None:
-        work = self._adapters.work
+    def _learn(self, run: _Run, cost: Cost) -> Cost:
+        """Returns the cost of a run as its record keeps it, for the next start to learn from."""
+        cost = cost.model_copy(update={"ran_out_with": run.ran_out_with})
+        if run.kind is not None:
+            self._adapters.packer.learn_memory(run.kind, cost)
+            self._adapters.packer.learn_speed(run.kind, cost)
+        return cost
+
+    def _run_out_of_memory(self, run: _Run, gpu_memory_bytes: int | None) -> None:
+        """Retries a run that had a share on a whole GPU; a config that that cannot hold fails."""
+        reason = f"out of GPU memory with {share_name(run.ran_out_with or run.gpu)}"
+        if run.kind is not None and run.gpu < 1:
+            lacked = Cost(gpu_memory_bytes=gpu_memory_bytes, ran_out_with=run.gpu)
+            self._adapters.packer.learn_memory(run.kind, lacked)
+            self._adapters.retry_on_a_whole_gpu(run)
+        elif run.ran_out_with is not None:
+            self._fail(run, f"{reason}, and again with {share_name(run.gpu)}")
+        else:
+            remedy = "; resources.gpu can give it more" if run.gpu < 1 else ""
+            self._fail(run, reason + remedy)
+
+    def _fail(self, run: _Run, error: str, traceback: str | None = None) -> None:
+        work, record = self._adapters.work, run.record
         if isinstance(record, ConfirmRecord):
             work.confirmation.finish(record, None, error=error, traceback=traceback)
         else:
@@ -167,14 +266,18 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Returns whether the trial goes on."""
         shared = self._adapters
-        record = shared.records.get(trial.trial_id)
-        # A confirm run has one result, its last, which is not asked about.
-        if shared.failure is not None or not isinstance(record, TrialRecord):
+        run = shared.runs.get(trial.trial_id)
+        if shared.failure is not None or run is None:
+            return str(TrialScheduler.STOP)
+        record = run.record
+        if not isinstance(record, TrialRecord):  # has one result, its last, which comes elsewhere
             return str(TrialScheduler.STOP)
         goes_on = False
         with shared.guard():
-            rung = TrialResult.model_validate_json(result["result"]).rung
-            goes_on = shared.work.pool.report(record.key, record.number, rung)
+            reported = TrialResult.model_validate_json(result["result"])
+            if run.kind is not None:
+                shared.packer.learn_memory(run.kind, reported.cost)
+            goes_on = shared.work.pool.report(record.key, record.number, reported.rung)
             if not goes_on:
                 shared.pruned.add(trial.trial_id)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
@@ -216,43 +319,23 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def trial_resources(config: ResourcesConfig) -> dict[str, float]:
-    """Returns what a trial occupies, as Ray counts it; a whole GPU where there are any."""
-    gpus = ray.cluster_resources().get("GPU", 0)
-    gpu = (1.0 if gpus else 0.0) if config.gpu == "auto" else config.gpu
-    return {"cpu": config.cpu, "gpu": gpu} if gpu else {"cpu": config.cpu}
+def living_nodes() -> list[Mapping[str, float]]:
+    """Returns what every node of the cluster has that is alive now."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def concurrency(config: SweepConfig) -> int:
-    """Returns how many trials run at once.
-
-    Raises:
-        SweepError: If the cluster has not the resources for a single one.
-    """
-    wanted = trial_resources(config.resources)
-    have = ray.cluster_resources()
-    slots = min(int(have.get(name.upper(), 0) / amount) for name, amount in wanted.items())
-    if slots < 1:
-        raise SweepError(
-            f"resources: a trial wants {wanted}, the cluster has "
-            f"{ {name: have.get(name.upper(), 0) for name in wanted} }; ask for less"
-        )
-    return slots if config.concurrency == "auto" else min(config.concurrency, slots)
+def _placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    return tune.PlacementGroupFactory([config["shape"]])
 
 
-def run_work(
-    work: Work,
-    make_spec: Callable[[AnyRecord], TrialSpec],
-    resources: dict[str, float],
-    max_concurrent: int,
-) -> None:
+def run_work(config: SweepConfig, work: Work, make_spec: SpecMaker, capacity: Capacity) -> None:
     """Runs what remains of a sweep; returns early, with work left, if it is interrupted.
 
     Args:
+        config: The sweep.
         work: The searches and confirm runs.
         make_spec: Says what a worker is told of a run.
-        resources: What a trial occupies.
-        max_concurrent: How many trials run at once.
+        capacity: Says what a run occupies and how many there can be.
 
     Raises:
         SweepError: If the sweep directory refuses a record, or data or storage fail on a worker.
@@ -261,17 +344,16 @@ def run_work(
         return
     # What Tune says of trials, the records say better.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    adapters = _Adapters(work, make_spec)
+    adapters = _Adapters(config, work, make_spec, capacity)
     scratch = tempfile.mkdtemp(prefix="anomtune-")
     try:
         with terminate_as_interrupt():
             tune.Tuner(
-                tune.with_resources(TrialActor, resources),
+                tune.with_resources(TrialActor, _placement),
                 tune_config=tune.TuneConfig(
                     search_alg=PoolSearcher(adapters),
                     scheduler=PoolScheduler(adapters),
-                    num_samples=work.remaining,
-                    max_concurrent_trials=max_concurrent,
+                    num_samples=2 * work.remaining,  # at most: each may be retried once
                     reuse_actors=True,
                     trial_dirname_creator=lambda trial: str(trial.trial_id),
                 ),
@@ -296,6 +378,8 @@ def terminate_as_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # Python takes signals in the main thread alone
         return
+    # Ray starts the driver of a job with SIGINT blocked.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         yield

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from anomtune.search.config import SweepConfig
 from anomtune.search.confirm import Confirmed, choose, summarise
 from anomtune.search.metrics import paired_delong_p
+from anomtune.search.paper_results import paper_auroc
 from anomtune.search.records import (
     RecordStore,
     StudyKey,
@@ -60,6 +61,9 @@ LEADERBOARD_SCHEMA = pa.schema(
         ("test_auroc_std", pa.float64()),
         ("test_pixel_auroc_mean", pa.float64()),
         ("test_aupro_mean", pa.float64()),
+        ("test_aupro_per_image_mean", pa.float64()),
+        ("test_f1_mean", pa.float64()),
+        ("test_accuracy_mean", pa.float64()),
         ("default_test_auroc_mean", pa.float64()),
         ("shifted_auroc_mean", pa.float64()),
         ("shifted_auroc", pa.string()),
@@ -221,6 +225,7 @@ def _row(
         "completed": states.count("COMPLETE"),
         "pruned": states.count("PRUNED"),
         "failed": states.count("FAIL"),
+        "paper_auroc": paper_auroc(config.dataset.name, *key),
         "created_at": _time(max(ends, default=None)),
     }
     if best is None or best.facts is None:
@@ -251,6 +256,11 @@ def _confirmed_figures(winner: Confirmed, default: Confirmed | None) -> dict[str
         "confirmed_auroc_std": winner.val_std,
         "test_auroc_mean": test,
         "test_auroc_std": winner.test_std,
+        "test_pixel_auroc_mean": winner.test_mean("pixel_auroc"),
+        "test_aupro_mean": winner.test_mean("aupro"),
+        "test_aupro_per_image_mean": winner.test_mean("aupro_per_image"),
+        "test_f1_mean": winner.test_mean("f1"),
+        "test_accuracy_mean": winner.test_mean("accuracy"),
         "default_test_auroc_mean": default and default.test_auroc,
         "shifted_auroc_mean": mean(known) if known else None,
         "shifted_auroc": json.dumps(shifted) if shifted else None,

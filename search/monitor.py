@@ -120,21 +120,22 @@ class _Progress:
         ]
 
     def _elapsed(self) -> str:
-        return _duration(self._clock() - self._began)
+        return duration(self._clock() - self._began)
 
     def _left(self) -> str:
         done = self._before - self._work.remaining
         if done < self._slots:
             return "time left: not known yet"
         each = (self._clock() - self._began) / done
-        return f"about {_duration(each * self._work.remaining)} left"
+        return f"about {duration(each * self._work.remaining)} left"
 
 
 def _count(number: int) -> str:
     return str(number) if number else ""
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Returns a time in words: ``2 h 05 min``, ``3 min 20 s``, ``45 s``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if not hours and not minutes:

@@ -28,7 +28,13 @@ from anomtune.search.records import (
     best_record,
     now,
 )
-from anomtune.search.study import SearchPlan, make_pruner, make_sampler, startup_trials
+from anomtune.search.study import (
+    SearchPlan,
+    make_pruner,
+    make_sampler,
+    optuna_trial,
+    startup_trials,
+)
 
 _OPTUNA_STATE = {
     "COMPLETE": TrialState.COMPLETE,
@@ -115,6 +121,16 @@ class Pool:
     def running(self) -> int:
         """Number of trials that have been handed out."""
         return sum(len(study.running) for study in self.studies.values())
+
+    @property
+    def unfinished(self) -> list[TrialRecord]:
+        """The trials that have begun and not ended, now or in an earlier run."""
+        return [
+            record
+            for study in self.studies.values()
+            for record in study.records.values()
+            if record.state == "RUNNING"
+        ]
 
     def ask(self) -> TrialRecord | None:
         """Starts the next trial of the study that is furthest behind.
@@ -204,7 +220,9 @@ class Pool:
     def _start(self, study: Study) -> TrialRecord:
         # Waiting trials (the defaults, interrupted ones) are asked first, in order of number.
         number = study.again.popleft() if study.again else study.started
-        study.search.sampler = make_sampler(self._config, str(study.key), number)
+        study.search.sampler = make_sampler(
+            self._config, str(study.key), number, study.plan.distributions
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trial = study.search.ask(fixed_distributions=study.plan.distributions)
@@ -288,17 +306,7 @@ class Pool:
             return
         study.finished[record.state] += 1
         told = self._told_state(study, record)
-        last = record.curve[-1].auroc if record.curve else None
-        study.search.add_trial(
-            optuna.trial.create_trial(
-                state=told,
-                params=point,
-                distributions=study.plan.distributions,
-                intermediate_values={rung.step: rung.auroc for rung in record.curve},
-                system_attrs=dict(record.pruner_state),
-                value=None if told is TrialState.FAIL else last,
-            )
-        )
+        study.search.add_trial(optuna_trial(record, told, point, study.plan.distributions))
 
 
 def _check_record(study: Study, record: TrialRecord) -> None:

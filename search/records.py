@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -81,6 +82,10 @@ class Cost(_Model):
         evaluate_seconds: Time spent scoring validation images.
         image_ms: Time to score one image in a validation batch, in milliseconds.
         peak_memory_bytes: Peak of GPU memory, on a CPU of the worker's resident memory.
+        iterations: How many iterations ``train_seconds`` were spent on.
+        gpu: GPUs that the run was given, below 1 a share of one; ``None`` on a CPU.
+        gpu_memory_bytes: Memory of the whole GPU.
+        ran_out_with: The share with which a first attempt ran out of memory.
         started_at: UTC, ISO 8601.
         finished_at: UTC, ISO 8601.
     """
@@ -89,6 +94,10 @@ class Cost(_Model):
     evaluate_seconds: float = 0.0
     image_ms: float | None = None
     peak_memory_bytes: int | None = None
+    iterations: int | None = None
+    gpu: float | None = None
+    gpu_memory_bytes: int | None = None
+    ran_out_with: float | None = None
     started_at: str | None = None
     finished_at: str | None = None
 
@@ -137,17 +146,54 @@ class TrialRecord(_Model):
 
 
 class DomainFigures(_Model):
-    """How a detector does on the held-out images of one domain.
+    """How a detector does on the held-out images of one domain; all figures in [0, 1].
+
+    ``None`` stands where a figure is not defined: without normal or anomalous images, or without
+    masks.
 
     Attributes:
         n_normal: Normal images.
         n_anomalous: Anomalous images.
-        auroc: Image AUROC; ``None`` if one of the two kinds is missing.
+        auroc: Image AUROC.
+        auroc_low: Lower end of its 95 % DeLong interval.
+        auroc_high: Upper end.
+        pixel_auroc: AUROC over all pixels.
+        aupro: Per-region overlap up to a false positive rate of 0.3, as MVTec AD defines it.
+        aupro_per_image: The variant of RD4AD's and ReContrast's code.
+        f1: F1 at the threshold that maximises it on these images, as papers report it.
+        accuracy: Accuracy at that threshold.
     """
 
     n_normal: int
     n_anomalous: int
-    auroc: float | None
+    auroc: float | None = None
+    auroc_low: float | None = None
+    auroc_high: float | None = None
+    pixel_auroc: float | None = None
+    aupro: float | None = None
+    aupro_per_image: float | None = None
+    f1: float | None = None
+    accuracy: float | None = None
+
+
+ExampleKind = Literal["missed", "typical anomaly", "found", "false alarm", "typical normal"]
+
+
+class Example(_Model):
+    """A held-out image that is shown to people.
+
+    Attributes:
+        kind: What it stands for: the anomalous image with the lowest, the median and the highest
+            score; the normal one with the highest and the median score.
+        key: Its path within the category.
+        defect: Its defect type.
+        score: Its anomaly score.
+    """
+
+    kind: ExampleKind
+    key: str
+    defect: str
+    score: float
 
 
 class ConfirmResult(_Model):
@@ -156,6 +202,7 @@ class ConfirmResult(_Model):
     val_auroc: float
     test: DomainFigures | None
     shifted: dict[str, DomainFigures]
+    examples: list[Example] = []
     facts: Facts
     cost: Cost
 
@@ -170,6 +217,7 @@ class ConfirmRecord(_Model):
         test: Figures on the held-out images of the training images' domain; ``None`` if there
             are none.
         shifted: The same for each shifted domain.
+        examples: The held-out images on the sheet beside the record, from top to bottom.
     """
 
     dataset: str
@@ -183,6 +231,7 @@ class ConfirmRecord(_Model):
     val_auroc: float | None = None
     test: DomainFigures | None = None
     shifted: dict[str, DomainFigures] = {}
+    examples: list[Example] = []
     facts: Facts | None = None
     error: str | None = None
     traceback: str | None = None
@@ -197,6 +246,18 @@ class ConfirmRecord(_Model):
     def path(self) -> str:
         """Where the record lies below the sweep directory, without extension."""
         return f"confirm/{self.category}/{self.method}/{self.number:05d}-{self.seed}"
+
+
+class HeldOutScores(NamedTuple):
+    """What a confirm run gave the held-out images of the training images' domain.
+
+    Attributes:
+        labels: ``(K,)`` int8, 1 = anomalous.
+        scores: ``(K,)`` float32.
+    """
+
+    labels: npt.NDArray[np.int8]
+    scores: npt.NDArray[np.float32]
 
 
 AnyRecord = TrialRecord | ConfirmRecord
@@ -229,15 +290,21 @@ class RecordStore:
             SweepError: If a record cannot be understood; the message names it.
         """
         found = self._read("confirm", ConfirmRecord)
-        return {
-            key: sorted(records, key=lambda record: (record.number, record.seed))
-            for key, records in found.items()
-        }
+        return {key: sorted(records, key=_run_order) for key, records in found.items()}
+
+    def read_runs(self, key: StudyKey) -> list[ConfirmRecord]:
+        """Returns the confirm runs of one study, in the order of `read_confirmed`.
+
+        Raises:
+            SweepError: If a record cannot be understood; the message names it.
+        """
+        found = self._read(f"confirm/{key}", ConfirmRecord)
+        return sorted(found.get(key, []), key=_run_order)
 
     def _read(self, folder: str, kind: type[R]) -> dict[StudyKey, list[R]]:
         studies: dict[StudyKey, list[R]] = defaultdict(list)
-        for path in self.storage.list(folder, ".json"):
-            content = self.storage.read(path)
+        paths = self.storage.list(folder, ".json")
+        for path, content in zip(paths, self.storage.read_many(paths), strict=True):
             if not content:  # the machine lost power while the trial ran: it is run again
                 continue
             try:
@@ -260,6 +327,21 @@ class RecordStore:
         """Returns the validation scores of a completed trial, in the order of the split."""
         return self._read_array(f"{record.path}.npy")
 
+    def read_held_out(self, record: ConfirmRecord) -> HeldOutScores | None:
+        """Returns the held-out labels and scores of a confirm run, ``None`` if there are none."""
+        arrays = self._load(f"{record.path}.npz")
+        try:
+            return HeldOutScores(arrays["labels"], arrays["scores"])
+        except (KeyError, TypeError, ValueError, zipfile.BadZipFile):
+            return None
+
+    def read_examples(self, record: ConfirmRecord) -> bytes | None:
+        """Returns the sheet of a confirm run's `ConfirmRecord.examples` as PNG, if it has one.
+
+        A row per example: the image, the image with its true defect outlined, and the heat map.
+        """
+        return self.storage.read(f"{record.path}.png") if record.examples else None
+
     def write_labels(self, category: str, labels: npt.NDArray[np.int8]) -> None:
         """Keeps the validation labels of a category, for paired tests."""
         self.storage.write(f"trials/{category}/labels.npy", npy_bytes(labels))
@@ -279,11 +361,14 @@ class RecordStore:
 
     def _read_array(self, path: str) -> npt.NDArray[Any] | None:
         """Returns an array, ``None`` if there is none or it cannot be read."""
-        try:
-            array = np.load(io.BytesIO(self.storage.read(path) or b""), allow_pickle=False)
-        except (ValueError, EOFError):
-            return None
+        array = self._load(path)
         return array if isinstance(array, np.ndarray) else None
+
+    def _load(self, path: str) -> Any:
+        try:
+            return np.load(io.BytesIO(self.storage.read(path) or b""), allow_pickle=False)
+        except (ValueError, EOFError, zipfile.BadZipFile):
+            return None
 
 
 def open_sweep(directory: str | os.PathLike[str]) -> tuple[SweepConfig, RecordStore]:
@@ -298,6 +383,10 @@ def open_sweep(directory: str | os.PathLike[str]) -> tuple[SweepConfig, RecordSt
         raise SweepError(f"{directory}: no sweep.yaml there; give the directory of a sweep")
     location = f"{directory}/sweep.yaml"
     return parse_sweep(read_yaml(content.decode(), location), location), RecordStore(storage)
+
+
+def _run_order(record: ConfirmRecord) -> tuple[int, int]:
+    return record.number, record.seed
 
 
 def best_record(records: Iterable[TrialRecord]) -> TrialRecord | None:

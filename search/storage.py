@@ -1,37 +1,50 @@
-"""A sweep directory on any filesystem: files appear whole or not at all, and one driver owns it."""
+"""A sweep directory on any filesystem: its files appear whole or not at all."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
-import socket
 import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
-from filelock import FileLock, Timeout
 from pyarrow import ArrowException, fs
 
+from anomtune.datasets.remote import has_secrets, is_uri, mask_uri
 from anomtune.search.config import SweepError
+
+#: Ends the name of a file that is being written; one that is left over is of a killed process.
+_TEMPORARY = ".tmp"
+
+#: Files that are read at the same time from an object store, where each waits for the network.
+_STREAMS = 32
 
 
 class Storage:
     """Reads and atomically replaces small files below a root.
 
     Args:
-        location: A local path or a pyarrow filesystem URI (``s3://bucket/sweep``).
+        location: A local path or a pyarrow filesystem URI (``s3://bucket/sweep``; for servers
+            other than Amazon's with ``?endpoint_override=host:port&scheme=http``). Credentials
+            come from the environment.
 
     Raises:
-        SweepError: If the location cannot be understood.
+        SweepError: If the location cannot be understood, or carries credentials.
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
         self.location = str(location)
+        if is_uri(self.location) and has_secrets(self.location):
+            # It is shown in messages and told to every worker.
+            raise SweepError(
+                f"{mask_uri(self.location)} carries credentials; take them out and set them in "
+                "the environment"
+            )
         try:
-            if "://" in self.location:
-                self._fs, self._root = fs.FileSystem.from_uri(self.location)
+            if is_uri(self.location):
+                self._fs, self._root = fs.FileSystem.from_uri(_with_options(self.location))
             else:
                 self._fs, self._root = fs.LocalFileSystem(), str(Path(location).resolve())
         except (ArrowException, ValueError, OSError) as error:
@@ -45,12 +58,30 @@ class Storage:
     def read(self, path: str) -> bytes | None:
         """Returns a file's content, ``None`` if there is no such file."""
         try:
-            with self._fs.open_input_stream(self._full(path)) as stream:
-                return bytes(stream.readall())
+            while True:
+                with self._fs.open_input_stream(self._full(path)) as stream:
+                    content = bytes(stream.readall())
+                    # An object's length is asked for first: of one that is replaced by a longer
+                    # one at that moment, only the beginning would be read.
+                    if self.local_root is not None or stream.metadata() == self._metadata(path):
+                        return content
         except FileNotFoundError:
             return None
         except OSError as error:
             raise self._unusable("read", path, error) from error
+
+    def _metadata(self, path: str) -> dict[bytes, bytes]:
+        """Returns what an object store says of an object; its tag tells versions apart."""
+        with self._fs.open_input_stream(self._full(path)) as stream:
+            return dict(stream.metadata())
+
+    def read_many(self, paths: Iterable[str]) -> Iterator[bytes | None]:
+        """Yields the content of many files in their order, as `read` returns it."""
+        if self.local_root is not None:
+            yield from map(self.read, paths)
+            return
+        with ThreadPoolExecutor(_STREAMS) as pool:
+            yield from pool.map(self.read, paths)
 
     def write(self, path: str, content: bytes, *, durable: bool = False) -> None:
         """Replaces a file: a reader sees the old content or the new, whatever is killed when.
@@ -99,6 +130,35 @@ class Storage:
             if info.is_file and info.base_name.endswith(suffix) and info.base_name[0] != "."
         )
 
+    def move_folder(self, source: str, target: str) -> None:
+        """Puts a folder in the place of another, if it is there.
+
+        On an object store, which cannot move, its files are copied one by one, in order of name.
+        """
+        files = self.list(source, "")
+        if not files:
+            return
+        self.delete_folder(target)
+        try:
+            if self.local_root is not None:
+                Path(self._full(target)).parent.mkdir(parents=True, exist_ok=True)
+                self._fs.move(self._full(source), self._full(target))
+                return
+            for path in files:
+                self._fs.copy_file(self._full(path), self._full(target + path[len(source) :]))
+        except OSError as error:
+            raise self._unusable("move", source, error) from error
+        self.delete_folder(source)
+
+    def delete(self, path: str) -> None:
+        """Removes a file, if it is there."""
+        try:
+            self._fs.delete_file(self._full(path))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._unusable("delete", path, error) from error
+
     def delete_folder(self, path: str) -> None:
         """Removes a folder and what is in it, if it is there."""
         try:
@@ -107,6 +167,14 @@ class Storage:
             return
         except OSError as error:
             raise self._unusable("delete", path, error) from error
+
+    def delete_left_overs(self) -> None:
+        """Removes what killed processes were writing; on an object store it never appears."""
+        if self.local_root is not None:
+            for folder, _, names in os.walk(self.local_root):
+                for name in names:
+                    if name.startswith(".") and name.endswith(_TEMPORARY):
+                        Path(folder, name).unlink(missing_ok=True)
 
     def _full(self, path: str) -> str:
         if ".." in path.split("/") or path.startswith("/"):
@@ -120,10 +188,6 @@ class Storage:
             f"{self.location}/{path}: cannot {verb}: {reason}; {remedy} and start again "
             f"(finished trials are kept), or choose another directory with --dir"
         )
-
-
-#: Ends the name of a file that is being written; one that is left over is of a killed driver.
-_TEMPORARY = ".tmp"
 
 
 def _replace_local(target: Path, content: bytes, durable: bool) -> None:
@@ -149,58 +213,8 @@ def _replace_local(target: Path, content: bytes, durable: bool) -> None:
         raise
 
 
-class DirectoryLock:
-    """Makes one process on this machine the owner of a sweep directory, as a context manager.
-
-    The kernel drops the lock with its process, so a killed driver leaves nothing to clean up.
-    An object store has no such lock; there the owner is not checked.
-
-    Raises:
-        SweepError: If another live process owns the directory; the message says which.
-    """
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-        self._lock: FileLock | None = None
-
-    def __enter__(self) -> DirectoryLock:
-        root = self._storage.local_root
-        if root is None:
-            return self
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(root / ".lock")
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            owner = json.loads(self._storage.read("owner.json") or b"{}")
-            raise SweepError(
-                f"{self._storage.location}: another sweep owns this directory (process "
-                f"{owner.get('pid', '?')} on {owner.get('host', '?')}); wait for it, stop it, "
-                f"or choose another directory with --dir"
-            ) from None
-        except OSError as error:
-            raise SweepError(
-                f"{self._storage.location}: cannot write there: {error.strerror}; "
-                f"choose another directory with --dir"
-            ) from None
-        for left_over in root.rglob(f".*{_TEMPORARY}"):
-            left_over.unlink(missing_ok=True)
-        owner = {"host": socket.gethostname(), "pid": os.getpid()}
-        self._storage.write("owner.json", json.dumps(owner).encode())
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        root = self._storage.local_root
-        if root is None or self._lock is None:
-            return
-        if not (root / "sweep.yaml").exists():  # no sweep began: leave nothing behind
-            for name in ("owner.json", ".lock"):
-                (root / name).unlink(missing_ok=True)
-            with suppress(OSError):  # not empty: it is somebody's folder
-                root.rmdir()
-        self._lock.release()
+def _with_options(uri: str) -> str:
+    """Returns a URI that lets S3 write a small file in one request, not in three."""
+    if not uri.startswith("s3://") or "allow_delayed_open=" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"

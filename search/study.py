@@ -16,6 +16,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from anomtune.models.hyperparameters import (
@@ -28,6 +29,7 @@ from anomtune.models.hyperparameters import (
 )
 from anomtune.models.registry import get_method
 from anomtune.search.config import MethodConfig, SweepConfig, SweepError, explain, suggest
+from anomtune.search.records import TrialRecord
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -61,6 +63,15 @@ class SearchPlan:
         values = self.defaults.model_dump()
         point = {name: _nearest(item, values[name]) for name, item in self.space.items()}
         return point, all(point[name] == values[name] for name in point)
+
+    def variants(self) -> list[Hyperparameters]:
+        """Returns trial 0, and for every choice of the space trial 0 with that choice."""
+        return [self.defaults] + [
+            self.defaults.model_copy(update={name: value})
+            for name, item in self.space.items()
+            if isinstance(item, Choice)
+            for value in item.choices
+        ]
 
     def hyperparameters(self, point: Mapping[str, Any]) -> Hyperparameters:
         """Returns the complete hyperparameters at a point of the space.
@@ -170,6 +181,34 @@ def _nearest(item: SearchRange, value: Any) -> Any:
             return value if value in item.choices else item.choices[0]
 
 
+def optuna_trial(
+    record: TrialRecord,
+    state: TrialState,
+    point: Mapping[str, Any],
+    distributions: Mapping[str, BaseDistribution],
+) -> FrozenTrial:
+    """Returns a trial that has begun as Optuna would keep it: a pruned one with its last value.
+
+    Args:
+        record: The trial.
+        state: How Optuna is to see it.
+        point: Its place in the space.
+        distributions: The space.
+
+    Raises:
+        ValueError: If the point does not lie in the space.
+    """
+    valued = state in (TrialState.COMPLETE, TrialState.PRUNED) and record.curve
+    return optuna.trial.create_trial(
+        state=state,
+        params=dict(point),
+        distributions=dict(distributions),
+        intermediate_values={rung.step: rung.auroc for rung in record.curve},
+        system_attrs=dict(record.pruner_state),
+        value=record.curve[-1].auroc if valued else None,
+    )
+
+
 def startup_trials(trials: int) -> int:
     """Returns how many trials of a study are random before its sampler models them.
 
@@ -178,7 +217,25 @@ def startup_trials(trials: int) -> int:
     return min(10, max(2, trials // 3))
 
 
-def make_sampler(config: SweepConfig, study: str, number: int) -> optuna.samplers.BaseSampler:
+class _TPESampler(optuna.samplers.TPESampler):
+    """Optuna's TPE, told the space that it would else find out from all trials at each ask."""
+
+    def __init__(self, space: Mapping[str, BaseDistribution], *, seed: int, startup: int) -> None:
+        super().__init__(seed=seed, n_startup_trials=startup)
+        self._known_space = {
+            name: item for name, item in sorted(space.items()) if not item.single()
+        }
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Returns the space: every trial of a study has it."""
+        return self._known_space
+
+
+def make_sampler(
+    config: SweepConfig, study: str, number: int, space: Mapping[str, BaseDistribution]
+) -> optuna.samplers.BaseSampler:
     """Returns the sampler for one trial.
 
     A new one for each, seeded by the trial's name: what is suggested depends on the history
@@ -188,6 +245,7 @@ def make_sampler(config: SweepConfig, study: str, number: int) -> optuna.sampler
         config: The sweep.
         study: Name of the study.
         number: Index of the trial in it.
+        space: What the study searches.
     """
     digest = hashlib.sha256(f"{config.seed}/{study}/{number}".encode()).digest()
     seed = int.from_bytes(digest[:4], "big")
@@ -204,7 +262,7 @@ def make_sampler(config: SweepConfig, study: str, number: int) -> optuna.sampler
                 seed=seed, n_startup_trials=startup, warn_independent_sampling=False
             )
         case "tpe":
-            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
+            return _TPESampler(space, seed=seed, startup=startup)
 
 
 def make_pruner(config: SweepConfig) -> optuna.pruners.BasePruner:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,13 @@ import pyarrow as pa
 from rich.console import Console
 
 from anomtune.datasets.audit import find_missing
+from anomtune.datasets.damage import check_without
 from anomtune.datasets.foreign import list_images
 from anomtune.datasets.remote import has_secrets, is_uri, mask_uri
 from anomtune.datasets.splits import SearchSplit, Validation, load_search_split
-from anomtune.models.hyperparameters import Choice
 from anomtune.models.registry import get_method
+from anomtune.search.capacity import Capacity
+from anomtune.search.checkpoint import delete_checkpoint, delete_other_checkpoints
 from anomtune.search.config import (
     SweepConfig,
     SweepError,
@@ -27,14 +29,22 @@ from anomtune.search.config import (
 )
 from anomtune.search.curves import CurveWriter
 from anomtune.search.data import open_data
-from anomtune.search.engine import concurrency, ray_cluster, run_work, trial_resources
+from anomtune.search.engine import SpecMaker, living_nodes, ray_cluster, run_work
 from anomtune.search.leaderboard import write_tables
+from anomtune.search.lock import DirectoryLock
 from anomtune.search.monitor import Monitor
 from anomtune.search.pool import Pool
-from anomtune.search.records import AnyRecord, RecordStore, TrialRecord
-from anomtune.search.storage import DirectoryLock, Storage
+from anomtune.search.probe import require_shared
+from anomtune.search.records import (
+    AnyRecord,
+    ConfirmRecord,
+    RecordStore,
+    StudyKey,
+)
+from anomtune.search.storage import Storage
 from anomtune.search.study import SearchPlan, plan_search
 from anomtune.search.trial import TrialSpec
+from anomtune.search.winners import kept_seed, publish_winner
 from anomtune.search.work import Confirmation, Work
 
 #: How many notes on one category are shown.
@@ -81,39 +91,49 @@ def run_sweep(
     config = resolve(config)
     settings = open_data(config.dataset).settings
     plans = {name: plan_search(name, method, settings) for name, method in config.methods.items()}
+    config = leave_out_damage(config, plans, monitor)
     _check_directory(storage, config)
     for plan in plans.values():
-        _prepare_method(plan, config.dataset.root)
+        prepare_method(plan, config.dataset.root)
     splits = _open_splits(config, monitor)
     # Nothing has been written so far, and nothing will be if the directory has another owner.
-    with DirectoryLock(storage):
+    with DirectoryLock(storage, monitor.note) as lock:
         _check_directory(storage, config)
         store = RecordStore(storage)
         curves = CurveWriter(storage, plans)
 
         def save(record: AnyRecord) -> None:
+            lock.check()
             # The curve first: should we be killed in between, the trial is run again and its
             # curve is written anew.
-            if isinstance(record, TrialRecord):
-                curves.update(record)
+            curves.update(record)
             store.write(record)
+            if record.state != "RUNNING":
+                delete_checkpoint(storage, record.path)
 
         hashes = {category: split.split_hash for category, split in splits.items()}
         pool = Pool(config, plans, hashes, store.read_all(), save)
-        work = Work(pool, Confirmation(config, pool, store.read_confirmed(), save))
+        delete_other_checkpoints(storage, {record.path for record in pool.unfinished})
+
+        def publish(key: StudyKey) -> None:
+            records = list(pool.studies[key].records.values())
+            publish_winner(storage, key, records, store.read_runs(key), config.confirm)
+
+        work = Work(pool, Confirmation(config, pool, store.read_confirmed(), save, publish))
         if work.remaining == 0:
             _write_preamble(config, store, splits)
         else:
             monitor.note("starting Ray")
             with ray_cluster(address):
-                slots = concurrency(config)
-                resources = trial_resources(config.resources)
+                require_shared(storage)
+                capacity = Capacity(config, living_nodes)
                 _write_preamble(config, store, splits)
-                monitor.running(work, slots)
+                monitor.running(work, capacity.slots)
                 try:
-                    run_work(work, _spec_maker(config, storage, resources), resources, slots)
+                    run_work(config, work, _spec_maker(config, storage), capacity)
                 finally:
                     monitor.stopped()
+            delete_other_checkpoints(storage, {record.path for record in pool.unfinished})
         return Outcome(
             leaderboard=write_tables(config, store),
             interrupted=work.remaining > 0,
@@ -150,6 +170,36 @@ def resolve(config: SweepConfig) -> SweepConfig:
     return config.model_copy(update={"dataset": section})
 
 
+def leave_out_damage(
+    config: SweepConfig, plans: Mapping[str, SearchPlan], monitor: Monitor
+) -> SweepConfig:
+    """Returns the config with what its methods train on left out of synthetic validation.
+
+    Of all methods, not of each: they are to be judged by the same images.
+
+    Raises:
+        SweepError: If too few kinds of damage are left.
+    """
+    if config.validation.protocol != "synthetic":
+        return config
+    without = set(config.validation.without_damage)
+    reasons = []
+    for name, plan in plans.items():
+        damage = frozenset().union(*(variant.training_damage() for variant in plan.variants()))
+        if damage:
+            reasons.append(f"{name} may train on {', '.join(sorted(damage))}")
+            without |= damage
+    for reason in reasons:
+        monitor.note(f"{reason}: left out of the validation")
+    try:
+        check_without(without)
+    except ValueError as error:
+        message = "; ".join([f"validation.without_damage: {error}", *reasons])
+        raise SweepError(message) from None
+    section = config.validation.model_copy(update={"without_damage": tuple(sorted(without))})
+    return config.model_copy(update={"validation": section})
+
+
 def _absolute(root: str) -> str:
     return str(Path(root).expanduser().absolute())
 
@@ -168,14 +218,10 @@ def _check_foreign(folder: Path, root: str | None) -> None:
     list_images(folder)
 
 
-def _prepare_method(plan: SearchPlan, root: str | None) -> None:
+def prepare_method(plan: SearchPlan, root: str | None) -> None:
     """Makes sure that weights and foreign images of every config can be had, before any trial."""
     detector = get_method(plan.method)
-    configs = [plan.defaults]
-    for name, item in plan.space.items():
-        if isinstance(item, Choice):
-            configs += [plan.defaults.model_copy(update={name: value}) for value in item.choices]
-    for config in configs:
+    for config in plan.variants():
         detector.prepare(config)
         source = config.foreign_images()
         if source is not None and source != "categories":
@@ -226,12 +272,10 @@ def _write_preamble(
         store.write_labels(category, split.validation_labels)
 
 
-def _spec_maker(
-    config: SweepConfig, storage: Storage, resources: Mapping[str, float]
-) -> Callable[[AnyRecord], TrialSpec]:
+def _spec_maker(config: SweepConfig, storage: Storage) -> SpecMaker:
     local = storage.local_root
 
-    def make(record: AnyRecord) -> TrialSpec:
+    def make(record: AnyRecord, gpu: float) -> TrialSpec:
         return TrialSpec(
             directory=storage.location if local is None else str(local),
             record_path=record.path,
@@ -244,8 +288,9 @@ def _spec_maker(
             params=record.params,
             rungs=config.rungs,
             seed=record.seed,
+            keep=isinstance(record, ConfirmRecord) and record.seed == kept_seed(config.confirm),
             threads=config.resources.cpu,
-            gpu=resources.get("gpu", 0),
+            gpu=gpu,
         )
 
     return make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import resource
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,12 @@ from anomtune.models.base import (
     TrainingDivergedError,
 )
 from anomtune.models.registry import get_method
+from anomtune.search.checkpoint import Checkpoints
 from anomtune.search.config import DatasetConfig, ValidationConfig
 from anomtune.search.data import open_data
 from anomtune.search.metrics import auroc
-from anomtune.search.records import Cost, Facts, HistogramRecord, Rung, npy_bytes
+from anomtune.search.packing import memory_limit
+from anomtune.search.records import Cost, Facts, HistogramRecord, Rung, canonical, npy_bytes
 from anomtune.search.storage import Storage
 
 
@@ -54,6 +58,14 @@ class TrialSpec(BaseModel):
     seed: int
     threads: int
     gpu: float
+    #: Whether the trained detector is kept; for confirm runs alone.
+    keep: bool = False
+
+    def identity(self) -> str:
+        """Returns a hash of all that makes a training the same training, wherever it runs."""
+        fields = {"category", "method", "params", "seed", "split_hash", "image_size", "rungs"}
+        content = {**self.model_dump(mode="json", include=fields), "code": version("anomtune")}
+        return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 
 class TrialResult(BaseModel):
@@ -102,7 +114,8 @@ def open_trial(spec: TrialSpec) -> OpenedTrial:
         DataError: If the images are not those that the sweep started with.
     """
     torch.set_num_threads(spec.threads)
-    device = torch.device("cuda" if spec.gpu > 0 and torch.cuda.is_available() else "cpu")
+    device = trial_device(spec)
+    limit_memory(device, spec.gpu)
     _reset_peak_memory(device)
     method = get_method(spec.method)
     hyperparameters = method.Hyperparameters(**spec.params)
@@ -152,6 +165,9 @@ def check_loss(report: Report) -> None:
 def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
     """Trains one config and yields a result at each rung; its scores are kept at the last.
 
+    Where an earlier start left a checkpoint of this very training, its results are yielded again
+    and the training goes on from there. The results are the same, only the cost may differ.
+
     Args:
         spec: What to train on what.
 
@@ -159,18 +175,24 @@ def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
         TrainingDivergedError: If the loss or a score is not finite.
         MethodError: If the method cannot be used so.
         DataError: If the images are not those that the sweep started with.
-        SweepError: If the scores cannot be written.
+        SweepError: If the scores or a checkpoint cannot be written.
     """
-    trial = open_trial(spec)
+    storage = Storage(spec.directory)
+    checkpoints = Checkpoints(storage, spec.record_path, spec.identity())
+    trial, results = _resume(spec, checkpoints)
+    yield from results
     detector, total = trial.detector, trial.iterations
-    cost = Cost()
+    cost = results[-1].cost if results else Cost()
     for step in range(1, spec.rungs + 1):
-        begin = time.perf_counter()
         # Whole iterations, spread as evenly as they go: rung k ends at floor(k T / R). With fewer
         # iterations than rungs, some rungs would look at the same network again: left out.
         iterations = step * total // spec.rungs - detector.iteration
-        if iterations == 0:
+        if iterations <= 0:
             continue
+        # Now, when it is known that the trial goes on.
+        if checkpoints.due and results:
+            _keep(detector, results, checkpoints)
+        begin = time.perf_counter()
         report = detector.fit(trial.train, iterations)
         check_loss(report)
         fitted = time.perf_counter()
@@ -183,7 +205,10 @@ def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
             train_seconds=cost.train_seconds + fitted - begin,
             evaluate_seconds=cost.evaluate_seconds + evaluated - fitted,
             image_ms=(evaluated - fitted) / len(scores) * 1e3,
-            peak_memory_bytes=peak_memory(detector.device),
+            peak_memory_bytes=max(peak_memory(detector.device), cost.peak_memory_bytes or 0),
+            iterations=(cost.iterations or 0) + iterations,
+            gpu=spec.gpu or None,
+            gpu_memory_bytes=gpu_memory(detector.device),
         )
         rung = Rung(
             step=step,
@@ -193,11 +218,32 @@ def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
             **_monitoring(report),
         )
         if step < spec.rungs:
-            yield TrialResult(rung=rung, cost=cost)
+            results.append(TrialResult(rung=rung, cost=cost))
+            yield results[-1]
             continue
-        kept = f"{spec.record_path}.npy"
-        Storage(spec.directory).write(kept, npy_bytes(scores), durable=True)
+        storage.write(f"{spec.record_path}.npy", npy_bytes(scores), durable=True)
         yield TrialResult(rung=rung, cost=cost, facts=trial.facts())
+
+
+def _resume(spec: TrialSpec, checkpoints: Checkpoints) -> tuple[OpenedTrial, list[TrialResult]]:
+    """Opens a trial where its last checkpoint is, and returns its results up to there."""
+    trial = open_trial(spec)
+    checkpoint = checkpoints.read()
+    if checkpoint is None:
+        return trial, []
+    try:
+        trial.detector.load_state_dict(checkpoint.state)
+        return trial, [TrialResult.model_validate_json(text) for text in checkpoint.results]
+    except (RuntimeError, KeyError, ValueError, IndexError):
+        # Of another version of the method: begin again, with a detector that nothing has touched.
+        return open_trial(spec), []
+
+
+def _keep(detector: Detector[Any], results: list[TrialResult], checkpoints: Checkpoints) -> None:
+    """Writes a checkpoint, unless the device has no room for the copy that a state is."""
+    with suppress(torch.OutOfMemoryError):
+        state = detector.state_dict()
+        checkpoints.write(state, [result.model_dump_json() for result in results])
 
 
 def _monitoring(report: Report) -> dict[str, Any]:
@@ -247,12 +293,36 @@ def _open_foreign(
     return folder_images(Path(source).expanduser(), size)
 
 
+def forget_images() -> None:
+    """Lets the next trial of this process look again at what lies in the folders."""
+    _open_split.cache_clear()
+    _open_foreign.cache_clear()
+
+
 def as_images(array: Any, device: torch.device) -> Tensor:
     """Returns ``(N, S, S, 3)`` uint8 images as the tensor that detectors take.
 
     No copy on a CPU: the tensor is a channels-last view of the memory-mapped file.
     """
     return torch.from_numpy(array).to(device).permute(0, 3, 1, 2)
+
+
+def trial_device(spec: TrialSpec) -> torch.device:
+    """Returns where a trial trains: on the GPU that Ray shows to its process, if it has one."""
+    return torch.device("cuda" if spec.gpu > 0 and torch.cuda.is_available() else "cpu")
+
+
+def gpu_memory(device: torch.device) -> int | None:
+    """Returns the memory of a whole GPU in bytes, ``None`` of a CPU."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def limit_memory(device: torch.device, gpu: float) -> None:
+    """Keeps this process to its share of a GPU, whose rest belongs to others."""
+    total = gpu_memory(device)
+    if total is not None and gpu < 1:
+        # Of the current device: Ray shows a process that has a share no other.
+        torch.cuda.set_per_process_memory_fraction(memory_limit(gpu, total) / total)
 
 
 def _reset_peak_memory(device: torch.device) -> None:

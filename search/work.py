@@ -26,6 +26,7 @@ class Confirmation:
         pool: Its searches.
         records: Confirm runs of earlier starts.
         save: Called with a record at every change, before anything follows from it.
+        settled: Called with a study when nothing of it is left to confirm.
     """
 
     def __init__(
@@ -34,14 +35,18 @@ class Confirmation:
         pool: Pool,
         records: Mapping[StudyKey, Sequence[ConfirmRecord]],
         save: Callable[[ConfirmRecord], None],
+        settled: Callable[[StudyKey], None] = lambda key: None,
     ) -> None:
         self._config = config
         self._pool = pool
         self._save = save
+        self._settled = settled
         self._known = {record.path: record for runs in records.values() for record in runs}
         #: Of every study whose search has ended: the runs that have not been handed out.
         self._waiting: dict[StudyKey, deque[ConfirmRecord]] = {}
-        self._running: set[str] = set()
+        self._running: dict[str, StudyKey] = {}
+        for study in pool.studies.values():
+            self._settle(study)
 
     @property
     def remaining(self) -> int:
@@ -67,9 +72,13 @@ class Confirmation:
                 record = runs.popleft()
                 record.cost.started_at = now()
                 self._save(record)
-                self._running.add(record.path)
+                self._running[record.path] = record.key
                 return record
         return None
+
+    def ended_before(self) -> Iterator[ConfirmRecord]:
+        """Returns the runs that an earlier start completed."""
+        return (record for record in self._known.values() if record.state == "COMPLETE")
 
     def finish(
         self,
@@ -89,7 +98,15 @@ class Confirmation:
             record.test, record.shifted = result.test, result.shifted
         record.state = "FAIL" if result is None else "COMPLETE"
         self._save(record)
-        self._running.remove(record.path)
+        del self._running[record.path]
+        self._settle(self._pool.studies[record.key])
+
+    def _settle(self, study: Study) -> None:
+        """Tells of a study if nothing of it is left to confirm."""
+        if self._config.confirm.top == 0 or not self._searched(study):
+            return
+        if not self._runs(study) and study.key not in self._running.values():
+            self._settled(study.key)
 
     def _searched(self, study: Study) -> bool:
         return study.finished.total() == self._pool.target(study)
@@ -144,6 +161,20 @@ class Work:
     def running(self) -> int:
         """Number of runs that have been handed out."""
         return self.pool.running + self.confirmation.running
+
+    def ended_before(self) -> list[AnyRecord]:
+        """Returns what earlier starts trained and scored, in the order in which it ended.
+
+        To be asked before anything is started.
+        """
+        trials = (
+            record
+            for study in self.pool.studies.values()
+            for record in study.records.values()
+            if record.state in ("COMPLETE", "PRUNED")
+        )
+        runs: list[AnyRecord] = [*trials, *self.confirmation.ended_before()]
+        return sorted(runs, key=lambda record: record.cost.finished_at or "")
 
     def ask(self) -> AnyRecord | None:
         """Starts the next run, or returns ``None`` if none can start now.

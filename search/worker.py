@@ -20,12 +20,19 @@ from anomtune.models.registry import get_method
 from anomtune.search.config import SweepError
 from anomtune.search.held_out import run_confirm
 from anomtune.search.records import ConfirmResult
-from anomtune.search.trial import TrialResult, TrialSpec, run_trial
+from anomtune.search.trial import TrialResult, TrialSpec, gpu_memory, run_trial, trial_device
 
 #: Failures of a config that say all in one line; other exceptions bring their traceback.
 _EXPECTED = (MethodError, TrainingDivergedError, torch.OutOfMemoryError)
+#: How CUDA's libraries say that memory ran out, where it is not the allocator that notices.
+_NO_MEMORY = ("out of memory", "ALLOC_FAILED")
 #: Failures of the surroundings: no fault of the config, which must not be marked by them.
 _SURROUNDINGS = (DataError, SweepError)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    words = isinstance(error, RuntimeError) and any(part in str(error) for part in _NO_MEMORY)
+    return words or isinstance(error, torch.OutOfMemoryError)
 
 
 class TrialActor(tune.Trainable):  # type: ignore[misc]
@@ -49,7 +56,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        spec = TrialSpec(**config["spec"])
+        self._spec = spec = TrialSpec(**config["spec"])
         self._results: Iterator[TrialResult | ConfirmResult] = (
             run_confirm(spec) if config["confirm"] else run_trial(spec)
         )
@@ -61,6 +68,8 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         except _SURROUNDINGS as error:
             return {"abort": str(error), "done": True}
         except Exception as error:  # noqa: BLE001 - a failing trial is a record, whatever failed
+            if self._spec.gpu > 0 and _is_out_of_memory(error):
+                return {"out_of_memory": gpu_memory(trial_device(self._spec)), "done": True}
             expected = isinstance(error, _EXPECTED)
             return {
                 "error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:500],

@@ -391,3 +391,41 @@ def test_battery_weld(real: Callable[[str], Path]) -> None:
     assert arrays.images.shape == (158, 64, 64, 3)
     assert arrays.has_mask.sum() == 93
     assert 0.01 < arrays.masks[arrays.has_mask].mean() < 0.5
+
+
+READER = """
+import sys
+from pathlib import Path
+from anomtune.datasets.folder import FolderDataset
+from anomtune.datasets.splits import Validation, load_search_split
+split = load_search_split(FolderDataset(Path(sys.argv[1])), "part", 512, Validation())
+print(int(split.train.sum()) + int(split.validation.sum()), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
+def test_processes_that_look_at_all_images_share_one_copy(tree: Path, cache: Path) -> None:
+    command = [sys.executable, "-c", READER, str(tree)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    readers = [subprocess.Popen(command, text=True, env=os.environ.copy(), **pipes) for _ in "123"]
+    sums = {reader.stdout.readline() for reader in readers}
+    shares, private = 0, 0
+    for reader in readers:
+        mapped = ""
+        for line in Path(f"/proc/{reader.pid}/smaps").read_text().splitlines():
+            name, *values = line.split()
+            if not name.endswith(":"):
+                mapped = line
+            elif f"{cache}/splits/" in mapped and name == "Pss:":
+                shares += int(values[0]) * 1024
+            elif f"{cache}/splits/" in mapped and name == "Private_Dirty:":
+                private += int(values[0])
+    for reader in readers:
+        reader.communicate()
+    assert len(sums) == 1
+    assert sums != {""}
+    one_copy = sum(path.stat().st_size for path in (cache / "splits").rglob("*.npy"))
+    assert one_copy > 8e6
+    assert 0.9 * one_copy < shares < 1.1 * one_copy
+    assert private == 0

@@ -259,6 +259,33 @@ def test_fashion_mnist(tmp_path: Path) -> None:
     assert found == [f"bag/{LABELS}: no such file; download it into {tmp_path}/FashionMNIST/raw"]
 
 
+def test_fashion_mnist_that_went_wrong(tmp_path: Path) -> None:
+    labels = {"train": [i % 10 for i in range(30)], "t10k": [i % 10 for i in range(40)]}
+    folder = tmp_path / "zip/FashionMNIST/raw"
+    write_idx(folder, labels)
+    with pytest.raises(DataError, match=r"found zip/ inside; set dataset\.root to .*/zip$"):
+        FashionMNIST(tmp_path).categories()
+
+    def told() -> str:
+        with pytest.raises(DataError) as error:
+            load_search_split(FashionMNIST(tmp_path / "zip"), "bag", 16, Validation())
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    (folder / "Thumbs.db").write_bytes(b"junk")
+    assert FashionMNIST(tmp_path / "zip").scan("bag")[1] == ()
+    whole, names = (folder / IMAGES).read_bytes(), (folder / LABELS).read_bytes()
+    (folder / IMAGES).write_bytes(whole[:-1])
+    assert f"bag/{IMAGES}: {len(whole) - 1} bytes where {len(whole)} are announced" in told()
+    (folder / IMAGES).write_bytes(b"<html>not found</html>")
+    assert f"bag/{IMAGES}: is not an IDX file of images" in told()
+    (folder / IMAGES).write_bytes(whole)
+    (folder / LABELS).write_bytes(names[:-1] + b"\x0c")
+    assert "has the label 12, but fashion_mnist has 0 to 9" in told()
+    (folder / LABELS).rename(folder / "labels")
+    assert f"bag/{LABELS}: no such file; download it into {folder}" in told()
+
+
 def test_the_files_of_the_other_dataset_are_recognised(tmp_path: Path) -> None:
     root = tmp_path / "files"
     write_idx(root, {"t10k": [i % 10 for i in range(10_000)], "train": [0]})

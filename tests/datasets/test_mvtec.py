@@ -298,3 +298,60 @@ def test_mpdd(tmp_path: Path, picture: Draw) -> None:
         "1 of 32 normal test images; the download is not complete",
         "1 of 69 anomalous test images; the download is not complete",
     ]
+
+
+@pytest.fixture
+def tubes(tmp_path: Path, picture: Draw) -> Path:
+    """MPDD with ``tubes``: 4 train, 4 good and 4 flattened with masks."""
+    root = tmp_path / "MPDD"
+    numbers = iter(range(100))
+    for where in ("train/good", "test/good", "test/flattening"):
+        for i in range(4):
+            save(picture(next(numbers)), root / "tubes" / where / f"{i:03}.png")
+    for i in range(4):
+        mask = Image.new("L", (20, 16))
+        mask.paste(255, (0, 0, i + 1, 16))
+        save(mask, root / f"tubes/ground_truth/flattening/{i:03}_mask.png")
+    return root
+
+
+def test_mpdd_splits_and_masks(tubes: Path) -> None:
+    dataset = MPDD(tubes)
+    seen = load_search_split(dataset, "tubes", 20, Validation())
+    held_out = load_test_split(dataset, "tubes", 20, Validation())
+    assert len(seen.train) == 4
+    assert sorted(seen.validation_defects) == sorted(held_out.defects)
+    for key, mask in zip(held_out.keys, held_out.masks, strict=True):
+        columns = 0 if "good" in key else int(Path(key).stem) + 1
+        assert mask.sum() == 20 * columns
+
+
+def test_mpdd_that_went_wrong(tubes: Path) -> None:
+    def told(*, fatal: bool) -> list[str]:
+        return [str(p) for p in MPDD(tubes).scan("tubes")[1] if p.fatal == fatal]
+
+    with pytest.raises(DataError, match=r"found MPDD/ inside; set dataset\.root to .*/MPDD$"):
+        MPDD(tubes.parent).categories()
+    for name in (".DS_Store", "Thumbs.db"):
+        (tubes / "tubes/test/flattening" / name).write_bytes(b"junk")
+    (tubes / "tubes/test/good/001.png").rename(tubes / "tubes/test/good/001.PNG")
+    assert told(fatal=True) == told(fatal=False) == []
+    (tubes / "tubes/test/bent").mkdir()
+    save(Image.new("RGB", (20, 16)), tubes / "tubes/test/bent/000.png")
+    assert told(fatal=True) == [
+        "tubes/test/bent: not a folder of this dataset, which has flattening and good; rename or "
+        "remove it"
+    ]
+    shutil.rmtree(tubes / "tubes/test/bent")
+    (tubes / "tubes/test/flattening/002.png").unlink()
+    assert ["flattening/002_mask.png: mask without image" in m for m in told(fatal=True)] == [True]
+    shutil.rmtree(tubes / "tubes/ground_truth")
+    assert told(fatal=False) == [
+        "tubes/ground_truth/flattening: no such folder; all 3 images of test/flattening are left "
+        "out of pixel metrics: copy their masks again"
+    ]
+    path = tubes / "tubes/train/good/000.png"
+    path.write_bytes(path.read_bytes()[:200])
+    (problem,) = [str(p) for p in audit(MPDD(tubes), "tubes") if p.fatal]
+    assert problem.startswith("tubes/train/good/000.png: cannot be read")
+    assert problem.endswith("replace or remove the file")

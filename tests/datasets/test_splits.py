@@ -136,10 +136,12 @@ def test_the_split_is_pinned() -> None:
     parts = split("c", samples, hashes, Validation())
     assert sorted(samples[i].key for i in parts.validation) == PINNED_KEYS
     assert parts.split_hash == PINNED_HASH
+    assert split("c", samples, hashes, Validation("synthetic")).split_hash == PINNED_SYNTHETIC
 
 
 PINNED_KEYS = ["test/crack/1.png", "test/crack/3.png", "test/good/2.png", "test/good/3.png"]
 PINNED_HASH = "5309ccc59c05ca5404bffcc8cb11bddf"
+PINNED_SYNTHETIC = "eef048f46260ead40452c70eec19ecbe"
 
 
 def test_leak_between_train_and_test_is_dropped_from_the_test() -> None:
@@ -313,6 +315,35 @@ def test_synthetic_split(tree: Path, cache: Path) -> None:
     assert (again.validation == search.validation).all(), "damage is deterministic"
     other = load_search_split(FolderDataset(tree), "part", 24, Validation("synthetic", seed=1))
     assert other.split_hash != search.split_hash
+
+
+def test_damage_that_a_method_trains_on_is_left_out(tree: Path) -> None:
+    dataset = FolderDataset(tree)
+    plain, *without = (
+        load_search_split(dataset, "part", 24, Validation("synthetic", without_damage=names))
+        for names in ((), ("elastic", "occlusion"), ("occlusion", "elastic", "occlusion"))
+    )
+    assert {"elastic", "occlusion"} <= set(plain.validation_defects)
+    assert not {"elastic", "occlusion"} & set(without[0].validation_defects)
+    assert Counter(without[0].validation_labels.tolist()) == {0: 3, 1: 9}
+    assert without[0].split_hash == without[1].split_hash != plain.split_hash
+    held_out = load_test_split(
+        dataset, "part", 24, Validation("synthetic", without_damage=("elastic",))
+    )
+    assert held_out.split_hash not in {plain.split_hash, without[0].split_hash}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "names", "told"),
+    [
+        ("synthetic", ("dent",), "validation.without_damage: no damage 'dent'; there is cut_paste"),
+        ("synthetic", ("occlusion", "texture", "roughen"), "one of occlusion, texture, roughen"),
+        ("labelled", ("elastic",), "nothing is damaged under 'labelled'; remove it"),
+    ],
+)
+def test_damage_that_cannot_be_left_out(protocol: Any, names: tuple[str, ...], told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        Validation(protocol, without_damage=names)
 
 
 def test_synthetic_works_without_a_test_folder(tree: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from anomtune.datasets.base import DataError
-from anomtune.datasets.damage import MECHANISMS, damage, damaged_copies
+from anomtune.datasets.damage import MECHANISMS, check_without, damage, damaged_copies
 from anomtune.datasets.folder import FolderDataset
 from anomtune.datasets.scenes import PRODUCTS
 from anomtune.datasets.synthetic import SyntheticDataset, _draw
@@ -121,3 +121,50 @@ def test_mechanisms_take_turns() -> None:
     image = DATASET.read_image("stone", "train/good/000.png")
     names = [c.mechanism for turn in range(2) for c in damaged_copies(image, turn, 1)]
     assert sorted(names) == sorted(MECHANISMS)
+
+
+@pytest.mark.parametrize(
+    ("without", "left"),
+    [
+        (["elastic"], ["cut_paste", "blur", "occlusion", "texture", "roughen"]),
+        (["occlusion", "texture", "elastic", "cut_paste"], ["blur", "roughen"]),
+    ],
+)
+def test_damage_can_be_left_out(without: list[str], left: list[str]) -> None:
+    image = DATASET.read_image("stone", "train/good/000.png")
+    copies = [damaged_copies(image, turn, turn, without) for turn in range(5)]
+    assert all(len(group) == 3 for group in copies)
+    assert {c.mechanism for group in copies for c in group} == set(left)
+    assert len({c.image.tobytes() for group in copies for c in group}) == 15
+
+
+@pytest.mark.parametrize(
+    ("without", "fallback"),
+    [([], "occlusion"), (["occlusion"], "texture"), (["texture", "occlusion"], "roughen")],
+)
+@pytest.mark.parametrize("level", [0, 200, 255])
+def test_no_fallback_brings_back_what_was_left_out(
+    without: list[str], fallback: str, level: int
+) -> None:
+    flat = np.full((64, 64, 3), level, np.uint8)
+    for turn in range(6):
+        for copy in damaged_copies(flat, turn, turn, without):
+            assert copy.mechanism not in without
+            assert np.count_nonzero(np.abs(copy.image.astype(int) - flat).max(2) >= 12) >= 4
+    names = [c.mechanism for turn in range(2) for c in damaged_copies(flat, turn, 1, without)]
+    assert "blur" not in names
+    assert fallback in names
+
+
+@pytest.mark.parametrize(
+    ("without", "told"),
+    [
+        (["scratch"], "no damage 'scratch'; there is cut_paste, blur"),
+        (["occlusion", "texture", "roughen"], "leaves cut_paste and blur and elastic to damage"),
+        ([n for n in MECHANISMS if n != "roughen"], "leaves roughen to damage"),
+        (list(MECHANISMS), "leaves nothing to damage"),
+    ],
+)
+def test_enough_damage_must_be_left(without: list[str], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        check_without(without)

@@ -28,7 +28,9 @@ class ToyHyperparameters(Hyperparameters):
     colour: Annotated[Literal["red", "green"], Choice(choices=("red", "green"))] = "red"
     iterations: int = 8
     seconds: float = 0.0
-    behaviour: Literal["work", "raise", "diverge", "die", "die_once", "wait", "fail_later"] = "work"
+    behaviour: Literal[
+        "work", "raise", "diverge", "die", "die_once", "die_halfway", "wait", "fail_later"
+    ] = "work"
     marker: str = ""
     side: int = 0
     others: str | None = None
@@ -68,6 +70,11 @@ class Toy(Detector[ToyHyperparameters]):
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "die_once" if not Path(h.marker).exists():
+                Path(h.marker).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "die_halfway" if Path(h.marker).exists() and self.iteration == iterations:
+                raise RuntimeError("this toy began again")
+            case "die_halfway" if not Path(h.marker).exists() and 2 * self.iteration > h.iterations:
                 Path(h.marker).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             case "fail_later" if Path(h.marker).exists():

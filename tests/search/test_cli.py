@@ -7,7 +7,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,28 +14,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from anomtune.search import cli
 from anomtune.search.config import read_yaml
 from anomtune.search.sweep import resolve, run_sweep
 from tests.conftest import draw_category
 from tests.search.conftest import parse_sweep, sweep_dict
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs `anomtune` in this process; returns exit code, output and errors."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["anomtune", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

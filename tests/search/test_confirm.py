@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
+import subprocess
+import sys
+import time
 from collections import Counter
 
+import pyarrow.parquet as pq
 import pytest
-import torch
-from sklearn.metrics import roc_auc_score
+import yaml
 
-from anomtune.datasets.base import DataError
-from anomtune.datasets.registry import open_dataset
-from anomtune.datasets.splits import Validation, load_test_split
-from anomtune.models.registry import get_method
-from anomtune.search.config import ConfirmConfig, DatasetConfig, ValidationConfig, parse_sweep
+from anomtune.search.config import ConfirmConfig, dump_yaml, parse_sweep
 from anomtune.search.confirm import choose, summarise, to_confirm
-from anomtune.search.held_out import run_confirm
 from anomtune.search.leaderboard import compile_leaderboard
 from anomtune.search.records import (
     ConfirmRecord,
@@ -25,13 +22,14 @@ from anomtune.search.records import (
     DomainFigures,
     RecordStore,
     Rung,
+    StudyKey,
     TrialRecord,
 )
+from anomtune.search.saved import CONFIG, WEIGHTS, SavedConfig, SavedValidation
 from anomtune.search.storage import Storage
 from anomtune.search.sweep import run_sweep
-from anomtune.search.trial import TrialSpec, as_images
+from anomtune.search.winners import kept_seed, model_folder, publish_winner
 from anomtune.search.work import Confirmation, Work
-from tests.conftest import draw_category
 
 from .conftest import FACTS, sweep_dict
 
@@ -230,84 +228,6 @@ def test_without_confirm_there_is_nothing_to_do(simulation, make_sweep) -> None:
     assert confirmation.ask() is None
 
 
-def make_spec(root, category="plate", **changes) -> TrialSpec:
-    validation = changes.pop("validation", ValidationConfig())
-    split = open_split(root, category, validation)
-    return TrialSpec(
-        directory="/nowhere",
-        record_path="confirm/plate/toy/00000-1",
-        dataset=DatasetConfig(name="folder", root=str(root)),
-        category=category,
-        validation=validation,
-        image_size=32,
-        method="toy",
-        params=get_method("toy").Hyperparameters(quality=0.8, **changes).model_dump(),
-        rungs=4,
-        seed=1,
-        threads=1,
-        gpu=0,
-        split_hash=split,
-    )
-
-
-def open_split(root, category, validation) -> str:
-    from anomtune.datasets.splits import load_search_split
-
-    dataset = open_dataset("folder", root)
-    return load_search_split(
-        dataset, category, 32, Validation(**validation.model_dump())
-    ).split_hash
-
-
-@pytest.mark.parametrize("side", [0, 48])
-def test_a_run_scores_exactly_the_held_out_images(toy_data, side) -> None:
-    (found,) = run_confirm(make_spec(toy_data, side=side))
-    kind = get_method("toy")
-    detector = kind(kind.Hyperparameters(quality=0.8, side=side), image_size=32, seed=1)
-    held_out = load_test_split(
-        open_dataset("folder", toy_data), "plate", 32, Validation(), input_size=side or None
-    )
-    assert held_out.images.shape[1] == (side or 32)
-    assert held_out.masks.shape[1] == 32
-    detector.fit(torch.zeros(1, 3, 8, 8), 8)
-    scores = detector.score(as_images(held_out.images, detector.device))
-    assert found.test.auroc == pytest.approx(roc_auc_score(held_out.labels, scores))
-    assert (found.test.n_normal, found.test.n_anomalous) == (3, 3)
-    assert found.shifted == {}
-    assert found.cost.train_seconds >= 0
-
-
-def test_images_that_changed_after_the_split_are_not_opened(tmp_path, toy_data) -> None:
-    """Added images move others from validation to the held-out side."""
-    root = shutil.copytree(toy_data, tmp_path / "data")
-    spec = make_spec(root)
-    list(run_confirm(spec))
-    draw_category(root / "plate", train=6, good=9, bad=9, seed=5)
-    with pytest.raises(DataError, match="not those that the sweep started with"):
-        list(run_confirm(spec))
-
-
-def test_held_out_scores_that_are_no_numbers_fail_nothing(toy_data, monkeypatch) -> None:
-    spec = make_spec(toy_data)
-    calls = []
-
-    def scores(self, maps):
-        calls.append(len(maps))
-        fill = 0.5 if len(calls) == 1 else float("nan")
-        return torch.full((len(maps),), fill)
-
-    monkeypatch.setattr("anomtune_toy.Toy.image_scores", scores)
-    (found,) = run_confirm(spec)
-    assert found.val_auroc == 0.5
-    assert found.test.auroc is None
-
-
-def test_where_nothing_is_held_out_there_are_no_figures(toy_data) -> None:
-    (found,) = run_confirm(make_spec(toy_data, validation=ValidationConfig(protocol="test")))
-    assert found.test is None
-    assert found.val_auroc > 0
-
-
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_a_sweep_ends_with_confirmed_figures_and_can_ask_for_more(tmp_path, toy_data) -> None:
@@ -362,3 +282,145 @@ def test_a_failing_confirm_run_is_a_record(tmp_path, toy_data, monkeypatch) -> N
     (row,) = board.to_pylist()
     assert row["val_auroc"] is not None
     assert row["test_auroc_mean"] is None
+
+
+def saved_config(run: ConfirmRecord) -> SavedConfig:
+    return SavedConfig(
+        method=run.method,
+        hyperparameters=run.params,
+        image_size=32,
+        seed=run.seed,
+        dataset=run.dataset,
+        category=run.category,
+        score_rule="max",
+        threshold=0.5,
+        map_low=0.0,
+        map_high=1.0,
+        validation=SavedValidation(
+            split_hash=run.split_hash,
+            n_normal=3,
+            n_anomalous=3,
+            auroc=0.9,
+            interval=(0.5, 1.0),
+            f1=0.8,
+            accuracy=0.8,
+        ),
+        code_version="1",
+        versions={},
+    )
+
+
+class TestWinners:
+    """Whose detector ends in ``models/``."""
+
+    CONFIG = ConfirmConfig(top=2, seeds=(1, 2))
+    RECORDS = (trial(0, 0.5), trial(1, 0.9), trial(2, 0.8))
+
+    def runs(self, **values: float) -> list[ConfirmRecord]:
+        return [
+            confirm_run(int(name[1:]), seed, value)
+            for name, value in values.items()
+            for seed in (1, 2)
+        ]
+
+    def leave_detectors(self, storage: Storage, runs: list[ConfirmRecord]) -> None:
+        for run in runs:
+            if run.seed == kept_seed(self.CONFIG):
+                storage.write(f"{run.path}/{WEIGHTS}", str(run.number).encode())
+                content = dump_yaml(saved_config(run).model_dump(mode="json")).encode()
+                storage.write(f"{run.path}/{CONFIG}", content)
+
+    def publish(self, storage: Storage, runs: list[ConfirmRecord]) -> bytes | None:
+        key = StudyKey("a", "toy")
+        publish_winner(storage, key, self.RECORDS, runs, self.CONFIG)
+        assert storage.list("confirm", "") == [], "weights are what fills a disk"
+        return storage.read(f"{model_folder(key)}/weights.safetensors")
+
+    def test_the_winner_is_kept_and_the_others_go(self, tmp_path) -> None:
+        storage = Storage(tmp_path)
+        runs = self.runs(_0=0.5, _1=0.7, _2=0.9)
+        self.leave_detectors(storage, runs)
+        assert self.publish(storage, runs) == b"2"
+        assert self.publish(storage, runs) == b"2", "again changes nothing"
+
+    def test_a_new_winner_takes_the_place(self, tmp_path) -> None:
+        storage = Storage(tmp_path)
+        first = self.runs(_0=0.5, _1=0.7)
+        self.leave_detectors(storage, first)
+        assert self.publish(storage, first) == b"1"
+        second = self.runs(_2=0.9)
+        self.leave_detectors(storage, second)
+        assert self.publish(storage, [*first, *second]) == b"2"
+
+    def test_no_detector_is_better_than_anothers(self, tmp_path) -> None:
+        storage = Storage(tmp_path)
+        runs = self.runs(_0=0.5, _1=0.7, _2=0.6)
+        self.leave_detectors(storage, runs)
+        assert self.publish(storage, runs) == b"1"
+        changed = self.runs(_0=0.5, _1=0.7, _2=0.9)
+        assert self.publish(storage, changed) is None
+
+
+def test_a_study_is_told_of_when_its_last_run_has_ended(simulation) -> None:
+    config = sweep()
+    simulation.run(config)
+    pool, store, told = simulation.pool(config), Store(), []
+    confirmation = Confirmation(config, pool, {}, store.save, told.append)
+    assert told == []
+    handed_out = []
+    while record := confirmation.ask():
+        handed_out.append(record)
+    for number, record in enumerate(handed_out, start=1):
+        confirmation.finish(record, result(0.5))
+        left = {r.key for r in handed_out[number:]}
+        assert set(told) == pool.studies.keys() - left
+    assert sorted(told) == sorted(pool.studies), "each is told of once"
+    again: list = []
+    Confirmation(config, simulation.pool(config), store.read(), store.save, again.append)
+    assert sorted(again) == sorted(pool.studies), "a driver that was killed before is made up for"
+
+
+@pytest.mark.ray
+def test_killed_while_it_confirms_it_ends_with_the_same_numbers(tmp_path, toy_data) -> None:
+    file = tmp_path / "sweep.yaml"
+    methods = {"toy": {"fixed": {"seconds": 0.05}}}
+    confirm = {"top": 2, "seeds": [1, 2]}
+    file.write_text(
+        yaml.safe_dump(
+            sweep_dict(toy_data, methods=methods, confirm=confirm, sampler="random", trials=3)
+        )
+    )
+
+    def start(name: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "anomtune.search.cli", "sweep", str(file)]
+        return subprocess.Popen([*command, "--dir", str(tmp_path / name)], start_new_session=True)
+
+    def figures(name: str) -> dict:
+        return {
+            run.path: run.model_dump(exclude={"cost"})
+            for runs in RecordStore(Storage(tmp_path / name)).read_confirmed().values()
+            for run in runs
+            if run.state == "COMPLETE"
+        }
+
+    assert start("undisturbed").wait(120) == 0
+    killed = 0
+    while killed < 3:
+        known = figures("killed")
+        driver = start("killed")
+        while driver.poll() is None and len(figures("killed")) <= len(known):
+            time.sleep(0.02)
+        driver.kill()
+        driver.wait()
+        killed += 1
+    assert 3 <= len(known) + 1 < len(figures("undisturbed")), "killed in the middle"
+    assert start("killed").wait(120) == 0
+    assert figures("killed") == figures("undisturbed")
+    columns = ["rank", "test_auroc_mean", "test_aupro_mean", "optimism_gap", "params"]
+    boards = [
+        pq.read_table(tmp_path / name / "leaderboard.parquet").select(columns).to_pylist()
+        for name in ("killed", "undisturbed")
+    ]
+    assert boards[0] == boards[1]
+    for category in ("plate", "ring"):
+        assert (tmp_path / "killed" / "models" / category / "toy" / "config.yaml").exists()

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from anomtune.search.config import SweepError
-from anomtune.search.storage import DirectoryLock, Storage
+from anomtune.search.lock import DirectoryLock
+from anomtune.search.storage import Storage
 
 
 def _write_for_ever(root: str) -> None:

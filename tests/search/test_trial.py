@@ -14,6 +14,13 @@ from anomtune.datasets.base import DataError
 from anomtune.datasets.registry import open_dataset
 from anomtune.datasets.splits import SearchSplit, Validation, load_search_split
 from anomtune.models.hyperparameters import MethodError, TrainingDivergedError
+from anomtune.models.registry import get_method
+from anomtune.search.checkpoint import (
+    SECONDS_VARIABLE,
+    Checkpoints,
+    delete_checkpoint,
+    delete_other_checkpoints,
+)
 from anomtune.search.config import DatasetConfig, MethodConfig, ValidationConfig
 from anomtune.search.records import RecordStore, TrialRecord
 from anomtune.search.storage import Storage
@@ -164,6 +171,97 @@ def test_real_welds(tmp_path, shared_data, method, fixed):
         pytest.skip(f"needs MobileNetV2's weights: {error}")
     assert last.rung.auroc > 0.8
     assert last.facts.parameters > 1e6
+
+
+def without_cost(results: list[TrialResult]) -> list[dict]:
+    return [result.model_dump(exclude={"cost"}) for result in results]
+
+
+@pytest.mark.parametrize(
+    ("method", "fixed"),
+    [
+        ("toy", {"iterations": 9}),
+        ("rd4ad", {"epochs": 5, "batch_size": 4, "backbone": "mobilenet_v2", "weights": "random"}),
+    ],
+)
+def test_a_long_trial_goes_on_bit_for_bit_where_it_was_lost(
+    tmp_path, toy_data, monkeypatch, method, fixed
+):
+    monkeypatch.setenv(SECONDS_VARIABLE, "0")
+    _, spec = make_spec(tmp_path / "whole", toy_data, "plate", method, fixed=fixed)
+    whole = list(run_trial(spec))
+    spec = spec.model_copy(update={"directory": str(tmp_path / "broken")})
+    broken = run_trial(spec)
+    first = [next(broken) for _ in range(3)]  # the second rung's end is kept, the third's is not
+    broken.close()
+    again = run_trial(spec)
+    fitted: list[int] = []
+    fit = get_method(method).fit
+    monkeypatch.setattr(get_method(method), "fit", lambda *a: (fitted.append(a[-1]), fit(*a))[1])
+    rest = list(again)
+    assert len(fitted) == 2
+    assert without_cost(rest) == without_cost(whole)
+    assert rest[:2] == first[:2]
+    assert rest[2].cost.train_seconds > first[1].cost.train_seconds
+    scores = [np.load(tmp_path / f"{name}/{spec.record_path}.npy") for name in ("whole", "broken")]
+    assert np.array_equal(*scores)
+
+
+def test_short_trials_keep_no_checkpoint(tmp_path, toy_data):
+    _, spec = make_spec(tmp_path, toy_data, "plate")
+    list(run_trial(spec))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("spoil", ["seed", "params", "truncate", "state", "empty"])
+def test_a_checkpoint_of_another_training_or_a_broken_one_is_not_used(
+    tmp_path, toy_data, monkeypatch, spoil
+):
+    monkeypatch.setenv(SECONDS_VARIABLE, "0")
+    _, spec = make_spec(tmp_path, toy_data, "plate")
+    broken = run_trial(spec)
+    for _ in range(3):
+        next(broken)
+    (path,) = (tmp_path / "checkpoints").rglob("*.safetensors")
+    match spoil:
+        case "seed":
+            spec = spec.model_copy(update={"seed": 1})
+        case "params":
+            spec = spec.model_copy(update={"params": spec.params | {"quality": 0.7}})
+        case "truncate":
+            path.write_bytes(path.read_bytes()[:-3])
+        case "empty":
+            path.write_bytes(b"")
+        case "state":
+            kept = Checkpoints(Storage(tmp_path), spec.record_path, spec.identity())
+            kept.write({"other": torch.zeros(1)}, kept.read().results)
+    fitted: list[int] = []
+    monkeypatch.setattr("anomtune_toy.time.sleep", lambda seconds: fitted.append(1))
+    assert [result.rung.step for result in run_trial(spec)] == [1, 2, 3, 4]
+    assert len(fitted) == 4
+
+
+def test_no_room_for_a_checkpoint_is_no_failure(tmp_path, toy_data, monkeypatch):
+    monkeypatch.setenv(SECONDS_VARIABLE, "0")
+
+    def full(_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("anomtune_toy.Toy.state_dict", full)
+    _, spec = make_spec(tmp_path, toy_data, "plate")
+    assert len(list(run_trial(spec))) == 4
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_checkpoints_of_ended_trials_are_deleted(tmp_path):
+    storage = Storage(tmp_path)
+    for number in range(3):
+        Checkpoints(storage, f"trials/a/toy/{number:05}", "x").write({"a": torch.ones(1)}, [])
+    delete_checkpoint(storage, "trials/a/toy/00000")
+    delete_checkpoint(storage, "trials/a/toy/00000")
+    delete_other_checkpoints(storage, {"trials/a/toy/00002"})
+    kept = [path.stem for path in tmp_path.rglob("*.safetensors")]
+    assert kept == ["00002"]
 
 
 def test_records_round_trip_exactly(tmp_path):

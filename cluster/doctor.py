@@ -1,0 +1,394 @@
+"""Examines every node before a sweep does: what differs, what is missing, and what to do about it.
+
+A node answers for itself, in a task that Ray pins to it. The answers are compared here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from pyarrow import ArrowException, fs
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from anomtune.datasets.base import DataError
+from anomtune.datasets.registry import dataset_type
+from anomtune.datasets.remote import is_uri, mask_uri
+from anomtune.datasets.store import cache_root
+from anomtune.models.hyperparameters import MethodError
+from anomtune.search.config import SweepConfig, SweepError
+from anomtune.search.probe import NoAnswer, Node, ask_nodes, live_nodes, probe_storage
+from anomtune.search.storage import Storage
+from anomtune.search.study import plan_search
+from anomtune.search.sweep import prepare_method
+
+#: Seconds for a node's answer; weights that it has not got may be downloaded meanwhile.
+_PATIENCE = 300.0
+_GPU_PATIENCE = 120.0
+#: MVTec AD, 5,354 images of 256 x 256 pixels, takes 1.1 GB of cache.
+_LEAST_SPACE = 2e9
+#: S3 refuses requests that are 15 minutes off; people compare times of records much closer.
+_MOST_SKEW = 2.0
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
+_COMPARED = ("ray", "torch", "torchvision", "anomtune")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding on one node.
+
+    Attributes:
+        node: Its name for people.
+        subject: What was looked at: ``versions``, ``GPUs``, ``weights``, ``images``, ``storage``,
+            ``clock``, ``disk`` or ``tokens``.
+        good: Whether a sweep may rely on it.
+        found: What was seen, in a few words.
+        remedy: What to do if it is not good.
+    """
+
+    node: str
+    subject: str
+    good: bool
+    found: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a node says of itself.
+
+    Attributes:
+        versions: By package, and of Python.
+        gpus: Names of the GPUs that have computed.
+        gpu_problem: Why not all of them have.
+        weights_problem: What a method of the sweep misses; empty if nothing, ``None`` if there is
+            no sweep.
+        images: Number and digest of the files below the data root; ``None`` without one.
+        images_problem: Why they cannot be listed.
+        space: Free bytes where the cache is.
+        cache: Where that is.
+        auth: Ray's mode: ``token`` or ``disabled``.
+    """
+
+    versions: Mapping[str, str]
+    gpus: tuple[str, ...]
+    gpu_problem: str | None
+    weights_problem: str | None
+    images: tuple[int, str] | None
+    images_problem: str | None
+    space: int
+    cache: str
+    auth: str
+
+
+def examine(config: SweepConfig | None, directory: str | None, address: str | None) -> list[Check]:
+    """Examines this machine, or every node of a cluster.
+
+    Args:
+        config: A sweep, whose weights and images are looked for.
+        directory: A sweep directory, which every node is to write.
+        address: Of a Ray cluster; ``None`` for this machine, without Ray.
+
+    Raises:
+        SweepError: If there is no cluster at the address, or the directory cannot be understood.
+    """
+    storage = None if directory is None else Storage(directory)
+    if address is None:
+        node = Node("", socket.gethostname(), 0)
+        checks = judge(node, look(config, node), None)
+        return checks if storage is None else [*checks, _check_storage(node, _try_storage(storage))]
+
+    from anomtune.search.engine import ray_cluster  # noqa: PLC0415 - this machine needs no Ray
+
+    with ray_cluster(address):
+        nodes = live_nodes()
+        answers = ask_nodes(partial(look, config), nodes, _PATIENCE)
+        driver = look_at_versions()
+        skews = _skews([node for node, answer in answers.items() if isinstance(answer, Findings)])
+        stored = {} if storage is None else _probe_storage(storage, nodes)
+    listings = {a.images for a in answers.values() if isinstance(a, Findings) and a.images}
+    checks = []
+    for node, answer in answers.items():
+        if isinstance(answer, NoAnswer):
+            remedy = "see its raylet log, or take it out of the cluster"
+            checks.append(Check(node.host, "versions", False, answer.reason, remedy))
+            continue
+        checks += judge(node, answer, driver, same_images=len(listings) < 2)
+        checks.append(_check_tokens(node, answer))
+        if node in skews:
+            checks.append(_check_clock(node, skews[node]))
+        if node in stored:
+            checks.append(_check_storage(node, stored[node]))
+    return checks
+
+
+def look(config: SweepConfig | None, node: Node) -> Findings:
+    """Looks around on the machine that it runs on."""
+    gpus, gpu_problem = look_at_gpus(node.gpus)
+    images, images_problem = look_at_images(config)
+    cache = cache_root()
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    return Findings(
+        versions=look_at_versions(),
+        gpus=gpus,
+        gpu_problem=gpu_problem,
+        weights_problem=look_for_weights(config),
+        images=images,
+        images_problem=images_problem,
+        space=shutil.disk_usage(existing).free,
+        cache=str(cache),
+        auth=os.environ.get("RAY_AUTH_MODE", "disabled").lower(),
+    )
+
+
+def look_at_versions() -> dict[str, str]:
+    """Returns the versions that must be the same on all nodes."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _COMPARED}}
+
+
+def look_at_gpus(expected: float) -> tuple[tuple[str, ...], str | None]:
+    """Lets every GPU of this machine multiply two matrices.
+
+    In a process of its own: Ray hides the GPUs from a task that has asked for none, and a driver
+    that hangs can be ended.
+
+    Args:
+        expected: How many there are at least, as Ray counts them.
+
+    Returns:
+        Their names, and what is wrong with them.
+    """
+    if not expected and not any(Path(device).exists() for device in _GPU_DEVICES):
+        return (), None
+    hidden = {"CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"}
+    try:
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, "-c", f"from {__name__} import compute; compute()"],
+            env={name: value for name, value in os.environ.items() if name not in hidden},
+            capture_output=True,
+            text=True,
+            timeout=_GPU_PATIENCE,
+            check=True,
+        )
+    except subprocess.TimeoutExpired:
+        return (), f"no result within {_GPU_PATIENCE:g} s"
+    except subprocess.CalledProcessError as error:
+        return (), (error.stderr.strip().splitlines() or ["the process died"])[-1]
+    names = tuple(json.loads(done.stdout.splitlines()[-1]))
+    if len(names) < expected:
+        return names, f"torch sees {len(names)} of {expected:g}"
+    return names, None
+
+
+def compute() -> None:
+    """Multiplies two matrices on every GPU and prints the GPUs' names as JSON."""
+    import torch  # noqa: PLC0415 - in a process of its own
+
+    names = []
+    for index in range(torch.cuda.device_count()):
+        left = torch.rand(256, 256)
+        right = left.to(f"cuda:{index}")
+        if not torch.allclose((right @ right).cpu(), left @ left, rtol=1e-2):
+            raise SystemExit(f"GPU {index} multiplies wrongly")
+        names.append(torch.cuda.get_device_name(index))
+    print(json.dumps(names))
+
+
+def look_for_weights(config: SweepConfig | None) -> str | None:
+    """Returns what the methods of a sweep miss on this machine (see `Findings`)."""
+    if config is None:
+        return None
+    try:
+        settings = dataset_type(config.dataset.name).settings
+        for name, method in config.methods.items():
+            prepare_method(plan_search(name, method, settings), config.dataset.root)
+    except (SweepError, DataError, MethodError) as error:
+        return str(error)
+    return ""
+
+
+def look_at_images(config: SweepConfig | None) -> tuple[tuple[int, str] | None, str | None]:
+    """Lists the data root of a sweep, without fetching anything.
+
+    Returns:
+        The number of its files and a digest of their names and sizes; and what is wrong.
+    """
+    root = None if config is None else config.dataset.root
+    if root is None:
+        return None, None
+    try:
+        if is_uri(root):
+            filesystem, base = fs.FileSystem.from_uri(root)
+        else:
+            filesystem, base = fs.LocalFileSystem(), str(Path(root).expanduser().absolute())
+        found = filesystem.get_file_info(fs.FileSelector(base, recursive=True))
+    except (ArrowException, OSError, ValueError) as error:
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number else "cannot be listed"
+        return None, f"{mask_uri(root) if is_uri(root) else root}: {reason}"
+    files = sorted(f"{info.path[len(base) :]} {info.size}" for info in found if info.is_file)
+    return (len(files), hashlib.sha256("\n".join(files).encode()).hexdigest()), None
+
+
+def judge(
+    node: Node, findings: Findings, driver: Mapping[str, str] | None, *, same_images: bool = True
+) -> list[Check]:
+    """Says of each thing that a node told whether a sweep may rely on it.
+
+    Args:
+        node: The node.
+        findings: What it told.
+        driver: The versions that it must have, those of the driver.
+        same_images: Whether all nodes list the same files.
+    """
+    own = findings.versions
+    wanted = driver or own
+    others = [f"{n} {own[n]}, not {wanted[n]}" for n in wanted if own[n] != wanted[n]]
+    checks = [
+        Check(
+            node.host,
+            "versions",
+            not others,
+            "; ".join(others) or ", ".join(f"{n} {own[n]}" for n in ("python", "ray", "torch")),
+            "start all nodes from one image, or install the driver's versions there",
+        ),
+        Check(
+            node.host,
+            "GPUs",
+            findings.gpu_problem is None,
+            findings.gpu_problem or _counted(findings.gpus),
+            "run nvidia-smi there; driver, container runtime and torch's CUDA must fit together",
+        ),
+        Check(
+            node.host,
+            "disk",
+            findings.space >= _LEAST_SPACE,
+            f"{findings.space / 1e9:.0f} GB free",
+            f"free some space for {findings.cache}, or set ANOMTUNE_CACHE to a larger disk",
+        ),
+    ]
+    if findings.weights_problem is not None:
+        problem = findings.weights_problem  # it names the file and where to put it
+        checks.append(Check(node.host, "weights", not problem, problem or "here"))
+    if findings.images_problem is not None or findings.images is not None:
+        checks.append(_check_images(node, findings, same_images))
+    return checks
+
+
+def _check_images(node: Node, findings: Findings, same: bool) -> Check:
+    remedy = "mount the same images there under the same path, or use s3://bucket/folder"
+    if findings.images_problem is not None:
+        return Check(node.host, "images", False, findings.images_problem, remedy)
+    number = findings.images[0] if findings.images else 0
+    if not number:
+        return Check(node.host, "images", False, "no file in dataset.root", remedy)
+    found = f"{number:,} files" if same else f"{number:,} files, not the same as on other nodes"
+    return Check(node.host, "images", same, found, remedy)
+
+
+def _check_tokens(node: Node, findings: Findings) -> Check:
+    return Check(
+        node.host,
+        "tokens",
+        findings.auth == "token",
+        findings.auth,
+        "whoever reaches the cluster runs code on it: start every node with RAY_AUTH_MODE=token",
+    )
+
+
+def _check_clock(node: Node, skew: float) -> Check:
+    remedy = "let chrony or another NTP client run there"
+    return Check(node.host, "clock", skew <= _MOST_SKEW, f"{skew:.1f} s off", remedy)
+
+
+def _check_storage(node: Node, problem: str | None) -> Check:
+    remedy = "give --dir a folder on a shared file system, or s3://bucket/folder"
+    return Check(node.host, "storage", problem is None, problem or "written, read", remedy)
+
+
+def _skews(nodes: Sequence[Node]) -> dict[Node, float]:
+    """Returns by how many seconds, at least, each node's clock is off this machine's."""
+    before = time.time()
+    answers = ask_nodes(_clock, nodes)
+    after = time.time()
+    return {
+        node: max(before - told, told - after, 0.0)
+        for node, told in answers.items()
+        if not isinstance(told, NoAnswer)
+    }
+
+
+def _clock(node: Node) -> float:
+    return time.time()
+
+
+def _probe_storage(storage: Storage, nodes: Sequence[Node]) -> Mapping[Node, str | None]:
+    try:
+        return probe_storage(storage, nodes)
+    except SweepError as error:
+        return dict.fromkeys(nodes, str(error))
+    finally:
+        _leave_nothing(storage)
+
+
+def _try_storage(storage: Storage) -> str | None:
+    """Returns what is wrong with a sweep directory as seen from this machine alone."""
+    try:
+        storage.write("probe/here", b"here")
+        return None if storage.read("probe/here") == b"here" else "what is written is not read"
+    except SweepError as error:
+        return str(error)
+    finally:
+        with suppress(SweepError):
+            storage.delete_folder("probe")
+        _leave_nothing(storage)
+
+
+def _leave_nothing(storage: Storage) -> None:
+    if storage.local_root is not None:
+        with suppress(OSError):  # not empty: there is a sweep in it
+            storage.local_root.rmdir()
+
+
+def _counted(names: Sequence[str]) -> str:
+    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "none"
+
+
+def report(checks: Sequence[Check]) -> Group:
+    """Returns a table of nodes and subjects, and below it what is to be done."""
+    subjects = list(dict.fromkeys(check.subject for check in checks))
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("node", no_wrap=True)
+    for subject in subjects:
+        table.add_column(subject, overflow="fold")
+    for node in dict.fromkeys(check.node for check in checks):
+        own = {check.subject: check for check in checks if check.node == node}
+        table.add_row(
+            escape(node), *(_cell(own[subject]) if subject in own else "" for subject in subjects)
+        )
+    bad = [check for check in checks if not check.good]
+    lines = [
+        Text(f"{c.node}: {c.subject}: {'; '.join(filter(None, (c.found, c.remedy)))}", style="red")
+        for c in bad
+    ]
+    return Group(table, *lines, *([] if bad else [Text("All is well.", style="bold green")]))
+
+
+def _cell(check: Check) -> str:
+    return escape(check.found) if check.good else "[bold red]FAIL[/]"

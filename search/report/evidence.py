@@ -1,0 +1,155 @@
+"""What a report is made of, read once: leaderboard, records, confirm runs and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from anomtune.search.config import SweepConfig
+from anomtune.search.confirm import Confirmed, belongs, choose, summarise, to_confirm
+from anomtune.search.leaderboard import compile_leaderboard
+from anomtune.search.metrics import paired_delong_p
+from anomtune.search.records import ConfirmRecord, RecordStore, StudyKey, TrialRecord
+from anomtune.search.report.verdict import Progress, Verdict, judge
+from anomtune.search.study import SearchPlan, plan_search
+
+
+@dataclass(frozen=True)
+class StudyEvidence:
+    """One study of the sweep.
+
+    Attributes:
+        row: Its row of the leaderboard.
+        plan: What is searched.
+        records: Its trials, in order of number.
+        confirmed: Its configs that are confirmed, by number of their trial.
+        winner: What was confirmed of the chosen config, if that is a confirmed one.
+        progress: How much of it is done.
+    """
+
+    row: Mapping[str, Any]
+    plan: SearchPlan
+    records: Sequence[TrialRecord]
+    confirmed: Mapping[int, Confirmed]
+    winner: Confirmed | None
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class CategoryEvidence:
+    """One category: its studies in order of rank, and the verdict on them."""
+
+    name: str
+    studies: Sequence[StudyEvidence]
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A sweep.
+
+    Attributes:
+        config: What was asked for.
+        store: Its directory.
+        board: Its leaderboard, whose metadata say what it was compiled with.
+        categories: What is known of each.
+    """
+
+    config: SweepConfig
+    store: RecordStore
+    board: pa.Table
+    categories: Sequence[CategoryEvidence]
+
+    @property
+    def studies(self) -> list[StudyEvidence]:
+        """The studies of all categories."""
+        return [study for category in self.categories for study in category.studies]
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods, as the sweep file orders them."""
+        return list(self.config.methods)
+
+
+def gather(config: SweepConfig, store: RecordStore) -> Evidence:
+    """Reads the records of a sweep and judges each category.
+
+    Raises:
+        SweepError: If a record cannot be understood or a method is not there.
+    """
+    plans = {name: plan_search(name, method) for name, method in config.methods.items()}
+    trials, runs = store.read_all(), store.read_confirmed()
+    board = compile_leaderboard(config, store, trials)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in board.to_pylist():
+        rows.setdefault(row["category"], []).append(row)
+    categories = []
+    for name, entries in rows.items():
+        studies = []
+        for row in entries:
+            key = StudyKey(name, row["method"])
+            plan = plans[key.method]
+            studies.append(_study(config, row, plan, trials.get(key, ()), runs.get(key, ())))
+        progress = [study.progress for study in studies]
+        total = Progress(
+            sum(part.trials for part in progress),
+            sum(part.trials_wanted for part in progress),
+            sum(part.runs for part in progress),
+            sum(part.runs_wanted for part in progress),
+        )
+        verdict = judge(entries, total, _told_apart(store, studies[0]))
+        categories.append(CategoryEvidence(name, studies, verdict))
+    return Evidence(config, store, board, categories)
+
+
+def _study(
+    config: SweepConfig,
+    row: Mapping[str, Any],
+    plan: SearchPlan,
+    records: Sequence[TrialRecord],
+    runs: Sequence[ConfirmRecord],
+) -> StudyEvidence:
+    by_number = {record.number: record for record in records}
+    trials = sum(record.state != "RUNNING" for record in records)
+    wanted = max(config.trials if plan.space else 1, len(records))
+    # Which configs are confirmed is known when the search is over.
+    numbers = to_confirm(records, config.confirm) if trials >= wanted else []
+    seeds = set(config.confirm.seeds)
+    ended = [
+        run
+        for run in runs
+        if run.state != "RUNNING"
+        and run.number in numbers
+        and run.seed in seeds
+        and belongs(run, by_number[run.number])
+    ]
+    return StudyEvidence(
+        row=row,
+        plan=plan,
+        records=records,
+        confirmed=summarise(records, runs, config.confirm),
+        winner=choose(records, runs, config.confirm)[1],
+        progress=Progress(trials, wanted, len(ended), len(numbers) * len(seeds)),
+    )
+
+
+def _told_apart(store: RecordStore, study: StudyEvidence) -> list[bool]:
+    """Returns for each seed whether held-out images tell the chosen config from the paper's own."""
+    default = study.confirmed.get(0)
+    if study.winner is None or default is None or study.winner.number == 0:
+        return []
+    papers = {run.seed: run for run in default.runs}
+    told = []
+    for run in study.winner.runs:
+        chosen, own = store.read_held_out(run), store.read_held_out(papers[run.seed])
+        if chosen is None or own is None or not np.array_equal(chosen.labels, own.labels):
+            return []
+        try:
+            told.append(paired_delong_p(chosen.labels, chosen.scores, own.scores) <= 0.05)
+        except ValueError:  # a class is missing, or a score is not finite
+            return []
+    return told

@@ -1,0 +1,362 @@
+"""The parts of the page that show all categories at once: tables, and what lies behind them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from anomtune.search.confirm import Confirmed
+from anomtune.search.report.accuracy_figures import ranked_by
+from anomtune.search.report.evidence import CategoryEvidence, Evidence, StudyEvidence
+from anomtune.search.report.verdict import Row, count, deviation, milliseconds, signed, spread
+from anomtune.search.tables import figure
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """A method in the picture of a category's verdict; places are percent of the picture's width.
+
+    Attributes:
+        method: Its name.
+        tied: Whether it cannot be told from rank 1; ``None`` where that was not tested.
+        low: Where the 95 % interval of the search's validation AUROC begins.
+        width: How wide it is.
+        value: Where the validation AUROC stands by which it is ranked.
+        test: Where the mean held-out AUROC stands.
+        label: The figures in words.
+    """
+
+    method: str
+    tied: bool | None
+    low: float
+    width: float
+    value: float
+    test: float | None
+    label: str
+
+
+def forest_start(evidence: Evidence) -> float:
+    """Returns the AUROC at the left end of the pictures: the lowest that is shown, rounded down."""
+    shown = [
+        value
+        for study in evidence.studies
+        for value in (
+            study.row["val_auroc_low"],
+            study.row["confirmed_auroc_mean"],
+            study.row["test_auroc_mean"],
+        )
+        if value is not None
+    ]
+    return min(0.9, math.floor(min(shown, default=0.5) * 10) / 10)
+
+
+def forest(category: CategoryEvidence, start: float) -> list[ForestRow]:
+    """Returns the picture of a category: the interval of each method that has a result.
+
+    Args:
+        category: The category.
+        start: The AUROC at the left end.
+    """
+
+    def place(value: float) -> float:
+        return round(100 * (value - start) / (1 - start), 2)
+
+    rows = []
+    for study in category.studies:
+        row = study.row
+        if row["val_auroc"] is None:
+            continue
+        test = row["test_auroc_mean"]
+        label = f"validation {figure(row['val_auroc'])} ({_interval(row)})"
+        if row["n_seeds"]:
+            label += f", retrained {spread(row, 'confirmed_auroc')}"
+        label += "" if test is None else f", held out {spread(row, 'test_auroc')}"
+        low, high = place(row["val_auroc_low"]), place(row["val_auroc_high"])
+        rows.append(
+            ForestRow(
+                method=row["method"],
+                tied=row["tied"],
+                low=low,
+                width=round(high - low, 2),
+                value=place(ranked_by(row)),
+                test=None if test is None else place(test),
+                label=label,
+            )
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class HeatCell:
+    """A cell of a heat map: ``level`` in [0, 1] is its colour, ``note`` what it says besides."""
+
+    value: str
+    note: str
+    level: float
+    best: bool
+    tied: bool
+    title: str
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """AUROC of methods and categories.
+
+    Attributes:
+        name: Which AUROC.
+        explanation: What a cell shows.
+        rows: By category; ``None`` for a study without a result.
+        low: The AUROC of the weakest colour.
+        high: That of the strongest.
+    """
+
+    name: str
+    explanation: str
+    rows: Sequence[tuple[str, Sequence[HeatCell | None]]]
+    low: str
+    high: str
+
+
+def heat_maps(evidence: Evidence) -> list[HeatMap]:
+    """Returns the heat map of validation and, if anything is held out, that of held-out images."""
+    maps = [
+        _heat_map(
+            evidence,
+            "Validation",
+            "By this the methods are ranked: the mean and standard deviation over the seeds where "
+            "a config is confirmed, else the search's figure and its 95 % interval.",
+            ranked_by,
+            lambda study: (
+                deviation(study.row, "confirmed_auroc") if study.winner else _interval(study.row)
+            ),
+        )
+    ]
+    if any(study.row["test_auroc_mean"] is not None for study in evidence.studies):
+        maps.append(
+            _heat_map(
+                evidence,
+                "Held out",
+                "Mean over the seeds, on images that neither search nor choice has seen, and the "
+                "mean of the seeds' 95 % intervals.",
+                lambda row: row["test_auroc_mean"],
+                lambda study: _test_interval(study.winner) or deviation(study.row, "test_auroc"),
+            )
+        )
+    return maps
+
+
+def _heat_map(
+    evidence: Evidence,
+    name: str,
+    explanation: str,
+    value: Callable[[Row], float | None],
+    note: Callable[[StudyEvidence], str],
+) -> HeatMap:
+    known = {
+        (study.row["category"], study.row["method"]): (study, found)
+        for study in evidence.studies
+        if study.row["params"] is not None and (found := value(study.row)) is not None
+    }
+    values = [found for _, found in known.values()]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    rows = []
+    for category in evidence.categories:
+        best = max((known[k][1] for k in known if k[0] == category.name), default=None)
+        cells: list[HeatCell | None] = []
+        for method in evidence.methods:
+            if (category.name, method) not in known:
+                cells.append(None)
+                continue
+            study, found = known[category.name, method]
+            row = study.row
+            below = note(study)
+            title = f"{category.name}, {method}, rank {row['rank']}: {figure(found)} {below}"
+            title += f"; search {figure(row['val_auroc'])} ({_interval(row)})"
+            if row["tied"]:
+                title += "; not to be told from rank 1 by a paired test (5 %)"
+            cells.append(
+                HeatCell(
+                    value=figure(found),
+                    note=below,
+                    level=0.5 if high <= low else round((found - low) / (high - low), 3),
+                    best=found == best,
+                    tied=bool(row["tied"]),
+                    title=title,
+                )
+            )
+        rows.append((category.name, cells))
+    return HeatMap(name, explanation, rows, figure(low), figure(high))
+
+
+def _test_interval(winner: Confirmed | None) -> str:
+    """Returns the mean of the seeds' intervals on held-out images, if they were measured."""
+    if winner is None:
+        return ""
+    low, high = winner.test_mean("auroc_low"), winner.test_mean("auroc_high")
+    return "" if low is None or high is None else f"{figure(low)}-{figure(high)}"
+
+
+def agreement_in_words(evidence: Evidence) -> list[str]:
+    """Returns what the held-out images say of the search as a whole, in sentences."""
+    rows = [s.row for s in evidence.studies if s.row["test_auroc_mean"] is not None]
+    if not rows:
+        return []
+    gap = mean(row["optimism_gap"] for row in rows)
+    sentences = [
+        f"Validation minus held-out AUROC of the chosen configs: {signed(gap)} on average "
+        f"({count(len(rows), 'config')})."
+    ]
+    gains = [
+        row["test_auroc_mean"] - row["default_test_auroc_mean"]
+        for row in rows
+        if row["trial_number"] != 0 and row["default_test_auroc_mean"] is not None
+    ]
+    if gains:
+        better = sum(gain > 0 for gain in gains)
+        sentences.append(
+            f"Chosen instead of the paper's own config ({count(len(gains), 'config')}): better on "
+            f"held-out images in {better}, {signed(mean(gains))} on average."
+        )
+    papers = sum(row["trial_number"] == 0 for row in rows)
+    if papers:
+        sentences.append(f"The paper's own config was chosen in {papers} of {len(rows)}.")
+    return sentences
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table: what it shows, and by what it is sorted."""
+
+    text: str
+    key: float | str | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table."""
+
+    title: str
+    meaning: str
+    cells: Sequence[Cell]
+    numeric: bool = True
+
+
+def leaderboard(rows: Sequence[Row]) -> list[Column]:
+    """Returns the leaderboard's columns, without those in which nothing was measured."""
+
+    def column(
+        title: str, meaning: str, name: str, show: Callable[[Row], str], *, numeric: bool = True
+    ) -> Column:
+        cells = [Cell("" if row[name] is None else show(row), row[name]) for row in rows]
+        return Column(title, meaning, cells, numeric)
+
+    def auroc(title: str, meaning: str, name: str) -> Column:
+        return column(title, meaning, name, lambda row: spread(row, name.removesuffix("_mean")))
+
+    columns = [
+        column("category", "", "category", lambda row: str(row["category"]), numeric=False),
+        column(
+            "rank",
+            "= : a paired DeLong test (5 %) on the validation images cannot tell it from the best",
+            "rank",
+            lambda row: f"{'=' if row['tied'] else ''}{row['rank']}",
+        ),
+        column("method", "", "method", lambda row: str(row["method"]), numeric=False),
+        column("validation", "AUROC of the search", "val_auroc", lambda r: figure(r["val_auroc"])),
+        column("95 % interval", "DeLong, of the validation AUROC", "val_auroc_low", _interval),
+        column("gain", "over the paper's own config", "gain", lambda row: signed(row["gain"])),
+        auroc("retrained", "validation AUROC over the seeds", "confirmed_auroc_mean"),
+        auroc("held out", "AUROC over the seeds", "test_auroc_mean"),
+        auroc("paper, held out", "the paper's own config", "default_test_auroc_mean"),
+        auroc("pixel AUROC", "held out", "test_pixel_auroc_mean"),
+        auroc("AUPRO", "held out, up to a false positive rate of 0.3", "test_aupro_mean"),
+        auroc("shifted", "mean AUROC of the shifted domains", "shifted_auroc_mean"),
+        column(
+            "optimism",
+            "validation minus held out",
+            "optimism_gap",
+            lambda row: signed(row["optimism_gap"]),
+        ),
+        column("trials", "", "trials", _trials),
+        column("train s", "of the chosen config", "train_seconds", _tenths("train_seconds")),
+        column(
+            "ms/image", "to score one", "image_ms", lambda row: milliseconds(row["image_ms"])
+        ),
+        column(
+            "parameters", "", "parameters", lambda row: f"{row['parameters'] / 1e6:.1f} M"
+        ),
+        column(
+            "memory",
+            "at its peak",
+            "peak_memory_bytes",
+            lambda row: f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
+        ),
+    ]  # fmt: skip
+    return [column for column in columns if any(cell.key is not None for cell in column.cells)]
+
+
+def provenance(evidence: Evidence) -> list[tuple[str, str]]:
+    """Returns what a reader needs to make the same again, or to doubt it: names and values."""
+    config = evidence.config
+    metadata = {
+        name.decode(): value.decode() for name, value in evidence.board.schema.metadata.items()
+    }
+    confirm = "none"
+    if config.confirm.top:
+        seeds = ", ".join(map(str, config.confirm.seeds))
+        confirm = f"the best {config.confirm.top} of each study, with seeds {seeds}"
+    validation = config.validation
+    protocol: str = validation.protocol
+    if protocol != "test":
+        protocol += f", fraction {validation.fraction}, seed {validation.seed}"
+    versions = json.loads(metadata["anomtune.library_versions"])
+    hardware = json.loads(metadata["anomtune.hardware"])
+    return [
+        ("sweep", config.name),
+        ("sha256 of the sweep", metadata["anomtune.sweep_sha256"]),
+        ("dataset", config.dataset.name),
+        ("validation", protocol),
+        ("image size", f"{config.image_size} pixels"),
+        ("search", f"{config.trials} trials per study, {config.rungs} rungs, {config.sampler}, "
+                   f"pruner {config.pruner}, seed {config.seed}"),
+        ("confirm", confirm),
+        ("anomtune", metadata["anomtune.code_version"]),
+        ("libraries", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("page written on", ", ".join(f"{name} {value}" for name, value in hardware.items())),
+    ]  # fmt: skip
+
+
+def image_counts(evidence: Evidence) -> list[tuple[str, str, str, str]]:
+    """Returns of each category the numbers of validation and held-out images, and its split."""
+    rows = []
+    for category in evidence.categories:
+        row = next(
+            (study.row for study in category.studies if study.row["split_hash"]),
+            category.studies[0].row,
+        )
+        validation = _images(row["n_val_normal"], row["n_val_anomalous"])
+        held_out = _images(row["n_test_normal"], row["n_test_anomalous"])
+        rows.append((category.name, validation, held_out, (row["split_hash"] or "")[:12]))
+    return rows
+
+
+def _images(normal: int | None, anomalous: int | None) -> str:
+    if normal is None or anomalous is None:
+        return "not known yet"
+    return f"{normal} normal, {anomalous} anomalous" if normal + anomalous else "none"
+
+
+def _interval(row: Row) -> str:
+    return f"{figure(row['val_auroc_low'])}-{figure(row['val_auroc_high'])}"
+
+
+def _trials(row: Row) -> str:
+    extra = [f"{row[name]} {name}" for name in ("pruned", "failed") if row[name]]
+    return f"{row['trials']}" + (f" ({', '.join(extra)})" if extra else "")
+
+
+def _tenths(name: str) -> Callable[[Row], str]:
+    return lambda row: f"{row[name]:.1f}"

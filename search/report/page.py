@@ -1,0 +1,134 @@
+"""Writes the report of a sweep: one HTML file that asks for nothing else.
+
+Styles, scripts, pictures and plotly itself are in it, so that it opens from a disk without a
+network. What it shows is made here; its own script draws figures when they come into view,
+sorts tables and changes panels.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from anomtune.search.optuna_export import rebuild_studies
+from anomtune.search.records import StudyKey, open_sweep
+from anomtune.search.report.accuracy_figures import Config, agreement
+from anomtune.search.report.evidence import Evidence, gather
+from anomtune.search.report.overview import (
+    agreement_in_words,
+    forest,
+    forest_start,
+    heat_maps,
+    image_counts,
+    leaderboard,
+    provenance,
+)
+from anomtune.search.report.panels import Figures, category_panel, study_panel
+from anomtune.search.report.traces import palette
+from anomtune.search.report.verdict import summarise_verdicts
+
+_NAME = "report.html"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A report that has been written: where, and of how many bytes."""
+
+    location: str
+    size: int
+
+
+def write_report(directory: str | os.PathLike[str]) -> Written:
+    """Writes the report of a sweep, also of one that still runs, into its directory.
+
+    Raises:
+        SweepError: If it is not the directory of a sweep, or cannot be written to.
+    """
+    config, store = open_sweep(directory)
+    content = render(gather(config, store)).encode()
+    store.storage.write(_NAME, content)
+    return Written(f"{store.storage.location.rstrip('/')}/{_NAME}", len(content))
+
+
+def render(evidence: Evidence) -> str:
+    """Returns the page.
+
+    Args:
+        evidence: The sweep.
+    """
+    colours = palette(evidence.methods)
+    figures = Figures()
+    trials = {
+        StudyKey(study.row["category"], study.row["method"]): study.records
+        for study in evidence.studies
+        if study.records
+    }
+    rebuilt = rebuild_studies(evidence.config, trials)
+    start = forest_start(evidence)
+    confirmed = (
+        Config(study.row["category"], study.row["method"], config, config == study.winner)
+        for study in evidence.studies
+        for config in study.confirmed.values()
+    )
+    scripts = {"plotly": get_plotlyjs(), "page": _resource("page.js")}
+    template = _environment().get_template("page.html.jinja")
+    return template.render(
+        evidence=evidence,
+        summary=summarise_verdicts([category.verdict for category in evidence.categories]),
+        finished=all(study.progress.finished for study in evidence.studies),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        forest_start=start,
+        forests=[forest(category, start) for category in evidence.categories],
+        heat_maps=heat_maps(evidence),
+        columns=leaderboard([study.row for study in evidence.studies]),
+        categories=[
+            category_panel(category, evidence.store, colours, figures)
+            for category in evidence.categories
+        ],
+        agreement=figures.add(
+            "Validation against held out",
+            agreement(confirmed, colours),
+            "Filled: the config that was chosen; diamond: the paper's own; dots: single seeds. "
+            "Below the diagonal, validation was optimistic.",
+        ),
+        agreement_in_words=agreement_in_words(evidence),
+        studies=[
+            study_panel(
+                study, rebuilt.get(StudyKey(study.row["category"], study.row["method"])), figures
+            )
+            for study in evidence.studies
+        ],
+        provenance=provenance(evidence),
+        image_counts=image_counts(evidence),
+        colours=colours,
+        figures=figures.by_name,
+        style=_resource("page.css"),
+        scripts=scripts,
+        hashes=[_hash(script) for script in scripts.values()],
+    )
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("anomtune.search", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _resource(name: str) -> str:
+    return resources.files("anomtune.search.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    """Returns a script's hash as a content security policy names it: no other script may run."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"

@@ -1,0 +1,304 @@
+"""What a sweep says of each category, in plain words: who is first, how sure, and what it costs.
+
+Pure functions of the leaderboard's rows. They are as ready to say that nothing can be concluded
+as to name a winner.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from anomtune.search.tables import figure
+
+#: A row of the leaderboard, by column.
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How much of a category is done.
+
+    Attributes:
+        trials: Trials that have ended, in whatever state.
+        trials_wanted: How many the sweep is to have.
+        runs: Confirm runs that have ended.
+        runs_wanted: How many the best configs so far need.
+    """
+
+    trials: int
+    trials_wanted: int
+    runs: int = 0
+    runs_wanted: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.trials >= self.trials_wanted and self.runs >= self.runs_wanted
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A finding in a few words; ``caution`` is what a hasty reader must not overlook."""
+
+    kind: Literal["good", "caution", "plain"]
+    text: str
+
+
+#: A sentence, and the same at a glance where it is worth a mark.
+Finding = tuple[str, Mark | None]
+
+NOT_BETTER = Mark("caution", "not better than the paper's config")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be said of a category.
+
+    Attributes:
+        category: Its name.
+        method: The method of rank 1, ``None`` without a completed trial.
+        tied: The methods that cannot be told from it, in order of rank.
+        sentences: Whole sentences, the most important first.
+        marks: The same at a glance.
+    """
+
+    category: str
+    method: str | None
+    tied: tuple[str, ...]
+    sentences: tuple[str, ...]
+    marks: tuple[Mark, ...]
+
+
+def judge(rows: Sequence[Row], progress: Progress, told_apart: Sequence[bool] = ()) -> Verdict:
+    """Returns the verdict on a category.
+
+    Args:
+        rows: Its rows of the leaderboard, in order of rank; at least one.
+        progress: How much of it is done.
+        told_apart: For each seed, whether a paired test (5 %) on the held-out images tells the
+            chosen config of rank 1 from the paper's own; empty if there is nothing to compare.
+    """
+    first = rows[0]
+    tied: tuple[str, ...] = ()
+    findings: list[Finding]
+    if first["params"] is None:
+        findings = [_nothing_completed(rows, progress)]
+    else:
+        tied = tuple(row["method"] for row in rows[1:] if row["tied"])
+        findings = [
+            _accuracy(first),
+            _against_paper(first, told_apart),
+            _against_others(rows),
+            *_failures(rows),
+        ]
+    findings += _unfinished(progress)
+    return Verdict(
+        category=first["category"],
+        method=None if first["params"] is None else first["method"],
+        tied=tied,
+        sentences=tuple(sentence for sentence, _ in findings),
+        marks=tuple(mark for _, mark in findings if mark is not None),
+    )
+
+
+def summarise_verdicts(verdicts: Sequence[Verdict]) -> list[str]:
+    """Returns what all categories say together, in a few sentences."""
+    decided = [verdict for verdict in verdicts if verdict.method is not None]
+    if len(verdicts) < 2 or not decided:
+        return []  # The verdict itself says it all.
+    wins = Counter(verdict.method for verdict in decided).most_common()
+    listed = _join([f"{method} in {count}" for method, count in wins])
+    sentences = [f"Ranked first, of {len(decided)} categories with a result: {listed}."]
+    undecided = sum(bool(verdict.tied) for verdict in decided)
+    if undecided:
+        where = "all" if undecided == len(decided) else str(undecided)
+        sentences.append(
+            f"In {where} of them the images cannot tell the first from at least one other method: "
+            "there the cheaper one is as fair a choice."
+        )
+    flattered = sum(NOT_BETTER in verdict.marks for verdict in decided)
+    if flattered:
+        sentences.append(
+            f"In {flattered} of them the search did not improve on the paper's own config, as the "
+            "held-out images have it."
+        )
+    return sentences
+
+
+def _nothing_completed(rows: Sequence[Row], progress: Progress) -> Finding:
+    failed, trials = (sum(row[name] for row in rows) for name in ("failed", "trials"))
+    if failed and failed == trials:
+        return (
+            f"No method has a completed trial: every one of the {count(trials, 'trial')} failed. "
+            "The studies below say why.",
+            Mark("caution", "only failed trials"),
+        )
+    unhappy = f" {failed} of {count(trials, 'trial')} failed." if failed else ""
+    if progress.finished:
+        return f"No method has a completed trial.{unhappy}", Mark("caution", "no completed trial")
+    return (
+        f"No method has a completed trial yet, so there is nothing to choose from.{unhappy}",
+        Mark("plain", "no completed trial yet"),
+    )
+
+
+def _accuracy(row: Row) -> Finding:
+    """How good the first is, and on which images that is known."""
+    interval = f"{figure(row['val_auroc_low'])}-{figure(row['val_auroc_high'])}"
+    sentence = f"{row['method']}: validation AUROC {figure(row['val_auroc'])} ({interval})"
+    if row["n_seeds"]:
+        seeds = count(row["n_seeds"], "seed")
+        sentence += f", {spread(row, 'confirmed_auroc')} when retrained with {seeds}"
+    if row["validation"] == "test":
+        return (
+            f"{sentence}. Validation is the whole test set (protocol test): the figure is "
+            "optimistic, and there are no held-out images to check it on.",
+            Mark("caution", "optimistic: validation = test"),
+        )
+    if not row["n_seeds"]:
+        return (
+            f"{sentence}. Nothing is confirmed: no held-out image has been looked at, and the "
+            "figure is of the images that chose the config.",
+            Mark("caution", "not confirmed"),
+        )
+    if row["test_auroc_mean"] is None:
+        return (
+            f"{sentence}. There are no held-out images of both kinds to check it on.",
+            Mark("caution", "no held-out figure"),
+        )
+    return f"{sentence}; held out {spread(row, 'test_auroc')}.", None
+
+
+def _against_paper(row: Row, told_apart: Sequence[bool]) -> Finding:
+    """Whether the search was worth it: the chosen config against the paper's own."""
+    if row["trial_number"] == 0:
+        return (
+            "It is the paper's own config: the search found nothing better on validation.",
+            Mark("plain", "the paper's own config"),
+        )
+    test, default = row["test_auroc_mean"], row["default_test_auroc_mean"]
+    if test is not None and default is not None:
+        return _gain(test - default, told_apart)
+    if test is not None:
+        return "The paper's own config is not confirmed, so the gain over it is not known.", None
+    if row["gain"] is None:
+        return "The paper's own config did not complete, so the gain over it is not known.", None
+    return (
+        f"{signed(row['gain'])} over the paper's own config on validation, which flatters the "
+        "config that it chose.",
+        None,
+    )
+
+
+def _gain(gain: float, told_apart: Sequence[bool]) -> Finding:
+    """What the search has won on held-out images, and whether that is more than chance."""
+    if round(gain, 3) <= 0:
+        return (
+            f"Not better than the paper's own config on held-out images ({signed(gain)}).",
+            NOT_BETTER,
+        )
+    sentence = f"{signed(gain)} over the paper's own config on held-out images"
+    certain, seeds = sum(told_apart), len(told_apart)
+    if not seeds:
+        return f"{sentence}.", Mark("good", f"{signed(gain)} over the paper's config")
+    if certain == 0:
+        return (
+            f"{sentence}, but too little for these images to tell the two apart (paired DeLong, "
+            "5 %).",
+            Mark("plain", f"{signed(gain)} over the paper's config, within chance"),
+        )
+    return (
+        f"{sentence}, more than chance with {certain} of {count(seeds, 'seed')} (paired DeLong, "
+        "5 %).",
+        Mark("good", f"{signed(gain)} over the paper's config"),
+    )
+
+
+def _against_others(rows: Sequence[Row]) -> Finding:
+    """Which methods may be as good, and which of all these is the cheapest."""
+    first, others = rows[0], [row for row in rows[1:] if row["params"] is not None]
+    if not others:
+        only = "It is the only method of the sweep."
+        return only if len(rows) == 1 else "No other method has a completed trial.", None
+    tied = [row for row in others if row["tied"]]
+    unknown = [row["method"] for row in others if row["tied"] is None]
+    note = f" It could not be compared with {_join(unknown)} image by image." if unknown else ""
+    if not tied:
+        if len(unknown) == len(others):
+            return note.strip(), Mark("caution", "not compared by a test")
+        rest = "every other method" if not note else "the others"
+        return (
+            f"It can be told from {rest} (paired DeLong, 5 %).{note}",
+            Mark("good", "told from the others"),
+        )
+    names = _join([row["method"] for row in tied])
+    sentence = f"These images cannot tell it from {names} (paired DeLong, 5 %)"
+    timed = [row for row in (first, *tied) if row["image_ms"] is not None]
+    if timed:
+        cheapest = min(timed, key=lambda row: row["image_ms"])
+        cost = f"{milliseconds(cheapest['image_ms'])} ms/image"
+        if cheapest is first:
+            sentence += f"; it is also the cheapest of them ({cost})"
+        else:
+            sentence += f"; the cheapest of them is {cheapest['method']} ({cost})"
+    return f"{sentence}.{note}", Mark("caution", f"tied with {count(len(tied), 'other')}")
+
+
+def _failures(rows: Sequence[Row]) -> list[Finding]:
+    failing = [row for row in rows if row["failed"]]
+    if not failing:
+        return []
+    failed, trials = sum(row["failed"] for row in rows), sum(row["trials"] for row in rows)
+    where = _join([f"{row['method']} {row['failed']}" for row in failing])
+    sentence = f"{failed} of {count(trials, 'trial')} failed ({where})."
+    useless = [row["method"] for row in failing if row["params"] is None]
+    if useless:
+        sentence += f" {_join(useless)} has no completed trial."
+    return [(sentence, Mark("caution", f"{failed} failed"))]
+
+
+def _unfinished(progress: Progress) -> list[Finding]:
+    if progress.finished:
+        return []
+    if progress.trials < progress.trials_wanted:
+        text = f"{progress.trials} of {count(progress.trials_wanted, 'trial')}"
+    else:
+        text = f"{progress.runs} of {count(progress.runs_wanted, 'confirm run')}"
+    return [
+        (f"The sweep is not finished here: {text} done.", Mark("caution", "unfinished")),
+    ]
+
+
+def spread(row: Row, name: str) -> str:
+    """Returns a mean over the seeds with its standard deviation, if there is one."""
+    return f"{figure(row[f'{name}_mean'])} {deviation(row, name)}".strip()
+
+
+def deviation(row: Row, name: str) -> str:
+    """Returns the standard deviation over the seeds; nothing if there is none."""
+    std = row.get(f"{name}_std")
+    return "" if std is None else f"± {std:.3f}"
+
+
+def signed(value: float) -> str:
+    """Returns a difference of AUROCs; what rounds to nothing has no minus."""
+    return f"{round(value, 3) + 0.0:+.3f}"
+
+
+def milliseconds(value: float) -> str:
+    """Returns a time with the digits that matter: 0.42, 3.1, 15."""
+    if value < 1:
+        return f"{value:.2f}"
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+
+
+def count(number: int, noun: str) -> str:
+    """Returns a number with its noun."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _join(names: Sequence[str]) -> str:
+    return ", ".join(names)

