@@ -121,7 +121,7 @@ def _evaluate(spec: TrialSpec, trial: OpenedTrial, saved: SavedConfig | None) ->
         # held-out images must not decide who wins.
         usable = np.isfinite(maps).all(axis=(1, 2))
         usable &= held_out.has_mask[batch] | (held_out.labels[batch] == 0)
-        for domain, metrics in pixels.items():
+        for domain, metrics in pixels.items() if held_out.has_mask.any() else ():
             chosen = usable & (domains[batch] == domain)
             metrics.add(maps[chosen], held_out.masks[batch[chosen]])
     own = np.flatnonzero(domains == "")

@@ -65,9 +65,15 @@ def export_onnx(model: Model, path: Path) -> float:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what torch itself will change one day
-            program = torch.onnx.export(
+            # Exported here: torch.onnx would go on to try ways that take minutes to fail.
+            graph = torch.export.export(
                 _Graph(detector).eval(),
                 (images,),
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                strict=False,
+            )
+            program = torch.onnx.export(
+                graph,
                 input_names=["images"],
                 output_names=["maps", "scores"],
                 dynamic_shapes=({0: "batch"},),

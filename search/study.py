@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
+from scipy.special import log_ndtr
 
 from anomtune.models.hyperparameters import (
     Choice,
@@ -30,6 +32,12 @@ from anomtune.models.hyperparameters import (
 from anomtune.models.registry import get_method
 from anomtune.search.config import MethodConfig, SweepConfig, SweepError, explain, suggest
 from anomtune.search.records import TrialRecord
+
+# Most of the time of TPE's suggestions: Optuna calculates it in Python, number by number.
+with suppress(ImportError):
+    from optuna.samplers._tpe import _truncnorm
+
+    _truncnorm._log_ndtr = log_ndtr
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

@@ -14,6 +14,8 @@ import json
 import multiprocessing
 import os
 import random
+import re
+import secrets
 import signal
 import sys
 import tempfile
@@ -33,6 +35,7 @@ from tests.cluster.invariants import finished_records, violations  # noqa: E402
 from tests.conftest import PLUGIN, draw_category  # noqa: E402
 
 FAULTS = ("driver", "worker", "node", "write", "slow")
+_NODE = {"num_cpus": 1}
 #: Seconds that one start may take: many times what it needs.
 _PATIENCE = 600.0
 
@@ -63,7 +66,9 @@ class Campaign:
             "ANOMTUNE_CHECKPOINT_SECONDS": "0.05",
             "ANOMTUNE_TEST_FAULTS": str(self.plan),
             "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parent / "injected", PLUGIN))),
-            "RAY_AUTH_MODE": "disabled",  # all of it is on the loopback interface
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_TMPDIR": str(scratch),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",  # else another load on the machine starves the workers
         }
@@ -72,16 +77,17 @@ class Campaign:
         # Drivers are forked off a process that has imported everything already.
         self._processes = multiprocessing.get_context("forkserver")
         self._processes.set_forkserver_preload(["anomtune.search.sweep"])
+        # A dead node refuses an answer, a slow one only takes its time.
         quick = {
             "health_check_initial_delay_ms": 1000,
             "health_check_period_ms": 1000,
-            "health_check_failure_threshold": 5,
+            "health_check_timeout_ms": 60000,
         }
         self._cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 1, "_system_config": quick, "include_dashboard": False},
+            head_node_args={**_NODE, "_system_config": quick, "include_dashboard": False},
         )
-        self._nodes = [self._cluster.add_node(num_cpus=1) for _ in range(2)]
+        self._nodes = [self._cluster.add_node(**_NODE) for _ in range(2)]
 
     def close(self) -> None:
         self._cluster.shutdown()
@@ -180,7 +186,8 @@ class Campaign:
                 worker
                 for raylet in self._raylets()
                 for worker in raylet.children()
-                if _command(worker).startswith("ray::")
+                # Not the agents: without them a node gives up, and with the head's the cluster.
+                if re.match(r"ray::(?!\w*Agent)", _command(worker))
             ]
             if workers:
                 generator.choice(workers).send_signal(signal.SIGKILL)
@@ -188,7 +195,7 @@ class Campaign:
             node = self._nodes.pop(generator.randrange(len(self._nodes)))
             node.kill_raylet(check_alive=False)
             self._cluster.remove_node(node, allow_graceful=False)
-            self._nodes.append(self._cluster.add_node(num_cpus=1, wait=False))
+            self._nodes.append(self._cluster.add_node(**_NODE, wait=False))
 
     def _raylets(self) -> list[psutil.Process]:
         nodes = [self._cluster.head_node, *self._nodes]

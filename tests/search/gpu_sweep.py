@@ -81,6 +81,7 @@ def pretend() -> None:
 def main() -> None:
     sweep, directory = sys.argv[1:]
     ray.init(
+        address="local",
         num_cpus=3,  # no more than three at once
         num_gpus=2,
         resources={"accelerator_type:A100": 1},

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from anomtune.search.checkpoint import SECONDS_VARIABLE
 from tests.search.conftest import sweep_dict
 
 pytestmark = pytest.mark.ray
@@ -165,3 +166,19 @@ def test_a_killed_driver_leaves_no_worker(tmp_path, sweep_file):
     # Two small agents of Ray's own notice only after a minute that their node is gone.
     left = [name for name in alive(family) if "Agent" not in name]
     assert left == []
+
+
+def test_a_killed_worker_goes_on_from_its_last_rung(tmp_path, toy_data, sweep_file, monkeypatch):
+    monkeypatch.setenv(SECONDS_VARIABLE, "0")
+    fixed = {"behaviour": "die_halfway", "marker": str(tmp_path / "died")}
+    dataset = {"name": "folder", "root": str(toy_data), "categories": ["ring"]}
+    config = sweep_dict(trials=1, methods={"toy": {"fixed": fixed}}, dataset=dataset, confirm=0)
+    sweep_file.write_text(yaml.safe_dump(config))
+    driver = start(sweep_file, tmp_path / "sweep")
+    _, err = driver.communicate(timeout=300)
+    assert driver.returncode == 0, err
+    assert (tmp_path / "died").exists()
+    (record,) = read_records(tmp_path / "sweep").values()
+    assert record["state"] == "COMPLETE", "it began again, which this toy does not stand"
+    assert [rung["step"] for rung in record["curve"]] == [1, 2, 3, 4]
+    assert not (tmp_path / "sweep/checkpoints").exists()
