@@ -82,3 +82,22 @@ def ray_session():
 
     with ray_cluster(None):
         yield ray
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs `anomtune` in this process; returns exit code, output and errors."""
+
+    from anomtune.search import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["anomtune", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call

@@ -60,6 +60,7 @@ def sweep(root: Path, categories: int, trials: int) -> SweepConfig:
             "trials": trials,
             "rungs": 1,
             "methods": {"toy": {}},
+            "confirm": 0,
         },
         "benchmark",
     )

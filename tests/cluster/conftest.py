@@ -1,34 +1,14 @@
-"""The command in this process, and a dashboard that only says what mode it is in."""
+"""A dashboard that only says what mode it is in."""
 
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-
-from anomtune.search import cli
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs `anomtune` in this process; returns exit code, output and errors."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["anomtune", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 class Dashboard(BaseHTTPRequestHandler):

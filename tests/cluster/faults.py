@@ -29,7 +29,6 @@ PROJECT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(PROJECT)]
 
 import psutil  # noqa: E402
-from ray.cluster_utils import Cluster  # noqa: E402
 
 from tests.cluster.invariants import finished_records, violations  # noqa: E402
 from tests.conftest import PLUGIN, draw_category  # noqa: E402
@@ -74,6 +73,8 @@ class Campaign:
         }
         for index, name in enumerate(("plate", "ring")):
             draw_category(scratch / "data" / name, seed=index)
+        from ray.cluster_utils import Cluster  # now that Ray can read all of it
+
         # Drivers are forked off a process that has imported everything already.
         self._processes = multiprocessing.get_context("forkserver")
         self._processes.set_forkserver_preload(["anomtune.search.sweep"])

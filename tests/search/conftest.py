@@ -5,12 +5,10 @@ from __future__ import annotations
 import heapq
 import math
 import random
-import sys
 from collections.abc import Callable
 
 import pytest
 
-from anomtune.search import cli
 from anomtune.search.config import SweepConfig, parse_sweep
 from anomtune.search.pool import Pool
 from anomtune.search.records import Cost, Facts, Rung, StudyKey, TrialRecord
@@ -35,23 +33,6 @@ def sweep_dict(root: object = "/nowhere", **changes) -> dict:
 @pytest.fixture
 def make_sweep() -> Callable[..., SweepConfig]:
     return lambda root="/nowhere", **changes: parse_sweep(sweep_dict(root, **changes), "test")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs `anomtune` in this process; returns exit code, output and errors."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["anomtune", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 class Simulation:
