@@ -54,6 +54,8 @@ _WORKER_DIED = (
     "(killed, out of memory, or a crash of native code)"
 )
 
+#: How Ray says that an actor went with its node: once it knows, and before.
+_NODE_LOST = ("its node has died", "is unavailable")
 
 #: Says what a worker is told of a run that has so many GPUs.
 SpecMaker = Callable[[AnyRecord, float], TrialSpec]
@@ -96,6 +98,8 @@ class _Adapters:
         self.pruned: set[str] = set()
         #: Why Ray gave up on a trial.
         self.reasons: dict[str, str] = {}
+        #: Trials that went with their node, and again when they were retried.
+        self.lost: set[str] = set()
         #: The first failure of the work itself (storage), which ends the run.
         self.failure: Exception | None = None
 
@@ -125,10 +129,16 @@ class _Adapters:
         """Runs again, before anything else, what had too small a share. Its record stays."""
         self._again.append(_Run(run.record, 1.0, run.kind, ran_out_with=run.gpu))
 
+    def retry(self, run: _Run) -> None:
+        """Runs again, before anything else, what is not to blame for its end."""
+        self._again.append(run)
+
     def _next(self) -> _Run | None:
         packs = self.capacity.packs
         least = self.packer.smallest if packs else self.capacity.gpu
-        if not self.capacity.has_room(self._handed_out, 1.0 if self._again else least):
+        if not self.capacity.has_room(
+            self._handed_out, self._again[0].gpu if self._again else least
+        ):
             return None
         if self._again:
             return self._again.popleft()
@@ -184,7 +194,10 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
             return
         run = shared.end(trial_id)
         with shared.guard():
-            if error:
+            if trial_id in shared.lost:
+                shared.lost.remove(trial_id)
+                shared.retry(run)
+            elif error:
                 self._fail(run, shared.reasons.pop(trial_id, "Ray gave no reason"))
             elif result is not None and "abort" in result:
                 # The record says RUNNING: when the surroundings are mended, the trial is run.
@@ -258,6 +271,8 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         """Notes why a trial could not run."""
         path = trial.error_file
         text = Path(path).read_text() if path and Path(path).exists() else ""
+        if any(sign in text for sign in _NODE_LOST):
+            self._adapters.lost.add(trial.trial_id)
         lines = text.strip().splitlines() or ["Ray gave no reason"]
         self._adapters.reasons[trial.trial_id] = (
             _WORKER_DIED if "actor died" in text else f"the trial could not run: {lines[-1]}"
@@ -353,7 +368,7 @@ def run_work(config: SweepConfig, work: Work, make_spec: SpecMaker, capacity: Ca
                 tune_config=tune.TuneConfig(
                     search_alg=PoolSearcher(adapters),
                     scheduler=PoolScheduler(adapters),
-                    num_samples=2 * work.remaining,  # at most: each may be retried once
+                    num_samples=-1,  # the searcher says when nothing is left
                     reuse_actors=True,
                     trial_dirname_creator=lambda trial: str(trial.trial_id),
                 ),
@@ -361,7 +376,7 @@ def run_work(config: SweepConfig, work: Work, make_spec: SpecMaker, capacity: Ca
                     name="tune",
                     storage_path=scratch,
                     verbose=0,
-                    # A trial whose worker dies is run once more, from its beginning.
+                    # A trial whose worker dies is run once more, from its last checkpoint.
                     failure_config=tune.FailureConfig(max_failures=1),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),

@@ -17,6 +17,7 @@ _THRESHOLDS = 200  # of the per-image variant
 _PAGES = 1 << 16
 _RESOLUTION = 1 << 17  # bins for a class of pixels, shared out among the pages
 _CHUNK = 1 << 20  # pixels binned at a time
+_TOGETHER = 1 << 18  # pixels that wait for each other before they are binned
 
 _NORMAL, _ANOMALOUS, _OVERLAP = range(3)
 
@@ -69,6 +70,8 @@ class PixelMetrics:
         self._depth = np.zeros(_PAGES, np.int64)  # log2 of the number of bins of a page
         self._histograms = np.zeros((3, _PAGES))
         self._members = np.zeros(_PAGES, np.uint32)  # for every bin the key of one of its pixels
+        #: Pixels that have no bin yet: key, whether anomalous, and weights of the anomalous.
+        self._waiting: list[tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_], Floats]] = []
         self._regions = 0
         self._image_sum, self._images = 0.0, 0
 
@@ -97,6 +100,7 @@ class PixelMetrics:
 
     def result(self) -> PixelFigures:
         """Returns the figures of all images added so far."""
+        self._bin_waiting()
         normal, anomalous, overlap = self._histograms
         if self._regions == 0 or not normal.any():
             return PixelFigures(None, None, None)
@@ -117,7 +121,16 @@ class PixelMetrics:
                     self._image_sum += _image_aupro(image, mask, weight / regions)
                     self._images += 1
 
-        keys, inside = _keys(maps), masks.ravel()
+        self._waiting.append((_keys(maps), masks.ravel(), np.concatenate(weights)))
+        # Bins that were dealt for a few pixels of one class would suit no others.
+        if sum(len(keys) for keys, _, _ in self._waiting) >= _TOGETHER:
+            self._bin_waiting()
+
+    def _bin_waiting(self) -> None:
+        if not self._waiting:
+            return
+        keys, inside, weights = map(np.concatenate, zip(*self._waiting, strict=True))
+        self._waiting.clear()
         pages = (keys >> 16).astype(np.intp)
         self._pixels += np.stack(
             [np.bincount(pages[of_class], minlength=_PAGES) for of_class in (~inside, inside)]
@@ -130,7 +143,7 @@ class PixelMetrics:
         self._members[bins] = keys
         np.add.at(self._histograms[_NORMAL], bins[~inside], 1.0)
         np.add.at(self._histograms[_ANOMALOUS], bins[inside], 1.0)
-        np.add.at(self._histograms[_OVERLAP], bins[inside], np.concatenate(weights))
+        np.add.at(self._histograms[_OVERLAP], bins[inside], weights)
 
     def _deal(self, depth: Integers) -> None:
         """Deals out the bins anew; what was in a bin moves together with its member."""

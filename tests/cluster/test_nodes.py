@@ -180,6 +180,9 @@ def test_nodes_go_and_come_and_the_driver_is_killed(cluster, tmp_path, toy_data)
         cluster.kill(third)
         fourth = cluster.add_node()
         wait_for(lambda: cluster.works(fourth), driver)
+        cluster.kill(fourth)  # the same trial is lost once more
+        fifth = cluster.add_node()
+        wait_for(lambda: cluster.works(fifth), driver)
         assert finished_records(directory) == {}
         gate.with_name("gate.go").touch()
         wait_for(lambda: len(finished_records(directory)) >= 3, driver)
