@@ -141,8 +141,10 @@ def require_shared(storage: Storage) -> None:
     nodes = live_nodes()
     if len(nodes) < 2:
         return
-    for node, problem in probe_storage(storage, nodes).items():
-        if problem is not None:
+    problems = probe_storage(storage, nodes)
+    alive = {node.id for node in live_nodes()}  # one that went meanwhile is in nobody's way
+    for node, problem in problems.items():
+        if problem is not None and node.id in alive:
             raise SweepError(
                 f"{storage.location}: not usable from node {node.host}: {problem}; with more than "
                 "one node give --dir a folder on a shared file system, or s3://bucket/folder"

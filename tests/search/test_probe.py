@@ -101,3 +101,10 @@ def test_real_nodes_answer_fail_and_stay_silent(ray_session, tmp_path):
     assert "broken on 56" in failed.reason
     [silent] = ask_nodes(_sleep_longer, nodes, patience=0.5).values()
     assert silent == NoAnswer("no answer within 0.5 s")
+
+
+def test_a_node_that_went_meanwhile_is_in_nobodys_way(cluster, monkeypatch):
+    storage = cluster(answer=NoAnswer("the node died"))
+    seen = iter([[HERE, THERE], [HERE]])
+    monkeypatch.setattr(probe, "live_nodes", lambda: next(seen))
+    require_shared(storage)
