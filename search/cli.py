@@ -79,6 +79,7 @@ def sweep(
     usable = [row for row in outcome.leaderboard.to_pylist() if row["params"] is not None]
     place = shlex.quote(where)
     commands = [
+        (f"anomtune report {place}", "the decision in one page"),
         (f"anomtune leaderboard {place} --format csv", "every column"),
         (f"anomtune tensorboard {place}", "curves and hyperparameters"),
     ]
