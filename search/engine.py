@@ -29,6 +29,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from anomtune.search.capacity import Capacity
+from anomtune.search.collector import Collector
 from anomtune.search.config import SweepConfig, SweepError
 from anomtune.search.packing import Kind, Packer, kind_of, share_name
 from anomtune.search.records import AnyRecord, ConfirmRecord, ConfirmResult, Cost, TrialRecord
@@ -88,6 +89,7 @@ class _Adapters:
         self.make_spec = make_spec
         self.capacity = capacity
         self.packer = Packer()
+        self._collector = Collector()
         for record in work.ended_before():
             if record.cost.gpu_memory_bytes is not None:
                 self.packer.remember(kind_of(record, config.image_size), record.cost)
@@ -123,6 +125,7 @@ class _Adapters:
         """Returns what ran under Tune's name and has ended."""
         run = self.runs.pop(trial_id)
         self._handed_out[run.gpu] -= 1
+        self._collector.ended()
         return run
 
     def retry_on_a_whole_gpu(self, run: _Run) -> None:

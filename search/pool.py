@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 
 from anomtune.search.config import SweepConfig, SweepError, explain
+from anomtune.search.pace import Pace, Progress
 from anomtune.search.records import (
     Cost,
     Facts,
@@ -104,6 +105,7 @@ class Pool:
     ) -> None:
         self._config = config
         self._save = save
+        self._pace = Pace()
         self.studies = {
             StudyKey(category, method): self._load_study(
                 StudyKey(category, method), plan, split_hash, records
@@ -133,7 +135,7 @@ class Pool:
         ]
 
     def ask(self) -> TrialRecord | None:
-        """Starts the next trial of the study that is furthest behind.
+        """Starts the next trial of the study whose turn it is (`Pace`).
 
         A study whose sampler still draws at random has no more trials in flight than it has
         random ones left: on a large cluster the others fill the slots meanwhile.
@@ -142,12 +144,10 @@ class Pool:
             The trial's record, or ``None`` if no study can start one now.
         """
         while True:
-            ready = [study for study in self.studies.values() if self._may_start(study)]
-            if not ready:
+            key = self._pace.choose([self._progress(study) for study in self.studies.values()])
+            if key is None:
                 return None
-            # Ties go to the study that comes first in the sweep file.
-            study = min(ready, key=lambda study: study.started / self.target(study))
-            record = self._start(study)
+            record = self._start(self.studies[key])
             if record.state == "RUNNING":
                 return record
 
@@ -195,6 +195,7 @@ class Pool:
         record.error, record.traceback = error, traceback
         record.state = state
         study.finished[state] += 1
+        self._pace.learn(record)
         self._save(record)
         told = self._told_state(study, record)
         study.search.tell(
@@ -210,12 +211,12 @@ class Pool:
         wanted = self._config.trials if study.plan.space else 1
         return max(wanted, len(study.records))
 
-    def _may_start(self, study: Study) -> bool:
-        if study.started >= self.target(study):
-            return False
+    def _progress(self, study: Study) -> Progress:
+        target, started, running = self.target(study), study.started, len(study.running)
         modelled = study.finished["COMPLETE"] + study.finished["PRUNED"]
         random_left = startup_trials(self._config.trials) - modelled
-        return random_left <= 0 or len(study.running) < random_left
+        free = random_left <= 0 or running < random_left
+        return Progress(study.key, target, started, running, started < target and free)
 
     def _start(self, study: Study) -> TrialRecord:
         # Waiting trials (the defaults, interrupted ones) are asked first, in order of number.
@@ -305,6 +306,7 @@ class Pool:
             study.again.append(number)
             return
         study.finished[record.state] += 1
+        self._pace.learn(record)
         told = self._told_state(study, record)
         study.search.add_trial(optuna_trial(record, told, point, study.plan.distributions))
 

@@ -21,9 +21,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from anomtune.search.collector import Collector
 from anomtune.search.config import SweepConfig, parse_sweep
 from anomtune.search.pool import Pool
-from anomtune.search.records import Cost, Facts, RecordStore, Rung, StudyKey, TrialRecord
+from anomtune.search.records import (
+    Cost,
+    Facts,
+    RecordStore,
+    Rung,
+    State,
+    StudyKey,
+    TrialRecord,
+)
 from anomtune.search.storage import Storage
 from anomtune.search.study import SearchPlan, plan_search
 
@@ -124,7 +133,10 @@ class Cluster:
         self.config, self.gpus = config, gpus
         self.saved = 0
         self.pool = make_pool(config, {}, self._save)
+        self.collector = Collector()
         self.generator = random.Random(0)
+        #: What the trials that run have taken so far.
+        self.seconds: dict[str, float] = {}
         self.asks, self.verdicts = Timed(), Timed()
         #: When how many GPUs were busy from then on.
         self.busy: list[tuple[float, int]] = []
@@ -141,12 +153,14 @@ class Cluster:
         queue: list[tuple[float, int, TrialRecord, int, Any]] = []
 
         def begin(record: TrialRecord) -> None:
+            self.seconds[record.path] = 0.0
             advance(record, steps(record, self.config.rungs, self.generator))
 
         def advance(record: TrialRecord, rest: Iterator[tuple[int, float]]) -> None:
             nonlocal serial
             step, seconds = next(rest)
             serial += 1
+            self.seconds[record.path] += seconds
             heapq.heappush(queue, (clock + seconds, serial, record, step, rest))
 
         while self.pool.remaining:
@@ -169,15 +183,24 @@ class Cluster:
         pool, key, number = self.pool, record.key, record.number
         last = step == self.config.rungs
         if last and self.generator.random() < FAIL:
-            self.verdicts(lambda: pool.finish(key, number, "FAIL", error="simulated"))
+            self._finish(record, "FAIL", error="simulated")
             return False
         here = rung(record, step, self.config.rungs)
         goes_on = self.verdicts(lambda: pool.report(key, number, here))
         if last:
-            self.verdicts(lambda: pool.finish(key, number, "COMPLETE", facts=FACTS, cost=Cost()))
+            self._finish(record, "COMPLETE", facts=FACTS)
         elif not goes_on:
-            self.verdicts(lambda: pool.finish(key, number, "PRUNED", cost=Cost()))
+            self._finish(record, "PRUNED")
         return goes_on and not last
+
+    def _finish(self, record: TrialRecord, state: State, **result: Any) -> None:
+        cost = Cost(train_seconds=self.seconds.pop(record.path))
+
+        def finish() -> None:
+            self.pool.finish(record.key, record.number, state, cost=cost, **result)
+            self.collector.ended()
+
+        self.verdicts(finish)
 
     def utilisation(self) -> tuple[float, float, float]:
         """Returns the mean up to 95 % of the work, the worst hundredth of it, and the hours."""
