@@ -46,7 +46,8 @@ class Capacity:
         clock: Seconds.
 
     Raises:
-        SweepError: If the cluster has not the resources for a single run.
+        SweepError: If the cluster has not the resources for a single run, and concurrency is no
+            number: with one, runs wait for nodes.
     """
 
     def __init__(
@@ -57,6 +58,8 @@ class Capacity:
     ) -> None:
         self._wanted = config.resources
         self._most = config.concurrency
+        #: Somebody who gives a number may have a cluster that grows when it sees a run wait.
+        self._grows = config.concurrency != "auto"
         self._read_nodes = read_nodes
         self._clock = clock
         self._has_gpus = False
@@ -94,9 +97,10 @@ class Capacity:
             return False
         # Which part of the cluster they take; one that fits nowhere any more waits for all of it.
         load = sum(number / max(1, self._slots_of(share)) for share, number in running.items())
-        # Somebody who gives a number may have a cluster that grows when it sees a run wait.
-        more = 1 / max(1, self._slots_of(gpu)) if self._most == "auto" else 0.0
-        return self._slots_of(gpu) > 0 and load + more <= 1 + _ROUNDING
+        if self._grows:
+            return load <= 1 + _ROUNDING  # one run waits: what the cluster must see, to grow
+        slots = self._slots_of(gpu)
+        return slots > 0 and load + 1 / slots <= 1 + _ROUNDING
 
     def _slots_of(self, gpu: float) -> int:
         self._refresh()
@@ -119,12 +123,13 @@ class Capacity:
     def _first_slots(self) -> int:
         wanted = self.shape(self.gpu)
         slots = self._slots_of(self.gpu)
-        if slots < 1:
+        if slots < 1 and not self._grows:
             types = sorted({name for node in self._nodes for name in node if _TYPE in name})
             have = {name: sum(node.get(name, 0) for node in self._nodes) for name in ("CPU", "GPU")}
             raise SweepError(
                 f"resources: a trial wants {_words(wanted)} on one node, the cluster has "
-                f"{_words(have | dict.fromkeys(types, 1))} in all; ask for less"
+                f"{_words(have | dict.fromkeys(types, 1))} in all; ask for less, or give "
+                "concurrency a number if the cluster grows by itself"
             )
         return slots if self._most == "auto" else min(self._most, slots)
 

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from anomtune.search.config import SweepError
-from anomtune.search.storage import Storage
+from anomtune.search.storage import Storage, temporary_name
 
 T = TypeVar("T")
 
@@ -101,32 +101,38 @@ def probe_storage(storage: Storage, nodes: Sequence[Node]) -> dict[Node, str | N
     writes. A node that does not see the driver's file writes nothing.
     """
     # Never the same name twice: a network file system remembers what it did not find.
-    folder = f"probe-{secrets.token_hex(8)}"
+    probe = f"probe-{secrets.token_hex(8)}"
     local = storage.local_root
     directory = storage.location if local is None else str(local)
     try:
-        storage.write(f"{folder}/{_DRIVER}", folder.encode())
-        answers = ask_nodes(partial(_probe, directory, folder), nodes)
+        storage.write(_file(probe, _DRIVER), probe.encode())
+        answers = ask_nodes(partial(_probe, directory, probe), nodes)
         problems: dict[Node, str | None] = {}
         for node, answer in answers.items():
             if isinstance(answer, NoAnswer):
                 problems[node] = answer.reason
-            elif answer is None and storage.read(f"{folder}/{node.id}") != node.id.encode():
+            elif answer is None and storage.read(_file(probe, node.id)) != node.id.encode():
                 problems[node] = "what it writes there does not arrive"
             else:
                 problems[node] = answer
         return problems
     finally:
-        storage.delete_folder(folder)
+        for name in (_DRIVER, *(node.id for node in nodes)):
+            storage.delete(_file(probe, name))
 
 
-def _probe(directory: str, folder: str, node: Node) -> str | None:
+def _file(probe: str, name: str) -> str:
+    # Should the driver be killed meanwhile, the next start of the sweep removes it.
+    return temporary_name(f"{probe}-{name}")
+
+
+def _probe(directory: str, probe: str, node: Node) -> str | None:
     """Runs on a node: reads the driver's file, then leaves one of its own."""
     try:
         storage = Storage(directory)
-        if storage.read(f"{folder}/{_DRIVER}") != folder.encode():
+        if storage.read(_file(probe, _DRIVER)) != probe.encode():
             return "it does not see what the driver writes there"
-        storage.write(f"{folder}/{node.id}", node.id.encode())
+        storage.write(_file(probe, node.id), node.id.encode())
     except SweepError as error:
         return str(error)
     return None

@@ -190,6 +190,11 @@ class Storage:
         )
 
 
+def temporary_name(name: str) -> str:
+    """Returns the name of a file that the next start of a sweep removes, should it be left over."""
+    return f".{name}{_TEMPORARY}"
+
+
 def _replace_local(target: Path, content: bytes, durable: bool) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(_TEMPORARY, f".{target.name}.", target.parent)

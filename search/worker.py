@@ -6,6 +6,7 @@ It is used for many of them, so that imports, the CUDA context and the images ar
 from __future__ import annotations
 
 import gc
+import socket
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,6 +21,7 @@ from anomtune.models.registry import get_method
 from anomtune.search.config import SweepError
 from anomtune.search.held_out import run_confirm
 from anomtune.search.records import ConfirmResult
+from anomtune.search.storage import Storage
 from anomtune.search.trial import TrialResult, TrialSpec, gpu_memory, run_trial, trial_device
 
 #: Failures of a config that say all in one line; other exceptions bring their traceback.
@@ -35,11 +37,32 @@ def _is_out_of_memory(error: Exception) -> bool:
     return words or isinstance(error, torch.OutOfMemoryError)
 
 
+def _run(spec: TrialSpec, *, confirm: bool) -> Iterator[TrialResult | ConfirmResult]:
+    _require_record(spec)
+    yield from run_confirm(spec) if confirm else run_trial(spec)
+
+
+def _require_record(spec: TrialSpec) -> None:
+    """Makes sure that this node sees the sweep directory, also one that has joined late.
+
+    Raises:
+        SweepError: If the run's record, which was written before it was handed out, is not there.
+    """
+    if Storage(spec.directory).read(f"{spec.record_path}.json") is None:
+        raise SweepError(
+            f"{spec.directory}: node {socket.gethostname()} does not see what the driver writes "
+            "there; with more than one node give --dir a folder on a shared file system, or "
+            "s3://bucket/folder"
+        )
+
+
 class TrialActor(tune.Trainable):  # type: ignore[misc]
     """Runs trials for Ray Tune, a rung per ``step``, and confirm runs in a single one.
 
     An exception is a result, not the end of the actor: only a dying process is Ray's business.
     """
+
+    _results: Iterator[TrialResult | ConfirmResult]
 
     def setup(self, config: dict[str, Any]) -> None:
         """Begins the first trial."""
@@ -56,10 +79,8 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._spec = spec = TrialSpec(**config["spec"])
-        self._results: Iterator[TrialResult | ConfirmResult] = (
-            run_confirm(spec) if config["confirm"] else run_trial(spec)
-        )
+        self._spec = TrialSpec(**config["spec"])
+        self._results = _run(self._spec, confirm=config["confirm"])
 
     def step(self) -> dict[str, Any]:
         """Trains up to the next rung."""

@@ -132,6 +132,16 @@ def test_a_number_is_not_exceeded_and_lets_one_run_wait():
     assert cluster.capacity(concurrency=64).slots == 4
 
 
+def test_a_cluster_that_grows_from_nothing_is_shown_a_run():
+    cluster = Cluster(HEAD)
+    capacity = cluster.capacity(concurrency=64, resources={"accelerator": "A100"})
+    assert capacity.slots == 0
+    assert 1 <= handed_out(capacity, 1.0) <= 2
+    cluster.nodes.append(A100)
+    cluster.clock = 3.0
+    assert handed_out(capacity, 1.0) == 3
+
+
 @given(st.lists(st.sampled_from(SHARES), max_size=40))
 def test_what_is_handed_out_never_exceeds_the_gpus(shares):
     capacity = Cluster({"CPU": 64.0, "GPU": 3.0}).capacity()

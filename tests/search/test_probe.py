@@ -108,3 +108,12 @@ def test_a_node_that_went_meanwhile_is_in_nobodys_way(cluster, monkeypatch):
     seen = iter([[HERE, THERE], [HERE]])
     monkeypatch.setattr(probe, "live_nodes", lambda: next(seen))
     require_shared(storage)
+
+
+def test_what_a_killed_driver_leaves_is_removed_at_the_next_start(cluster, monkeypatch, tmp_path):
+    storage = cluster(answer=NoAnswer("killed"))
+    monkeypatch.setattr(Storage, "delete", lambda *_: None)
+    probe_storage(storage, [HERE, THERE])
+    assert len(list((tmp_path / "driver").iterdir())) == 2
+    storage.delete_left_overs()
+    assert list((tmp_path / "driver").iterdir()) == []

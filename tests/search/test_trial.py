@@ -138,6 +138,7 @@ def test_a_trial_cannot_reach_held_out_images(tmp_path, toy_data):
 def test_an_actor_reports_failures_and_lives_on(tmp_path, toy_data):
     actor = TrialActor.__new__(TrialActor)
     _, spec = make_spec(tmp_path, toy_data, "plate", fixed={"behaviour": "raise"})
+    Storage(spec.directory).write(f"{spec.record_path}.json", b"{}")
     actor.setup({"confirm": False, "spec": spec.model_dump()})
     failed = actor.step()
     assert failed["done"]
@@ -148,6 +149,20 @@ def test_an_actor_reports_failures_and_lives_on(tmp_path, toy_data):
     results = [actor.step() for _ in range(4)]
     assert [result["done"] for result in results] == [False, False, False, True]
     assert TrialResult.model_validate_json(results[-1]["result"]).facts is not None
+    gc.unfreeze()
+
+
+def test_a_node_that_does_not_see_the_directory_ends_the_sweep_and_fails_no_config(
+    tmp_path, toy_data
+):
+    """It may have joined after every node was asked; the record is always there before the run."""
+    actor = TrialActor.__new__(TrialActor)
+    _, spec = make_spec(tmp_path / "only here", toy_data, "plate")
+    actor.setup({"confirm": False, "spec": spec.model_dump()})
+    result = actor.step()
+    assert result["done"]
+    assert "does not see what the driver writes" in result["abort"]
+    assert not (tmp_path / "only here").exists()
     gc.unfreeze()
 
 
