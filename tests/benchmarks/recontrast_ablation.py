@@ -1,7 +1,7 @@
 """ReContrast's ablation (Table 5 of its paper) on real images that are not the paper's.
 
 Every preset is trained with several seeds on the welds and tiles of ../shared/data, with
-MobileNetV2 at 128 pixels on up to 100 images, and scored on the whole test set, as the paper does
+MobileNetV2 at 96 pixels on up to 100 images, and scored on the whole test set, as the paper does
 it. "final" is the last iteration, "best" the best of the evaluations by test AUROC, as in the
 paper's "final-best".
 The paper trains 2,000 iterations with an encoder learning rate of 1e-5; the run here is shorter,
@@ -14,14 +14,13 @@ recontrast_ablation.md beside this file. ``--seeds 1 --datasets battery_weld`` i
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from side_by_side import run_all
 
 PROJECT = Path(__file__).parent.parent.parent
 SHARED = PROJECT.parent / "shared"
@@ -42,7 +41,7 @@ PAPER = {
 #: At most so many training images: with more, a run this short would be a few passes over them,
 #: and the paper's are a hundred.
 TRAIN = 100
-SIZE = 128
+SIZE = 96
 BATCH = 8
 EVALUATIONS = 4
 _PAPER_ITERATIONS = 2000
@@ -135,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--datasets", nargs="+", default=["battery_weld", "magnetic_tile"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 11, 111])
     parser.add_argument("--presets", nargs="+", default=PRESETS, choices=PRESETS)
-    parser.add_argument("--iterations", type=int, default=300)
+    parser.add_argument("--iterations", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--log", type=Path, help="JSON lines: finished runs are read from here")
     options = parser.parse_args(arguments)
@@ -150,20 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for dataset in options.datasets
         for preset in options.presets
     ]
-    results: dict[Run, Result] = {}
-    if options.log and options.log.exists():
-        for line in options.log.read_text().splitlines():
-            entry = json.loads(line)
-            results[Run(**entry["run"])] = Result(**entry["result"])
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(options.processes) as pool:
-        for run, result in pool.imap_unordered(train, [run for run in runs if run not in results]):
-            results[run] = result
-            print(run, " ".join(f"{a:.4f}" for a in result.auroc), file=sys.stderr, flush=True)
-            if options.log:
-                with options.log.open("a") as file:
-                    file.write(json.dumps({"run": vars(run), "result": vars(result)}) + "\n")
-    text = table({run: results[run] for run in runs})
+    results = run_all(train, runs, Result, processes=options.processes, log=options.log)
+    text = table(results)
     print(text)
     if set(options.presets) == set(PRESETS) and len(options.seeds) > 1:
         TABLE.write_text(

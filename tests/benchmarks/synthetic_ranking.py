@@ -15,11 +15,8 @@ file. ``--limit 2`` runs two configs per dataset and writes nothing.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
+from side_by_side import run_all
 
 PROJECT = Path(__file__).parent.parent.parent
 SHARED = PROJECT.parent / "shared"
@@ -189,20 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = [
         Run(dataset, *config) for config in configs[: options.limit] for dataset in options.datasets
     ]
-    results: dict[Run, Result] = {}
-    if options.log and options.log.exists():
-        for line in options.log.read_text().splitlines():
-            entry = json.loads(line)
-            results[Run(**entry["run"])] = Result(**entry["result"])
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(options.processes) as pool:
-        for run, result in pool.imap_unordered(score, [run for run in runs if run not in results]):
-            results[run] = result
-            print(run, result, file=sys.stderr, flush=True)
-            if options.log:
-                with options.log.open("a") as file:
-                    file.write(json.dumps({"run": vars(run), "result": vars(result)}) + "\n")
-    results = {run: results[run] for run in runs}
+    results = run_all(score, runs, Result, processes=options.processes, log=options.log)
     print(summary(results))
     if len(runs) == len(FRACTIONS) * sum(CONFIGS.values()):
         intro = __doc__.split("\n\n")

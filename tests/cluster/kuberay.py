@@ -1,19 +1,26 @@
-"""The fields of KubeRay's RayJob and of the pods in it that are documented, as strict models.
+"""What of KubeRay's RayJob and of the pods in it a sweep has use for, as strict models.
 
-Written from KubeRay's API reference (ray.io/v1, operator 1.6) and Kubernetes' (core/v1): names and
-types of all fields of RayJob, RayCluster and its groups, and of pods what a sweep has use for.
+Written after KubeRay 1.6.2: RayJobSpec, RayClusterSpec and what these hold (ray.io/v1), and the
+rules by which the operator refuses a job; for pods after Kubernetes (core/v1). Not here, and so
+refused: what no sweep needs (`deletionStrategy`, `gcsFaultToleranceOptions`), what KubeRay refuses
+in a RayJob (`upgradeStrategy`, `enableK8sTokenAuth`) or sets itself (`suspend` of a worker group,
+`scaleStrategy`), and jobs on a cluster that is there already (`clusterSelector`).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=63)]
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[KMGT]i?)?$")]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+PullPolicy = Literal["Always", "IfNotPresent", "Never"]
+Manager = Literal["ray.io/kuberay-operator", "kueue.x-k8s.io/multikueue"]
 
 
 class Strict(BaseModel):
@@ -75,11 +82,11 @@ class Variable(Strict):
 class Container(Strict):
     name: Name
     image: str
-    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    image_pull_policy: PullPolicy | None = None
     env: list[Variable] = []
     ports: list[Port] = []
-    resources: Resources
-    security_context: ContainerSecurity
+    resources: Resources = Resources()
+    security_context: ContainerSecurity = ContainerSecurity()
     volume_mounts: list[Mount] = []
 
 
@@ -115,7 +122,7 @@ class PodSpec(Strict):
     service_account_name: Name | None = None
     node_selector: dict[str, str] = {}
     tolerations: list[Toleration] = []
-    security_context: PodSecurity
+    security_context: PodSecurity = PodSecurity()
     containers: Annotated[list[Container], Field(min_length=1)]
     volumes: list[Volume] = []
 
@@ -132,31 +139,48 @@ class PodTemplate(Strict):
     spec: PodSpec
 
 
-class HeadGroup(Strict):
-    service_type: str | None = None
-    enable_ingress: bool | None = None
+class Group(Strict):
     labels: dict[str, str] = {}
     resources: dict[str, str] = {}
     ray_start_params: dict[str, str] = {}
     template: PodTemplate
 
+    @model_validator(mode="after")
+    def _says_everything_once(self) -> Self:
+        if "labels" in self.ray_start_params:
+            raise ValueError("labels are a field of the group, not of rayStartParams")
+        if self.resources and self.ray_start_params.keys() & {
+            "num-cpus",
+            "num-gpus",
+            "memory",
+            "resources",
+        }:
+            raise ValueError("resources are given twice, also in rayStartParams")
+        return self
 
-class WorkerGroup(Strict):
+
+class HeadGroup(Group):
+    service_type: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] | None = None
+    enable_ingress: bool | None = None
+
+
+class WorkerGroup(Group):
     group_name: Name
-    replicas: Count | None = None
-    min_replicas: Count
-    max_replicas: Count
+    replicas: Count = 0
+    min_replicas: Count = 0
+    max_replicas: Count = 2**31 - 1
     num_of_hosts: Count = 1
     idle_timeout_seconds: Count | None = None
-    suspend: bool | None = None
-    labels: dict[str, str] = {}
-    resources: dict[str, str] = {}
-    ray_start_params: dict[str, str] = {}
-    template: PodTemplate
+
+    @model_validator(mode="after")
+    def _has_a_range(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("minReplicas is greater than maxReplicas")
+        return self
 
 
 class AuthOptions(Strict):
-    mode: Literal["disabled", "token"]
+    mode: Literal["disabled", "token"] | None = None
     secret_name: Name | None = None
 
 
@@ -164,22 +188,36 @@ class AutoscalerOptions(Strict):
     version: Literal["v1", "v2"] | None = None
     resources: Resources | None = None
     image: str | None = None
+    image_pull_policy: PullPolicy | None = None
+    security_context: ContainerSecurity | None = None
     idle_timeout_seconds: Count | None = None
     upscaling_mode: Literal["Default", "Aggressive", "Conservative"] | None = None
     env: list[Variable] = []
+    volume_mounts: list[Mount] = []
 
 
 class RayClusterSpec(Strict):
-    ray_version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
+    ray_version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")] | None = None
     suspend: bool | None = None
-    managed_by: str | None = None
-    auth_options: AuthOptions
+    managed_by: Manager | None = None
+    auth_options: AuthOptions = AuthOptions()
     enable_in_tree_autoscaling: bool | None = None
-    autoscaler_options: AutoscalerOptions | None = None
+    autoscaler_options: AutoscalerOptions = AutoscalerOptions()
     head_service_annotations: dict[str, str] = {}
-    gcs_fault_tolerance_options: dict[str, Any] | None = None
     head_group_spec: HeadGroup
     worker_group_specs: list[WorkerGroup] = []
+
+    @model_validator(mode="after")
+    def _fits_the_version(self) -> Self:
+        version = tuple(map(int, (self.ray_version or "0").split(".")))
+        if self.auth_options.mode == "token" and version < (2, 52, 0):
+            raise ValueError("a token needs a rayVersion of 2.52.0 or newer")
+        own_timeouts = any(
+            group.idle_timeout_seconds is not None for group in self.worker_group_specs
+        )
+        if own_timeouts and self.autoscaler_options.version != "v2":
+            raise ValueError("idleTimeoutSeconds of a worker group needs version v2 of autoscaling")
+        return self
 
 
 class SubmitterConfig(Strict):
@@ -188,27 +226,70 @@ class SubmitterConfig(Strict):
 
 class RayJobSpec(Strict):
     entrypoint: str
-    runtime_env_yaml: str | None = Field(None, alias="runtimeEnvYAML")
+    runtime_env_yaml: str = Field("", alias="runtimeEnvYAML")
     job_id: str | None = None
     metadata: dict[str, str] = {}
-    submission_mode: Literal["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]
+    submission_mode: Literal["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"] = (
+        "K8sJobMode"
+    )
     submitter_config: SubmitterConfig | None = None
     submitter_pod_template: PodTemplate | None = None
     entrypoint_num_cpus: float | None = None
     entrypoint_num_gpus: float | None = None
     entrypoint_resources: str | None = None
-    active_deadline_seconds: Annotated[int, Field(gt=0)] | None = None
+    active_deadline_seconds: Positive | None = None
+    pre_running_deadline_seconds: Positive | None = None
     backoff_limit: Count = 0
     shutdown_after_job_finishes: bool = False
     ttl_seconds_after_finished: Count = 0
-    suspend: bool | None = None
-    cluster_selector: dict[str, str] = {}
-    managed_by: str | None = None
+    suspend: bool = False
+    managed_by: Manager | None = None
     ray_cluster_spec: RayClusterSpec
+
+    @model_validator(mode="after")
+    def _is_taken_by_the_operator(self) -> Self:
+        if not self.shutdown_after_job_finishes:
+            if self.ttl_seconds_after_finished:
+                raise ValueError("ttlSecondsAfterFinished needs shutdownAfterJobFinishes")
+            if self.suspend:
+                raise ValueError("suspend needs shutdownAfterJobFinishes")
+        if self.submission_mode == "InteractiveMode" and self.backoff_limit:
+            raise ValueError("backoffLimit does not go with the submissionMode InteractiveMode")
+        if self.submission_mode == "SidecarMode" and (
+            self.submitter_config or self.submitter_pod_template
+        ):
+            raise ValueError("the submissionMode SidecarMode has no submitter to set up")
+        if not isinstance(yaml.safe_load(self.runtime_env_yaml), dict | None):
+            raise ValueError("runtimeEnvYAML is no mapping")
+        return self
+
+
+class JobMetadata(Metadata):
+    # With what KubeRay appends, the cluster's name must fit into the names of its services.
+    name: Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]*[a-z0-9])?$", max_length=47)]
 
 
 class RayJob(Strict):
     api_version: Literal["ray.io/v1"]
     kind: Literal["RayJob"]
-    metadata: Metadata
+    metadata: JobMetadata
     spec: RayJobSpec
+
+
+#: The names of all fields in KubeRay's reference, the ones that are left out above too.
+DOCUMENTED: dict[type[Strict], str] = {
+    RayJobSpec: "activeDeadlineSeconds backoffLimit rayClusterSpec submitterPodTemplate metadata "
+    "clusterSelector submitterConfig managedBy deletionStrategy entrypoint runtimeEnvYAML jobId "
+    "submissionMode entrypointResources entrypointNumCpus entrypointNumGpus "
+    "ttlSecondsAfterFinished preRunningDeadlineSeconds shutdownAfterJobFinishes suspend",
+    SubmitterConfig: "backoffLimit",
+    RayClusterSpec: "upgradeStrategy authOptions suspend managedBy autoscalerOptions "
+    "headServiceAnnotations enableInTreeAutoscaling gcsFaultToleranceOptions headGroupSpec "
+    "rayVersion workerGroupSpecs",
+    AuthOptions: "enableK8sTokenAuth secretName mode",
+    AutoscalerOptions: "resources image imagePullPolicy securityContext idleTimeoutSeconds "
+    "upscalingMode version env envFrom volumeMounts",
+    HeadGroup: "template headService enableIngress resources labels rayStartParams serviceType",
+    WorkerGroup: "suspend groupName replicas minReplicas maxReplicas idleTimeoutSeconds resources "
+    "labels rayStartParams template scaleStrategy numOfHosts",
+}
