@@ -117,9 +117,9 @@ def export(
     if (onnx is None) == (optuna is None):
         refuse("export: say either --onnx FILE.onnx or --optuna URL")
     if optuna is not None:
-        from anomtune.search.optuna_export import export_studies
+        from anomtune.search.optuna_export import export_studies, shown_url
 
-        print(f"{export_studies(directory, optuna)} studies in {optuna}")
+        print(f"{export_studies(directory, optuna)} studies in {shown_url(optuna)}")
         return
     assert onnx is not None
     from anomtune.search.onnx_export import export_onnx

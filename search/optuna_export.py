@@ -189,8 +189,8 @@ def _check_owner(study: optuna.Study, storage: BaseStorage, url: str) -> None:
         owner = there.user_attrs.get(_MARK)
         whose = "not an export of anomtune" if owner is None else f"of the sweep {owner!r}"
         raise SweepError(
-            f"{_shown(url)}: holds a study {study.study_name} that is {whose}; give another URL, "
-            "or delete the study there"
+            f"{shown_url(url)}: holds a study {study.study_name} that is {whose}; give another "
+            "URL, or delete the study there"
         )
 
 
@@ -235,7 +235,7 @@ def _one_line_errors(url: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise SweepError(
-            f"{_shown(url)}: {error.__cause__ or error}; install the driver of that database"
+            f"{shown_url(url)}: {error.__cause__ or error}; install the driver of that database"
         ) from None
     # RuntimeError: tables of another Optuna. ValueError, KeyError, TypeError: no journal.
     except (
@@ -250,10 +250,11 @@ def _one_line_errors(url: str) -> Iterator[None]:
         cause = error.__cause__ or error  # Optuna's own words for a full disk are a paragraph
         reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
         raise SweepError(
-            f"{_shown(url)}: cannot be used: {reason}; give a database URL such as "
+            f"{shown_url(url)}: cannot be used: {reason}; give a database URL such as "
             "sqlite:///studies.db, or the path of an Optuna journal that ends in .log"
         ) from None
 
 
-def _shown(url: str) -> str:
+def shown_url(url: str) -> str:
+    """Returns a database URL without its password."""
     return mask_uri(url) if "://" in url else url

@@ -6,7 +6,9 @@ from datetime import UTC, datetime
 
 import optuna
 import pytest
+from typer.testing import CliRunner
 
+from anomtune.search.cli import app
 from anomtune.search.config import SweepError
 from anomtune.search.optuna_export import export_studies, rebuild_studies
 from anomtune.search.records import RecordStore, StudyKey, TrialRecord, open_sweep
@@ -210,3 +212,12 @@ def test_a_read_only_database_is_one_line(tmp_path, sweep):
     with pytest.raises(SweepError, match="readonly database") as refusal:
         export_studies(sweep, url)
     assert "\n" not in str(refusal.value)
+
+
+def test_the_command_does_not_print_a_password(monkeypatch, sweep):
+    monkeypatch.setattr("anomtune.search.optuna_export.export_studies", lambda *_: 1)
+    url = "postgresql://user:secret@host/studies"
+    result = CliRunner().invoke(app, ["export", str(sweep), "--optuna", url])
+    assert result.exit_code == 0
+    assert "postgresql://***@host/studies" in result.output
+    assert "secret" not in result.output
