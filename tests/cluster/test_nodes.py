@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # nobody else is on the network
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",
+    "ANOMTUNE_CHECKPOINT_SECONDS": "0",  # every trial is a long one
     # A dead node refuses an answer, a slow one only takes its time.
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
@@ -165,10 +167,17 @@ def wait_for(condition, driver: subprocess.Popen, seconds: float = 300.0) -> Non
 
 def test_nodes_go_and_come_and_the_driver_is_killed(cluster, tmp_path, toy_data):
     _, head, second, third = cluster.namespaces
-    # Trials wait for a file: Tune does not start a process on a new node for trials so short that
-    # another node has room again before it runs.
+    # After half of its rungs every trial waits for a file. Tune does not start a process on a new
+    # node for trials so short that another node has room again before it runs.
     gate = tmp_path / "gate"
-    fixed = {"seconds": 0.05, "behaviour": "wait", "marker": str(gate)}
+    fixed = {"seconds": 0.05, "behaviour": "wait_halfway", "marker": str(gate)}
+
+    def begun(times: int) -> bool:
+        """Whether rungs began at these iterations, and that of the checkpoint so many times."""
+        starts = Counter(gate.read_text().split()) if gate.exists() else Counter()
+        assert starts["0"] <= 3, "a trial began again that has a checkpoint"
+        return starts == Counter({"0": 3, "2": 3, "4": times})
+
     config = sweep_dict(
         toy_data, trials=8, confirm={"top": 1, "seeds": [1]}, methods={"toy": {"fixed": fixed}}
     )
@@ -177,12 +186,15 @@ def test_nodes_go_and_come_and_the_driver_is_killed(cluster, tmp_path, toy_data)
     driver = cluster.start_driver(sweep, directory)
     try:
         wait_for(lambda: all(map(cluster.works, (head, second, third))), driver)
+        wait_for(lambda: begun(3), driver)
         cluster.kill(third)
         fourth = cluster.add_node()
-        wait_for(lambda: cluster.works(fourth), driver)
+        wait_for(lambda: begun(4), driver)  # from its last rung, on the node that has come
+        assert cluster.works(fourth)
         cluster.kill(fourth)  # the same trial is lost once more
         fifth = cluster.add_node()
-        wait_for(lambda: cluster.works(fifth), driver)
+        wait_for(lambda: begun(5), driver)
+        assert cluster.works(fifth)
         assert finished_records(directory) == {}
         gate.with_name("gate.go").touch()
         wait_for(lambda: len(finished_records(directory)) >= 3, driver)

@@ -29,7 +29,15 @@ class ToyHyperparameters(Hyperparameters):
     iterations: int = 8
     seconds: float = 0.0
     behaviour: Literal[
-        "work", "raise", "diverge", "die", "die_once", "die_halfway", "wait", "fail_later"
+        "work",
+        "raise",
+        "diverge",
+        "die",
+        "die_once",
+        "die_halfway",
+        "wait",
+        "wait_halfway",
+        "fail_later",
     ] = "work"
     marker: str = ""
     side: int = 0
@@ -83,8 +91,12 @@ class Toy(Detector[ToyHyperparameters]):
                 Path(h.marker).touch()
             case "wait":
                 Path(h.marker).write_text(str(os.getpid()))
-                while not Path(h.marker + ".go").exists():
-                    time.sleep(0.02)
+                self._wait()
+            case "wait_halfway":
+                with Path(h.marker).open("a") as log:
+                    log.write(f"{self.iteration - iterations}\n")
+                if 2 * self.iteration > h.iterations:
+                    self._wait()
         foreign = 0 if self.foreign is None else len(self.foreign)
         return {
             "loss": 1.0 / (1 + self.iteration),
@@ -93,6 +105,10 @@ class Toy(Detector[ToyHyperparameters]):
             "nothing": float("nan"),
             "spread": Histogram((0.0, 0.5, 1.0), (1, self.iteration)),
         }
+
+    def _wait(self) -> None:
+        while not Path(self.hyperparameters.marker + ".go").exists():
+            time.sleep(0.02)
 
     def anomaly_maps(self, images: Tensor) -> Tensor:
         maps = images.float().mean(1) / 255
