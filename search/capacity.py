@@ -58,7 +58,7 @@ class Capacity:
     ) -> None:
         self._wanted = config.resources
         self._most = config.concurrency
-        #: Somebody who gives a number may have a cluster that grows when it sees a run wait.
+        #: Somebody who gives a number may have a cluster that grows when it sees runs wait.
         self._grows = config.concurrency != "auto"
         self._read_nodes = read_nodes
         self._clock = clock
@@ -97,10 +97,10 @@ class Capacity:
             return False
         # Which part of the cluster they take; one that fits nowhere any more waits for all of it.
         load = sum(number / max(1, self._slots_of(share)) for share, number in running.items())
-        if self._grows:
-            return load <= 1 + _ROUNDING  # one run waits: what the cluster must see, to grow
         slots = self._slots_of(gpu)
-        return slots > 0 and load + 1 / slots <= 1 + _ROUNDING
+        # What waits is what the cluster must see, to grow: as much again as there is.
+        most = 2 if self._grows else min(1, slots)
+        return load + 1 / max(1, slots) <= most + _ROUNDING
 
     def _slots_of(self, gpu: float) -> int:
         self._refresh()

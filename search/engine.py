@@ -19,12 +19,13 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import AuthenticationError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -50,13 +51,14 @@ _TUNE_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
-_WORKER_DIED = (
-    "the worker process died, and again when the trial was retried "
-    "(killed, out of memory, or a crash of native code)"
-)
+_WORKER_DIED = "the worker process died (killed, out of memory, or a crash of native code)"
 
 #: How Ray says that an actor went with its node: once it knows, and before.
 _NODE_LOST = ("its node has died", "is unavailable")
+
+#: How often a run is begun again when its worker died, and when its node did. Nodes come and go,
+#: but a run that takes the memory of its whole machine would end one after the other.
+_AGAIN, _AGAIN_ELSEWHERE = 1, 5
 
 #: Says what a worker is told of a run that has so many GPUs.
 SpecMaker = Callable[[AnyRecord, float], TrialSpec]
@@ -71,12 +73,16 @@ class _Run:
         gpu: GPUs that it has.
         kind: What it shares GPUs as; ``None`` if the sweep file says how many GPUs it has.
         ran_out_with: The share with which its first attempt ran out of memory.
+        deaths: How many attempts ended with the death of their worker.
+        losses: How many ended with the loss of their node.
     """
 
     record: AnyRecord
     gpu: float
     kind: Kind | None = None
     ran_out_with: float | None = None
+    deaths: int = 0
+    losses: int = 0
 
 
 class _Adapters:
@@ -98,10 +104,8 @@ class _Adapters:
         self._again: deque[_Run] = deque()
         self.runs: dict[str, _Run] = {}
         self.pruned: set[str] = set()
-        #: Why Ray gave up on a trial.
-        self.reasons: dict[str, str] = {}
-        #: Trials that went with their node, and again when they were retried.
-        self.lost: set[str] = set()
+        #: Why Ray gave up on a trial, and whether it went with its node.
+        self.reasons: dict[str, tuple[str, bool]] = {}
         #: The first failure of the work itself (storage), which ends the run.
         self.failure: Exception | None = None
 
@@ -128,12 +132,8 @@ class _Adapters:
         self._collector.ended()
         return run
 
-    def retry_on_a_whole_gpu(self, run: _Run) -> None:
-        """Runs again, before anything else, what had too small a share. Its record stays."""
-        self._again.append(_Run(run.record, 1.0, run.kind, ran_out_with=run.gpu))
-
     def retry(self, run: _Run) -> None:
-        """Runs again, before anything else, what is not to blame for its end."""
+        """Runs once more, before anything else, what has not really ended. Its record stays."""
         self._again.append(run)
 
     def _next(self) -> _Run | None:
@@ -197,11 +197,8 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
             return
         run = shared.end(trial_id)
         with shared.guard():
-            if trial_id in shared.lost:
-                shared.lost.remove(trial_id)
-                shared.retry(run)
-            elif error:
-                self._fail(run, shared.reasons.pop(trial_id, "Ray gave no reason"))
+            if error:
+                self._begin_again(run, *shared.reasons.pop(trial_id, ("Ray gave no reason", False)))
             elif result is not None and "abort" in result:
                 # The record says RUNNING: when the surroundings are mended, the trial is run.
                 raise SweepError(result["abort"])
@@ -239,13 +236,21 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
             self._adapters.packer.learn_speed(run.kind, cost)
         return cost
 
+    def _begin_again(self, run: _Run, reason: str, with_node: bool) -> None:
+        """Retries a run whose process has ended, from its checkpoint; too many times is a FAIL."""
+        run = replace(run, deaths=run.deaths + (not with_node), losses=run.losses + int(with_node))
+        if run.deaths > _AGAIN or run.losses > _AGAIN_ELSEWHERE:
+            self._fail(run, f"{reason}; this was attempt {run.deaths + run.losses}")
+        else:
+            self._adapters.retry(run)
+
     def _run_out_of_memory(self, run: _Run, gpu_memory_bytes: int | None) -> None:
         """Retries a run that had a share on a whole GPU; a config that that cannot hold fails."""
         reason = f"out of GPU memory with {share_name(run.ran_out_with or run.gpu)}"
         if run.kind is not None and run.gpu < 1:
             lacked = Cost(gpu_memory_bytes=gpu_memory_bytes, ran_out_with=run.gpu)
             self._adapters.packer.learn_memory(run.kind, lacked)
-            self._adapters.retry_on_a_whole_gpu(run)
+            self._adapters.retry(replace(run, gpu=1.0, ran_out_with=run.gpu))
         elif run.ran_out_with is not None:
             self._fail(run, f"{reason}, and again with {share_name(run.gpu)}")
         else:
@@ -273,13 +278,15 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Notes why a trial could not run."""
         path = trial.error_file
-        text = Path(path).read_text() if path and Path(path).exists() else ""
+        text = Path(path).read_text().strip() if path and Path(path).exists() else ""
         if any(sign in text for sign in _NODE_LOST):
-            self._adapters.lost.add(trial.trial_id)
-        lines = text.strip().splitlines() or ["Ray gave no reason"]
-        self._adapters.reasons[trial.trial_id] = (
-            _WORKER_DIED if "actor died" in text else f"the trial could not run: {lines[-1]}"
-        )
+            reason = "its node went away", True
+        elif "actor died" in text:
+            reason = _WORKER_DIED, False
+        else:
+            lines = text.splitlines() or ["Ray gave no reason"]
+            reason = f"the trial could not run: {lines[-1]}", False
+        self._adapters.reasons[trial.trial_id] = reason
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Returns whether the trial goes on."""
@@ -323,6 +330,12 @@ def ray_cluster(address: str | None) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+    except AuthenticationError as error:
+        raise SweepError(
+            f"{f'--address {address}' if address else 'Ray on this machine'}: it asks for a token "
+            "and there is none, or another; put it into ~/.ray/auth_token or the file that "
+            "RAY_AUTH_TOKEN_PATH names, and set RAY_AUTH_MODE=token"
+        ) from error
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if address is None:
@@ -379,8 +392,9 @@ def run_work(config: SweepConfig, work: Work, make_spec: SpecMaker, capacity: Ca
                     name="tune",
                     storage_path=scratch,
                     verbose=0,
-                    # A trial whose worker dies is run once more, from its last checkpoint.
-                    failure_config=tune.FailureConfig(max_failures=1),
+                    # Ours, not Tune's, to count: it takes a worker that died between two runs,
+                    # unnoticed, for two failures of the second one.
+                    failure_config=tune.FailureConfig(max_failures=0),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
             ).fit()

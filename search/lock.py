@@ -1,15 +1,18 @@
 """One driver owns a sweep directory.
 
-On a disk the kernel keeps the lock. An object store has none: there the owner leaves a mark,
+On a disk the kernel keeps the lock. An object store has none, nor have some network file systems:
+there the owner leaves a mark,
 ``owner.json``, and renews it every few seconds. Who finds the mark of another watches it for a
 while; if it does not change, its owner is gone. Nobody's clock is compared with another's.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -21,10 +24,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+with suppress(ImportError):
+    import fcntl
+
 from anomtune.search.config import SweepError
 from anomtune.search.storage import Storage
 
 _MARK = "owner.json"
+
+#: How a file system says that it has no locks.
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 #: Seconds between two renewals of a mark.
 _BEAT = 3.0
@@ -51,10 +60,19 @@ class DirectoryLock:
 
     def __init__(self, storage: Storage, note: Callable[[str], None] = lambda text: None) -> None:
         self._storage = storage
-        self._lock = _Lease(storage, note) if storage.local_root is None else _FileLock(storage)
+        self._note = note
+        self._lock: _Lease | _FileLock
+        if storage.local_root is None:
+            self._lock = _Lease(storage, note)
+        else:
+            self._lock = _FileLock(storage)
 
     def __enter__(self) -> DirectoryLock:
-        self._lock.acquire()
+        try:
+            self._lock.acquire()
+        except _NoKernelLocksError:
+            self._lock = _Lease(self._storage, self._note)
+            self._lock.acquire()
         self._storage.delete_left_overs()
         return self
 
@@ -76,6 +94,10 @@ class DirectoryLock:
         self._lock.release()
 
 
+class _NoKernelLocksError(Exception):
+    """The file system of the directory has no locks."""
+
+
 class _FileLock:
     """The kernel's lock on a file, which goes with its process."""
 
@@ -88,6 +110,8 @@ class _FileLock:
     def acquire(self) -> None:
         try:
             self._root.mkdir(parents=True, exist_ok=True)
+            if not _has_kernel_locks(self._root):
+                raise _NoKernelLocksError
             self._lock.acquire(timeout=0)
         except Timeout:
             raise _owned(self._storage, _read_mark(self._storage)) from None
@@ -108,6 +132,18 @@ class _FileLock:
             with suppress(OSError):  # not empty: it is somebody's folder
                 self._root.rmdir()
         self._lock.release()
+
+
+def _has_kernel_locks(folder: Path) -> bool:
+    """Whether the file system can lock a file (Lustre without ``flock`` and gcsfuse cannot)."""
+    if "fcntl" not in globals():
+        return True  # Windows, whose file systems can
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno not in _NO_LOCKS
+    return True
 
 
 class _Lease:

@@ -79,15 +79,20 @@ class _Experience:
 
     #: The highest peak, or memory that was not enough, in bytes; 0 if nothing was measured.
     need: int = 0
-    #: Seconds per iteration of the latest runs, by share.
-    seconds: dict[float, deque[float]] = field(
+    #: Seconds per iteration of the latest runs, by GPU (its bytes of memory tell apart types of
+    #: different speed) and share.
+    seconds: dict[tuple[int, float], deque[float]] = field(
         default_factory=lambda: defaultdict(lambda: deque(maxlen=_RECENT))
     )
 
     def is_slow(self, share: float) -> bool:
         """Whether runs that share a GPU so are slower than one after the other."""
-        alone, shared = self.seconds.get(1.0), self.seconds.get(share)
-        if share == 1 or not alone or shared is None or len(shared) < _ENOUGH:
+        devices = {device for device, measured in self.seconds if measured == share}
+        return share < 1 and any(self._is_slow_on(device, share) for device in devices)
+
+    def _is_slow_on(self, device: int, share: float) -> bool:
+        alone, shared = self.seconds.get((device, 1.0)), self.seconds[device, share]
+        if not alone or len(shared) < _ENOUGH:
             return False
         return median(shared) > median(alone) / share
 
@@ -128,7 +133,8 @@ class Packer:
     def learn_speed(self, kind: Kind, cost: Cost) -> None:
         """Learns how fast a run was that has ended."""
         if cost.gpu is not None and cost.iterations:
-            self._known[kind].seconds[cost.gpu].append(cost.train_seconds / cost.iterations)
+            place = (cost.gpu_memory_bytes or 0, cost.gpu)
+            self._known[kind].seconds[place].append(cost.train_seconds / cost.iterations)
             self._shares.clear()
 
     def _learn_memory(self, kind: Kind, cost: Cost, device: int, devices: set[int]) -> None:

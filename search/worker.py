@@ -28,6 +28,8 @@ from anomtune.search.trial import TrialResult, TrialSpec, gpu_memory, run_trial,
 _EXPECTED = (MethodError, TrainingDivergedError, torch.OutOfMemoryError)
 #: How CUDA's libraries say that memory ran out, where it is not the allocator that notices.
 _NO_MEMORY = ("out of memory", "ALLOC_FAILED")
+#: How CUDA says that this process can compute no more, whichever config it is given.
+_CUDA_BROKEN = "CUDA error"
 #: Failures of the surroundings: no fault of the config, which must not be marked by them.
 _SURROUNDINGS = (DataError, SweepError)
 
@@ -56,10 +58,15 @@ def _require_record(spec: TrialSpec) -> None:
         )
 
 
+def _breaks_the_process(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and _CUDA_BROKEN in str(error)
+
+
 class TrialActor(tune.Trainable):  # type: ignore[misc]
     """Runs trials for Ray Tune, a rung per ``step``, and confirm runs in a single one.
 
-    An exception is a result, not the end of the actor: only a dying process is Ray's business.
+    An exception is a result, not the end of the actor: only a dying process is Ray's business, and
+    one whose GPU refuses all further work, as it does after an illegal access.
     """
 
     _results: Iterator[TrialResult | ConfirmResult]
@@ -88,9 +95,11 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
             result = next(self._results)
         except _SURROUNDINGS as error:
             return {"abort": str(error), "done": True}
-        except Exception as error:  # noqa: BLE001 - a failing trial is a record, whatever failed
+        except Exception as error:
             if self._spec.gpu > 0 and _is_out_of_memory(error):
                 return {"out_of_memory": gpu_memory(trial_device(self._spec)), "done": True}
+            if self._spec.gpu > 0 and _breaks_the_process(error):
+                raise
             expected = isinstance(error, _EXPECTED)
             return {
                 "error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:500],

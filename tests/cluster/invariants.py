@@ -80,6 +80,8 @@ def violations(directory: Path, before: dict[str, bytes]) -> Iterator[str]:
         for run in of_study:
             if run.state == "RUNNING":
                 yield f"{run.path}: still RUNNING"
+            if run.state == "FAIL":
+                yield f"{run.path}: FAIL: {run.error}"
             if run.state == "COMPLETE" and store.read_held_out(run) is None:
                 yield f"{run.path}: no held-out scores"
         _, winner = choose(records, of_study, config.confirm)
@@ -131,6 +133,8 @@ def _wrong_trial(store: RecordStore, record: TrialRecord, rungs: int) -> Iterato
     steps = [rung.step for rung in record.curve]
     if steps != list(range(1, len(steps) + 1)):
         yield f"{record.path}: rungs {steps}"
+    if record.state == "FAIL":  # these configs do not fail by themselves
+        yield f"{record.path}: FAIL: {record.error}"
     if record.state != "COMPLETE":
         return
     if len(steps) != rungs:

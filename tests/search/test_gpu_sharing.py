@@ -232,6 +232,20 @@ def test_a_worker_tells_memory_from_other_failures(error, gpu, retry):
     assert result["done"]
 
 
+def test_a_process_whose_gpu_refuses_further_work_is_not_used_again():
+    from anomtune.search.worker import TrialActor
+
+    def failing():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        yield
+
+    actor = object.__new__(TrialActor)
+    actor._spec = TrialSpec.model_construct(gpu=1.0)
+    actor._results = failing()
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        actor.step()  # Tune ends the process, and the engine begins the run again in another
+
+
 @pytest.mark.ray
 def test_a_sweep_on_gpus_that_are_not_there(tmp_path, toy_data):
     methods = {

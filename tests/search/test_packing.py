@@ -107,6 +107,14 @@ def test_when_two_slow_each_other_more_than_twofold_a_method_is_not_packed():
     assert packer.share(KIND) == 1
 
 
+def test_gpus_of_another_type_are_no_measure_of_speed():
+    fast_alone = cost(2, device=80, seconds=1)
+    slow_shared = [cost(2, device=16, share=1 / 4, seconds=9)] * 5
+    assert after(fast_alone, *slow_shared).share(KIND) == 1 / 4
+    slow_alone = cost(2, device=16, seconds=2)
+    assert after(fast_alone, slow_alone, *slow_shared).share(KIND) == 1 / 3
+
+
 @given(st.lists(costs, max_size=8))
 def test_a_share_is_one_of_few_and_holds_all_that_was_measured(seen):
     packer = after(*seen)

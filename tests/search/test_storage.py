@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -9,6 +11,7 @@ import time
 
 import pytest
 
+from anomtune.search import lock
 from anomtune.search.config import SweepError
 from anomtune.search.lock import DirectoryLock
 from anomtune.search.storage import Storage
@@ -86,6 +89,27 @@ def test_one_owner_at_a_time(tmp_path):
         DirectoryLock(Storage(tmp_path)).__enter__()
     with DirectoryLock(storage):
         pass
+
+
+def test_a_file_system_without_locks_has_one_owner_all_the_same(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for name, seconds in {
+        "_BEAT": 0.05,
+        "_LEASE": 0.15,
+        "_PATIENCE": 0.25,
+        "_SETTLE": 0.01,
+    }.items():
+        monkeypatch.setattr(lock, name, seconds)
+    storage = Storage(tmp_path / "sweep")
+    with DirectoryLock(storage) as owner, pytest.raises(SweepError, match="another sweep owns"):
+        owner.check()
+        # As from another machine, where nobody can see whether our process lives.
+        monkeypatch.setattr(lock, "_machine", lambda: None)
+        DirectoryLock(Storage(tmp_path / "sweep")).__enter__()
+    assert list((tmp_path / "sweep").iterdir()) == []
 
 
 def test_errors_name_file_reason_and_remedy(tmp_path):
