@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -9,8 +10,10 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import tomllib
+from importlib.metadata import requires
 from pathlib import Path
 
 import jsonschema
@@ -23,6 +26,7 @@ from tests.conftest import PROJECT
 
 CLUSTER = PROJECT / "cluster"
 RAY_UP = sorted(CLUSTER.glob("ray-up/*.yaml"))
+CLOUDS = [path for path in RAY_UP if path.stem in {"aws", "gcp"}]
 SBATCH = CLUSTER / "slurm/sweep.sbatch"
 
 
@@ -67,6 +71,74 @@ def test_there_is_one_for_each_kind():
         "gcp": "gcp",
         "on-premise": "local",
     }
+
+
+@pytest.mark.parametrize("path", CLOUDS, ids=lambda path: path.stem)
+def test_in_a_cloud_the_head_runs_no_trials_and_a_gpu_comes_unasked(path):
+    from ray.autoscaler._private.util import prepare_config
+
+    config = prepare_config(load(path))
+    types = config["available_node_types"]
+    head = types.pop(config["head_node_type"])
+    assert (head["resources"]["CPU"], head["resources"]["GPU"]) == (0, 0)
+    assert set(types) == {"gpu"}
+    assert types["gpu"]["min_workers"] == 1
+    assert types["gpu"]["max_workers"] > 1
+
+
+#: What brings a module that Ray's code for a cloud imports.
+BROUGHT_BY = {
+    "boto3": "boto3",
+    "botocore": "boto3",
+    "google.oauth2": "google-auth",
+    "google_auth_httplib2": "google-auth-httplib2",
+    "googleapiclient": "google-api-python-client",
+    "httplib2": "httplib2",
+}
+
+
+def imports(folder: Path) -> set[str]:
+    """Returns the modules that the code below a folder imports, wherever in a file."""
+    found = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module)
+    return found
+
+
+def needs_of_the_autoscaler(provider: str) -> set[str]:
+    """Returns the packages that Ray's code for a cloud wants and Ray itself does not bring."""
+    of_ray = {re.split(r"[^\w-]", line)[0] for line in requires("ray") if "extra ==" not in line}
+    needs = set()
+    for module in imports(Path(ray.__file__).parent / "autoscaler/_private" / provider):
+        top = module.split(".")[0]
+        if top not in sys.stdlib_module_names | of_ray | {"ray"}:
+            name = ".".join(module.split(".")[:2]) if top == "google" else top
+            needs.add(BROUGHT_BY[name])
+    return needs
+
+
+def test_the_image_has_what_rays_autoscaler_imports():
+    # Else the head starts, and no worker ever comes.
+    needs = {name for path in CLOUDS for name in needs_of_the_autoscaler(path.stem)}
+    assert needs >= {"boto3", "google-api-python-client"}
+    lines = (CLUSTER / "Dockerfile").read_text().replace("\\\n", " ")
+    words = [
+        word
+        for line in re.findall(r"^RUN (pip install .*)$", lines, re.M)
+        for word in shlex.split(line)
+    ]
+    bounds = dict(re.findall(r"^([\w-]+)>=(\d[\d.]*)$", word)[0] for word in words if ">=" in word)
+    assert set(bounds) == needs
+
+
+@pytest.mark.parametrize("path", CLOUDS, ids=lambda path: path.stem)
+def test_the_file_says_what_ray_up_needs_on_the_laptop(path):
+    [line] = re.findall(r"^# +pip install ([^#\n]+)", path.read_text(), re.MULTILINE)
+    assert set(line.split()) == needs_of_the_autoscaler(path.stem)
 
 
 # KubeRay
@@ -186,7 +258,7 @@ _TOOLS = {
     "openssl": "echo 0123456789abcdef",
     "ray": "exit ${FAKE_HEALTH:-0}",
     # A head or a worker blocks until it is ended.
-    "srun": "exec sleep 60",
+    "srun": 'echo "srun $* # SRUN_CPUS_PER_TASK=${SRUN_CPUS_PER_TASK-}" >> "$CALLS"\nexec sleep 60',
     "anomtune": 'trap "echo anomtune: ended >> $CALLS; exit 3" TERM\n'
     "touch $CALLS.started\n"
     'until (($(grep -c ^srun "$CALLS") >= FAKE_STEPS)); do sleep 0.05; done\n'
@@ -203,8 +275,9 @@ class Slurm:
         self.folder, self.log = folder, folder / "calls"
         tools = folder / "bin"
         tools.mkdir()
+        silent = {"sleep", "openssl", "srun"}  # srun notes more
         for name, body in _TOOLS.items():
-            note = "" if name in {"sleep", "openssl"} else 'echo "${0##*/} $*" >> "$CALLS"\n'
+            note = "" if name in silent else 'echo "${0##*/} $*" >> "$CALLS"\n'
             (tools / name).write_text(f"#!/bin/bash\n{note}{body}\n")
             (tools / name).chmod(0o755)
 
@@ -219,6 +292,7 @@ class Slurm:
                 "FAKE_STEPS": str(min(2, len(nodes.split()))),
                 "SLURM_JOB_NODELIST": "n[1-3]",
                 "SLURM_JOB_ID": "1234567",
+                "SLURM_CPUS_ON_NODE": "48",
                 **environment,
             },
             stderr=subprocess.PIPE,
@@ -247,6 +321,23 @@ def test_the_batch_script_starts_head_workers_and_driver(slurm):
     ]
     assert slurm.calls("scontrol") == ["scontrol show hostnames n[1-3]"]
     assert "0123456789abcdef" not in slurm.log.read_text(), "the token is in an argument"
+
+
+@pytest.mark.parametrize(
+    ("environment", "cores"),
+    [({"SLURM_CPUS_PER_TASK": "32"}, 32), ({}, 48)],
+    ids=["asked for", "not asked for"],
+)
+def test_steps_have_the_cores_that_ray_offers(slurm, environment, cores):
+    assert slurm.start(SLURM_GPUS_ON_NODE="4", **environment).wait(30) == 0
+    steps = slurm.calls("srun")
+    assert len(steps) == 2
+    for step in steps:
+        command, given = step.split(" # ")
+        assert f"--num-cpus={cores}" in command.split(" ray start ")[1].split()
+        assert given == f"SRUN_CPUS_PER_TASK={cores}"
+        # A number that is right on the first node would keep Ray from starting on a smaller one.
+        assert "--num-gpus" not in command
 
 
 def test_one_node_has_no_workers(slurm):

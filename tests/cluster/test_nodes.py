@@ -179,7 +179,11 @@ def test_nodes_go_and_come_and_the_driver_is_killed(cluster, tmp_path, toy_data)
         return starts == Counter({"0": 3, "2": 3, "4": times})
 
     config = sweep_dict(
-        toy_data, trials=8, confirm={"top": 1, "seeds": [1]}, methods={"toy": {"fixed": fixed}}
+        toy_data,
+        trials=8,
+        confirm={"top": 1, "seeds": [1]},
+        methods={"toy": {"fixed": fixed}},
+        concurrency=3,  # a dead node counts for a moment beside the one that replaces it
     )
     sweep, directory = tmp_path / "sweep.yaml", tmp_path / "sweep"
     sweep.write_text(yaml.safe_dump(config))

@@ -96,19 +96,16 @@ def test_a_file_system_without_locks_has_one_owner_all_the_same(tmp_path, monkey
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    for name, seconds in {
-        "_BEAT": 0.05,
-        "_LEASE": 0.15,
-        "_PATIENCE": 0.25,
-        "_SETTLE": 0.01,
-    }.items():
+    quick = {"_BEAT": 0.05, "_LEASE": 0.15, "_PATIENCE": 0.25, "_SETTLE": 0.01}
+    for name, seconds in quick.items():
         monkeypatch.setattr(lock, name, seconds)
-    storage = Storage(tmp_path / "sweep")
-    with DirectoryLock(storage) as owner, pytest.raises(SweepError, match="another sweep owns"):
+    # As on different machines, where nobody can see whether the other's process lives.
+    monkeypatch.setattr(lock, "_machine", lambda: None)
+    another = DirectoryLock(Storage(tmp_path / "sweep"))
+    with DirectoryLock(Storage(tmp_path / "sweep")) as owner:
         owner.check()
-        # As from another machine, where nobody can see whether our process lives.
-        monkeypatch.setattr(lock, "_machine", lambda: None)
-        DirectoryLock(Storage(tmp_path / "sweep")).__enter__()
+        with pytest.raises(SweepError, match="another sweep owns"):
+            another.__enter__()
     assert list((tmp_path / "sweep").iterdir()) == []
 
 
