@@ -15,11 +15,11 @@ from anomtune.search.terminal import INTERRUPTED, UNUSABLE, console
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
+#: Ray's own commands take a dashboard's address from it, too.
+_ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 Address = Annotated[
     str,
-    typer.Option(
-        envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, http://head:8265."
-    ),
+    typer.Option(envvar=_ADDRESS_VARIABLE, help="The cluster's dashboard, http://head:8265."),
 ]
 Unauthenticated = Annotated[
     bool,
@@ -123,7 +123,7 @@ def logs(
 
     client = connect(address, allow_unauthenticated=allow_unauthenticated)
     if not follow:
-        sys.stdout.write(read_logs(client, identity))
+        _write(read_logs(client, identity))
         return
     find_job(client, identity)
     _follow(client, identity)
@@ -149,7 +149,10 @@ def doctor(
     ] = None,
     address: Annotated[
         str | None,
-        typer.Option(help="The dashboard of a cluster; on a node of it, auto. Default: here."),
+        typer.Option(
+            envvar=_ADDRESS_VARIABLE,
+            help="The dashboard of a cluster; on a node of it, auto. Default: here.",
+        ),
     ] = None,
     directory: Annotated[
         str | None, typer.Option("--dir", help="Also check this sweep directory.")

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -34,7 +36,7 @@ from anomtune.datasets.store import cache_root
 from anomtune.models.hyperparameters import MethodError
 from anomtune.search.config import SweepConfig, SweepError
 from anomtune.search.probe import NoAnswer, Node, ask_nodes, live_nodes, probe_storage
-from anomtune.search.storage import Storage
+from anomtune.search.storage import Storage, temporary_name
 from anomtune.search.study import plan_search
 from anomtune.search.sweep import prepare_method
 
@@ -46,6 +48,7 @@ _LEAST_SPACE = 2e9
 #: S3 refuses requests that are 15 minutes off; people compare times of records much closer.
 _MOST_SKEW = 2.0
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
+_GPU_CHOICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 _COMPARED = ("ray", "torch", "torchvision", "anomtune")
 
 
@@ -163,24 +166,25 @@ def look_at_versions() -> dict[str, str]:
 
 
 def look_at_gpus(expected: float) -> tuple[tuple[str, ...], str | None]:
-    """Lets every GPU of this machine multiply two matrices.
+    """Lets every GPU that a sweep would use on this machine multiply two matrices.
 
-    In a process of its own: Ray hides the GPUs from a task that has asked for none, and a driver
+    In a process of its own: Ray may hide the GPUs from a task that has asked for none, and a driver
     that hangs can be ended.
 
     Args:
-        expected: How many there are at least, as Ray counts them.
+        expected: How many Ray counts here; 0 = all that can be seen.
 
     Returns:
         Their names, and what is wrong with them.
     """
     if not expected and not any(Path(device).exists() for device in _GPU_DEVICES):
         return (), None
-    hidden = {"CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"}
+    others = {name: value for name, value in os.environ.items() if name not in _GPU_CHOICES}
+    code = f"from {__name__} import compute; compute({math.ceil(expected)})"
     try:
         done = subprocess.run(  # noqa: S603
-            [sys.executable, "-c", f"from {__name__} import compute; compute()"],
-            env={name: value for name, value in os.environ.items() if name not in hidden},
+            [sys.executable, "-c", code],
+            env={**others, **_chosen_gpus()},
             capture_output=True,
             text=True,
             timeout=_GPU_PATIENCE,
@@ -196,12 +200,34 @@ def look_at_gpus(expected: float) -> tuple[tuple[str, ...], str | None]:
     return names, None
 
 
-def compute() -> None:
-    """Multiplies two matrices on every GPU and prints the GPUs' names as JSON."""
+def _chosen_gpus() -> dict[str, str]:
+    """Returns the variables that say which of this machine's GPUs are ours.
+
+    On a shared machine the others are in use by somebody else. What counts in a Ray task is the
+    environment that the node was started in: Ray changes that of the task.
+    """
+    raylet = os.environ.get("RAY_RAYLET_PID")
+    if raylet is None:
+        chosen = dict(os.environ)
+    else:
+        try:
+            pairs = os.fsdecode(Path("/proc", raylet, "environ").read_bytes()).split("\0")
+            chosen = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+        except OSError:  # not Linux, or another user's; an empty variable may be Ray's doing
+            chosen = {name: value for name, value in os.environ.items() if value}
+    return {name: chosen[name] for name in _GPU_CHOICES if name in chosen}
+
+
+def compute(most: int) -> None:
+    """Multiplies two matrices on GPUs and prints the GPUs' names as JSON.
+
+    Args:
+        most: On how many, the first ones: those that Ray hands out; 0 = on all.
+    """
     import torch  # noqa: PLC0415 - in a process of its own
 
     names = []
-    for index in range(torch.cuda.device_count()):
+    for index in range(torch.cuda.device_count())[: most or None]:
         left = torch.rand(256, 256)
         right = left.to(f"cuda:{index}")
         if not torch.allclose((right @ right).cpu(), left @ left, rtol=1e-2):
@@ -339,31 +365,40 @@ def _clock(node: Node) -> float:
 
 
 def _probe_storage(storage: Storage, nodes: Sequence[Node]) -> Mapping[Node, str | None]:
-    try:
-        return probe_storage(storage, nodes)
-    except SweepError as error:
-        return dict.fromkeys(nodes, str(error))
-    finally:
-        _leave_nothing(storage)
+    with _no_new_folder(storage):
+        try:
+            return probe_storage(storage, nodes)
+        except SweepError as error:
+            return dict.fromkeys(nodes, str(error))
 
 
 def _try_storage(storage: Storage) -> str | None:
     """Returns what is wrong with a sweep directory as seen from this machine alone."""
+    token = secrets.token_hex(8)
+    name = temporary_name(f"probe-{token}")  # should this be killed, a sweep's start removes it
+    with _no_new_folder(storage):
+        try:
+            storage.write(name, token.encode())
+            return None if storage.read(name) == token.encode() else "what is written is not read"
+        except SweepError as error:
+            return str(error)
+        finally:
+            with suppress(SweepError):
+                storage.delete(name)
+
+
+@contextmanager
+def _no_new_folder(storage: Storage) -> Iterator[None]:
+    """Removes the sweep directory and its parents afterwards, those that are new and empty."""
+    root = storage.local_root
+    folders = () if root is None else (root, *root.parents)
+    new = [folder for folder in folders if not os.access(folder, os.F_OK)]
     try:
-        storage.write("probe/here", b"here")
-        return None if storage.read("probe/here") == b"here" else "what is written is not read"
-    except SweepError as error:
-        return str(error)
+        yield
     finally:
-        with suppress(SweepError):
-            storage.delete_folder("probe")
-        _leave_nothing(storage)
-
-
-def _leave_nothing(storage: Storage) -> None:
-    if storage.local_root is not None:
-        with suppress(OSError):  # not empty: there is a sweep in it
-            storage.local_root.rmdir()
+        for folder in new:
+            with suppress(OSError):  # not empty: a sweep has begun there meanwhile
+                folder.rmdir()
 
 
 def _counted(names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module, metadata
@@ -277,19 +277,24 @@ def find_job(client: JobSubmissionClient, identity: str) -> Job:
 def follow(client: JobSubmissionClient, identity: str, write: Callable[[str], object]) -> int:
     """Passes on what a job prints until it ends; returns its exit code.
 
-    A stopped job is an interrupted sweep, which can be resumed.
+    A stopped job is an interrupted sweep, which can be resumed. An error of ``write`` (nobody reads
+    on) is not the cluster's, and is raised as it is.
 
     Raises:
         SweepError: If the connection breaks; the job goes on.
     """
 
     async def tail() -> None:
-        async for lines in client.tail_job_logs(identity):
-            write(lines)
+        async with aclosing(client.tail_job_logs(identity)) as printed:
+            while True:
+                with _explained():
+                    lines = await anext(printed, None)
+                if lines is None:
+                    return
+                write(lines)
 
-    with _explained():
-        asyncio.run(tail())
-        job = find_job(client, identity)
+    asyncio.run(tail())
+    job = find_job(client, identity)
     if job.exit_code is not None:
         # Ray's view of a process that a signal ended is negative.
         return job.exit_code if job.exit_code >= 0 else UNUSABLE

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
 import sys
 from collections import namedtuple
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import yaml
 
 from anomtune.cluster import doctor
 from anomtune.cluster.doctor import Findings, examine, judge
+from anomtune.search import probe
 from anomtune.search.config import parse_sweep
 from anomtune.search.probe import Node
+from anomtune.search.storage import Storage
 from tests.search.conftest import sweep_dict
 
 NODE = Node("aa", "gpu-1 (10.0.0.1)", 2)
@@ -92,14 +98,101 @@ def test_a_clock_is_judged_by_what_cannot_be_delay(monkeypatch):
     ],
 )
 def test_gpus_compute_in_a_process_of_their_own(monkeypatch, tmp_path, output, expected):
-    stand_in = tmp_path / "python"
-    stand_in.write_text(f'#!{sys.executable}\nimport os\nassert "CUDA_VISIBLE_DEVICES" not in '
-                        f'os.environ\n{output}\n')  # fmt: skip
-    stand_in.chmod(0o755)
-    monkeypatch.setattr(doctor.sys, "executable", str(stand_in))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as Ray sets it for a task without GPUs
+    stand_in_for_python(monkeypatch, tmp_path, output)
     monkeypatch.setattr(doctor, "_GPU_PATIENCE", 1.0 if "sleep" in output else 60.0)
     assert doctor.look_at_gpus(2) == expected
+
+
+def stand_in_for_python(monkeypatch, folder, script):
+    """Lets the process that is to compute on the GPUs run something else."""
+    stand_in = folder / "python"
+    stand_in.write_text(f"#!{sys.executable}\n{script}\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(doctor.sys, "executable", str(stand_in))
+
+
+@pytest.fixture
+def start_raylet(monkeypatch):
+    """Starts what stands for a node's raylet, in an environment; this process is its worker."""
+    started = []
+
+    def start(environment):
+        process = subprocess.Popen(["/bin/sleep", "600"], env=environment)
+        started.append(process)
+        monkeypatch.setenv("RAY_RAYLET_PID", str(process.pid))
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def gpus_that_are_tried(monkeypatch, folder, variable):
+    told = f"[os.environ.get({variable!r}), sys.argv[2][-2]]"
+    stand_in_for_python(monkeypatch, folder, f"import json, os, sys\nprint(json.dumps({told}))")
+    (tried, number), problem = doctor.look_at_gpus(2)
+    assert problem is None
+    assert number == "2", "more than Ray hands out"
+    return tried
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux")
+@pytest.mark.parametrize("variable", ["CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"])
+@pytest.mark.parametrize(
+    ("nodes", "tasks", "expected"),
+    [
+        ("2,3", "", "2,3"),  # as Ray may set it for a task without GPUs
+        ("2,3", "2", "2,3"),
+        ("2,3", None, "2,3"),
+        (None, "", None),
+        ("", "", ""),
+    ],
+)
+def test_a_node_answers_for_the_gpus_that_it_was_started_with(
+    monkeypatch, tmp_path, start_raylet, variable, nodes, tasks, expected
+):
+    start_raylet({} if nodes is None else {variable: nodes})
+    monkeypatch.delenv(variable, raising=False)
+    if tasks is not None:
+        monkeypatch.setenv(variable, tasks)
+    assert gpus_that_are_tried(monkeypatch, tmp_path, variable) == expected
+
+
+@pytest.mark.parametrize(("tasks", "expected"), [("", None), ("2,3", "2,3")])
+def test_gpus_are_not_taken_as_hidden_by_a_node_that_cannot_be_asked(
+    monkeypatch, tmp_path, start_raylet, tasks, expected
+):
+    raylet = start_raylet({"CUDA_VISIBLE_DEVICES": "4,5"})
+    raylet.kill()
+    raylet.wait()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", tasks)
+    assert gpus_that_are_tried(monkeypatch, tmp_path, "CUDA_VISIBLE_DEVICES") == expected
+
+
+@pytest.mark.parametrize("chosen", ["", "2,3"])
+def test_without_ray_the_gpus_are_those_that_the_user_chose(monkeypatch, tmp_path, chosen):
+    monkeypatch.delenv("RAY_RAYLET_PID", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert gpus_that_are_tried(monkeypatch, tmp_path, "CUDA_VISIBLE_DEVICES") == chosen
+
+
+@pytest.mark.parametrize(("most", "expected"), [(0, 3), (2, 2), (8, 3)])
+def test_only_gpus_that_ray_hands_out_compute(monkeypatch, capsys, most, expected):
+    import torch
+
+    devices = []
+
+    def to(matrix, device):
+        devices.append(device)
+        return matrix
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    doctor.compute(most)
+    assert devices == [f"cuda:{index}" for index in range(expected)]
+    assert json.loads(capsys.readouterr().out) == [f"GPU {index}" for index in range(expected)]
 
 
 def test_the_same_images_have_the_same_listing(toy_data, tmp_path):
@@ -125,6 +218,80 @@ def test_this_machine(run, toy_data, tmp_path):
     assert code == 0
     assert "All is well." in out
     assert not (tmp_path / "results").exists(), "it left something behind"
+
+
+def check_here(directory):
+    return doctor._try_storage(Storage(directory))
+
+
+def check_from_nodes(directory):
+    return doctor._probe_storage(Storage(directory), [NODE])[NODE]
+
+
+@pytest.fixture(params=[check_here, check_from_nodes])
+def check_storage(request, monkeypatch):
+    """Checks a sweep directory, from this machine or from a node that shares it."""
+    monkeypatch.setattr(
+        probe, "ask_nodes", lambda question, nodes: {node: question(node) for node in nodes}
+    )
+    return request.param
+
+
+def test_what_the_user_has_in_the_directory_stays(check_storage, tmp_path):
+    kept = tmp_path / "probe" / "here"
+    kept.parent.mkdir()
+    kept.write_text("precious")
+    (tmp_path / "empty").mkdir()
+    assert check_storage(tmp_path) is None
+    assert kept.read_text() == "precious"
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "empty", kept.parent, kept]
+
+
+def test_an_empty_directory_that_was_there_stays(check_storage, tmp_path):
+    directory = tmp_path / "parent" / "results"
+    directory.mkdir(parents=True)
+    assert check_storage(directory) is None
+    assert list(tmp_path.rglob("*")) == [directory.parent, directory]
+
+
+def test_a_directory_that_was_not_there_is_not_left_behind(check_storage, tmp_path):
+    (tmp_path / "parent").mkdir()
+    assert check_storage(tmp_path / "parent" / "new" / "results") is None
+    assert list(tmp_path.rglob("*")) == [tmp_path / "parent"]
+
+
+def test_a_sweep_that_begins_during_the_check_stays(check_storage, monkeypatch, tmp_path):
+    record = tmp_path / "new" / "results" / "sweep.yaml"
+    delete = Storage.delete
+
+    def begin_and_delete(self, path):
+        record.write_text("name: toys")
+        delete(self, path)
+
+    monkeypatch.setattr(Storage, "delete", begin_and_delete)
+    assert check_storage(record.parent) is None
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [record]
+
+
+def test_what_a_check_leaves_that_is_killed_goes_with_the_next_start(
+    check_storage, monkeypatch, tmp_path
+):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Storage, "delete", die)
+    with suppress(KeyboardInterrupt):
+        check_storage(tmp_path)
+    assert list(tmp_path.iterdir()), "nothing was written"
+    Storage(tmp_path).delete_left_overs()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_address_may_come_from_the_environment(run, monkeypatch):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    code, _, err = run("doctor")
+    assert code == 2
+    assert "http://127.0.0.1:9: no Ray dashboard answers there" in err
 
 
 def test_what_is_missing_here_ends_with_1_and_a_remedy(run, tmp_path):

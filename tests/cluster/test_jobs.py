@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import yaml
 from anomtune.cluster import jobs
 from anomtune.search.config import SweepError, parse_sweep
 from anomtune.search.terminal import INTERRUPTED, UNUSABLE
+from tests.conftest import PROJECT
 from tests.search.conftest import sweep_dict
 
 
@@ -165,6 +167,74 @@ def test_following_ends_with_the_exit_code_of_the_job(cluster, config, state, ex
     lines: list[str] = []
     assert jobs.follow(cluster, identity, lines.append) == expected
     assert lines == ["one\n", "two\n"]
+
+
+def test_a_connection_that_breaks_is_the_clusters(cluster, config, monkeypatch):
+    async def break_off(identity):
+        yield "one\n"
+        raise ConnectionError("Traceback:\n  ...\nreset by peer")
+
+    identity = jobs.submit(cluster, config, "/shared/toys")
+    monkeypatch.setattr(cluster, "tail_job_logs", break_off)
+    lines: list[str] = []
+    with pytest.raises(SweepError, match=r"the cluster answers: reset by peer$"):
+        jobs.follow(cluster, identity, lines.append)
+    assert lines == ["one\n"]
+
+
+def test_an_output_that_cannot_be_written_is_not_the_clusters(cluster, config):
+    def write(text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    identity = jobs.submit(cluster, config, "/shared/toys")
+    with pytest.raises(OSError, match="No space left on device"):
+        jobs.follow(cluster, identity, write)
+
+
+@pytest.mark.parametrize("options", [[], ["--follow"]])
+def test_a_reader_that_closes_the_pipe_ends_the_command_silently(options):
+    """As in ``anomtune logs ID -f | head``, of a job that goes on printing."""
+    script = f"""
+import sys
+from anomtune.cluster import connect
+from anomtune.search import cli
+from tests.cluster.test_jobs import Cluster
+
+class Talkative(Cluster):
+    async def tail_job_logs(self, identity):
+        while True:
+            yield "one more line\\n"
+
+    def get_job_logs(self, identity):
+        sys.stdin.read()  # until nobody listens
+        return "one more line\\n"
+
+cluster = Talkative()
+cluster.add("a-1", "RUNNING", {{"anomtune": "0"}})
+connect.connect = lambda *_, **__: cluster
+sys.argv = ["anomtune", "logs", "a-1", "--address", "http://127.0.0.1:9", *{options}]
+cli.main()
+"""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=PROJECT,
+        env=buffered,
+        text=True,
+    )
+    with command:
+        try:
+            if options:
+                assert command.stdout.readline() == "one more line\n"
+            command.stdout.close()
+            command.stdin.close()
+            assert command.wait(120) == 1
+            assert command.stderr.read() == ""
+        finally:
+            command.kill()
 
 
 @pytest.mark.parametrize(
