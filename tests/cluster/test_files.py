@@ -152,7 +152,7 @@ def test_the_rayjob_fits_the_documented_fields():
     assert cluster.enable_in_tree_autoscaling
     assert cluster.autoscaler_options.version == "v2", "else a pod that is let go starts anew"
     assert (cluster.auth_options.mode, bool(cluster.auth_options.secret_name)) == ("token", True)
-    workers = [group for group in cluster.worker_group_specs if group.min_replicas == 0]
+    workers = [group for group in cluster.worker_group_specs if group.min_replicas == 1]
     assert workers[0].template.spec.containers[0].resources.limits["nvidia.com/gpu"] == "1"
     for group in (cluster.head_group_spec, *cluster.worker_group_specs):
         pod = group.template.spec
