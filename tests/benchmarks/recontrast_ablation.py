@@ -7,7 +7,7 @@ paper's "final-best".
 The paper trains 2,000 iterations with an encoder learning rate of 1e-5; the run here is shorter,
 so the encoder's rate is raised by as much as the iterations are fewer, and it moves as far.
 
-Run ``python tests/benchmarks/recontrast_ablation.py`` (an hour and a half on 2 cores); it writes
+Run ``python tests/benchmarks/recontrast_ablation.py`` (about an hour on 2 cores); it writes
 recontrast_ablation.md beside this file. ``--seeds 1 --datasets battery_weld`` is a short version.
 """
 
