@@ -113,6 +113,8 @@ class Pool:
             for category, split_hash in split_hashes.items()
             for method, plan in plans.items()
         }
+        #: Of every study; only one changes at a time, and all are looked at for each trial.
+        self._progress = {key: self._progress_of(study) for key, study in self.studies.items()}
 
     @property
     def remaining(self) -> int:
@@ -144,7 +146,7 @@ class Pool:
             The trial's record, or ``None`` if no study can start one now.
         """
         while True:
-            key = self._pace.choose([self._progress(study) for study in self.studies.values()])
+            key = self._pace.choose(list(self._progress.values()))
             if key is None:
                 return None
             record = self._start(self.studies[key])
@@ -195,6 +197,7 @@ class Pool:
         record.error, record.traceback = error, traceback
         record.state = state
         study.finished[state] += 1
+        self._progress[key] = self._progress_of(study)
         self._pace.learn(record)
         self._save(record)
         told = self._told_state(study, record)
@@ -211,7 +214,7 @@ class Pool:
         wanted = self._config.trials if study.plan.space else 1
         return max(wanted, len(study.records))
 
-    def _progress(self, study: Study) -> Progress:
+    def _progress_of(self, study: Study) -> Progress:
         target, started, running = self.target(study), study.started, len(study.running)
         modelled = study.finished["COMPLETE"] + study.finished["PRUNED"]
         random_left = startup_trials(self._config.trials) - modelled
@@ -256,6 +259,7 @@ class Pool:
         self._save(record)
         study.records[number] = record
         study.running[number] = trial
+        self._progress[study.key] = self._progress_of(study)
         if state == "FAIL":
             self.finish(study.key, number, "FAIL", error=error)
         return record

@@ -19,7 +19,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
-from scipy.special import log_ndtr
+from scipy.special import erf, log_ndtr
 
 from anomtune.models.hyperparameters import (
     Choice,
@@ -38,6 +38,7 @@ with suppress(ImportError):
     from optuna.samplers._tpe import _truncnorm
 
     _truncnorm._log_ndtr = log_ndtr
+    _truncnorm.erf = erf  # type: ignore[attr-defined]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
