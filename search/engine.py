@@ -32,7 +32,7 @@ from ray.tune.search import Searcher
 from anomtune.search.capacity import Capacity
 from anomtune.search.collector import Collector
 from anomtune.search.config import SweepConfig, SweepError
-from anomtune.search.packing import Kind, Packer, kind_of, share_name
+from anomtune.search.packing import Kind, Packer, kind_of, larger_share, share_name
 from anomtune.search.records import AnyRecord, ConfirmRecord, ConfirmResult, Cost, TrialRecord
 from anomtune.search.trial import TrialResult, TrialSpec
 from anomtune.search.work import Work
@@ -72,7 +72,7 @@ class _Run:
         record: What it is.
         gpu: GPUs that it has.
         kind: What it shares GPUs as; ``None`` if the sweep file says how many GPUs it has.
-        ran_out_with: The share with which its first attempt ran out of memory.
+        ran_out_with: The share with which its latest attempt ran out of memory.
         deaths: How many attempts ended with the death of their worker.
         losses: How many ended with the loss of their node.
     """
@@ -203,7 +203,7 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
                 # The record says RUNNING: when the surroundings are mended, the trial is run.
                 raise SweepError(result["abort"])
             elif result is not None and "out_of_memory" in result:
-                self._run_out_of_memory(run, result["out_of_memory"])
+                self._run_out_of_memory(run)
             elif result is None or ("error" not in result and "result" not in result):
                 self._fail(run, "the trial ended without a result")
             elif "error" in result:
@@ -244,13 +244,16 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
         else:
             self._adapters.retry(run)
 
-    def _run_out_of_memory(self, run: _Run, gpu_memory_bytes: int | None) -> None:
-        """Retries a run that had a share on a whole GPU; a config that that cannot hold fails."""
+    def _run_out_of_memory(self, run: _Run) -> None:
+        """Retries a run in the next larger share, then on a whole GPU; what that cannot hold fails.
+
+        Nothing is learned before a share has held it: a config that no GPU holds must not make
+        the others take more than they need.
+        """
         reason = f"out of GPU memory with {share_name(run.ran_out_with or run.gpu)}"
         if run.kind is not None and run.gpu < 1:
-            lacked = Cost(gpu_memory_bytes=gpu_memory_bytes, ran_out_with=run.gpu)
-            self._adapters.packer.learn_memory(run.kind, lacked)
-            self._adapters.retry(replace(run, gpu=1.0, ran_out_with=run.gpu))
+            gpu = larger_share(run.gpu) if run.ran_out_with is None else 1.0
+            self._adapters.retry(replace(run, gpu=gpu, ran_out_with=run.gpu))
         elif run.ran_out_with is not None:
             self._fail(run, f"{reason}, and again with {share_name(run.gpu)}")
         else:

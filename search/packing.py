@@ -62,6 +62,11 @@ def memory_limit(share: float, device_bytes: int) -> int:
     return max(0, int(share * device_bytes) - CONTEXT_BYTES)
 
 
+def larger_share(share: float) -> float:
+    """Returns the next larger of `SHARES` than one below a whole GPU."""
+    return min(larger for larger in SHARES if larger > share)
+
+
 def share_name(share: float) -> str:
     """Returns a share in words: ``a whole GPU``, ``1/3 of a GPU``, ``2 GPUs``."""
     if share == 1:

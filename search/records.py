@@ -85,7 +85,7 @@ class Cost(_Model):
         iterations: How many iterations ``train_seconds`` were spent on.
         gpu: GPUs that the run was given, below 1 a share of one; ``None`` on a CPU.
         gpu_memory_bytes: Memory of the whole GPU.
-        ran_out_with: The share with which a first attempt ran out of memory.
+        ran_out_with: The share with which the attempt before ran out of memory.
         started_at: UTC, ISO 8601.
         finished_at: UTC, ISO 8601.
     """

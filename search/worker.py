@@ -22,7 +22,7 @@ from anomtune.search.config import SweepError
 from anomtune.search.held_out import run_confirm
 from anomtune.search.records import ConfirmResult
 from anomtune.search.storage import Storage
-from anomtune.search.trial import TrialResult, TrialSpec, gpu_memory, run_trial, trial_device
+from anomtune.search.trial import TrialResult, TrialSpec, run_trial
 
 #: Failures of a config that say all in one line; other exceptions bring their traceback.
 _EXPECTED = (MethodError, TrainingDivergedError, torch.OutOfMemoryError)
@@ -97,7 +97,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
             return {"abort": str(error), "done": True}
         except Exception as error:
             if self._spec.gpu > 0 and _is_out_of_memory(error):
-                return {"out_of_memory": gpu_memory(trial_device(self._spec)), "done": True}
+                return {"out_of_memory": True, "done": True}
             if self._spec.gpu > 0 and _breaks_the_process(error):
                 raise
             expected = isinstance(error, _EXPECTED)

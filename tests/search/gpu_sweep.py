@@ -73,7 +73,7 @@ def pretend() -> None:
                 file.write(json.dumps(run | {"end": time.time()}) + "\n")
 
     trial.open_trial, trial.peak_memory = opened, peak_memory
-    trial.gpu_memory = worker.gpu_memory = lambda device: device_bytes
+    trial.gpu_memory = lambda device: device_bytes
     trial.limit_memory = lambda device, gpu: None
     worker.run_trial = logged
 

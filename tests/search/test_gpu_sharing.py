@@ -61,7 +61,7 @@ class Engine:
         assert self.adapters.failure is None
 
     def run_out(self, name: str) -> None:
-        self.searcher.on_trial_complete(name, {"out_of_memory": 16 * GIB, "done": True})
+        self.searcher.on_trial_complete(name, {"out_of_memory": True, "done": True})
         assert self.adapters.failure is None
 
     def record(self, number: int):
@@ -113,7 +113,7 @@ def test_a_later_start_goes_on_packed(engine):
     assert gpus(again.start()) == [1 / 4] * 8
 
 
-def test_a_run_without_memory_is_retried_on_a_whole_gpu_and_its_record_stays(engine):
+def test_a_run_without_memory_is_retried_in_the_next_larger_share_and_its_record_stays(engine):
     sweep = engine(gpus=1)
     sweep.start()
     sweep.complete("0", peak=2)
@@ -122,29 +122,35 @@ def test_a_run_without_memory_is_retried_on_a_whole_gpu_and_its_record_stays(eng
     unlucky = sharing["1"]["number"]
     sweep.run_out("1")
     assert sweep.record(unlucky).state == "RUNNING"
-    assert sweep.start() == {}  # it is the next, and wants all
-    for name in ("2", "3", "4"):
-        sweep.complete(name, peak=2)
+    assert sweep.start() == {}  # it is the next, and wants more than is left
+    sweep.complete("2", peak=2)
     retried = sweep.start()
-    assert list(retried.values()) == [{"gpu": 1, "number": unlucky}]
-    sweep.complete("5", peak=6)
+    assert list(retried.values()) == [{"gpu": 1 / 3, "number": unlucky}]
+    sweep.complete("5", peak=4)
     cost = sweep.record(unlucky).cost
-    assert (cost.gpu, cost.ran_out_with) == (1, 1 / 4)
-    assert gpus(sweep.start()) == [1 / 2] * 2
+    assert (cost.gpu, cost.ran_out_with) == (1 / 3, 1 / 4)
+    assert gpus(sweep.start()) == [1 / 3]
 
 
-def test_a_config_that_no_gpu_holds_fails_with_its_reason(engine):
-    sweep = engine(gpus=1)
+def test_a_config_that_no_gpu_holds_fails_with_its_reason_and_changes_nothing(engine):
+    sweep = engine(gpus=1, trials=6)
     sweep.start()
     sweep.complete("0", peak=2)
-    for name in (sharing := sweep.start()):
+    sharing = sweep.start()
+    unlucky = sharing["1"]["number"]
+    for share in (1 / 4, 1 / 3, 1):
+        [name] = [name for name, run in sweep.adapters.runs.items() if run.record.number == unlucky]
+        assert sweep.adapters.runs[name].gpu == share
+        assert sweep.record(unlucky).state == "RUNNING"
         sweep.run_out(name)
-    sweep.start()
-    sweep.run_out("5")
-    failed = sweep.record(sharing["1"]["number"])
+        for other in list(sweep.adapters.runs):
+            sweep.complete(other, peak=2)
+        sweep.start()
+    failed = sweep.record(unlucky)
     assert failed.state == "FAIL"
-    assert failed.error == "out of GPU memory with 1/4 of a GPU, and again with a whole GPU"
+    assert failed.error == "out of GPU memory with 1/3 of a GPU, and again with a whole GPU"
     assert failed.traceback is None
+    assert sweep.adapters.packer.smallest == 1 / 4
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from anomtune.search.packing import (
     Kind,
     Packer,
     kind_of,
+    larger_share,
     memory_limit,
     share_name,
 )
@@ -173,6 +174,7 @@ class Job:
     left: float = 0.0
     share: float = 0.0
     gpu: int = 0
+    attempts: int = 0
 
 
 class Device:
@@ -201,8 +203,10 @@ class Device:
             least = self.packer.smallest if packed and not again else 1.0
             if (jobs or again) and self.capacity.has_room(handed_out, least):
                 job = again.pop() if again else jobs.pop(0)
-                first = job.share == 0
-                job.share = self.packer.share(job.kind) if packed and first else 1.0
+                if packed and job.attempts == 0:
+                    job.share = self.packer.share(job.kind)
+                else:
+                    job.share = larger_share(job.share) if job.attempts == 1 else 1.0
                 waiting.append(job)
                 continue
             for job in list(waiting):
@@ -224,8 +228,7 @@ class Device:
                 if job.need * GIB > memory_limit(job.share, int(self.memory * GIB)):
                     assert job.share < 1
                     self.out_of_memory += 1
-                    lacked = Cost(gpu_memory_bytes=int(self.memory * GIB), ran_out_with=job.share)
-                    self.packer.learn_memory(job.kind, lacked)
+                    job.attempts += 1
                     again.append(job)
         return self.clock
 
@@ -283,7 +286,7 @@ def test_packing_stops_where_gpus_do_not_bear_it():
 def test_a_config_that_needs_more_is_run_again_and_the_next_have_more():
     device = Device(2, gentle)
     device.run(jobs(40, need=lambda index: 5.0 if index == 20 else 2.0))
-    assert device.out_of_memory == 1
+    assert device.out_of_memory == 2
     assert set(device.shares) == {1.0, 1 / 4, 1 / 3, 1 / 2}
     assert device.shares[-1] == 1 / 2
 
