@@ -1,9 +1,9 @@
 """One driver owns a sweep directory.
 
 On a disk the kernel keeps the lock. An object store has none, nor have some network file systems:
-there the owner leaves a mark,
-``owner.json``, and renews it every few seconds. Who finds the mark of another watches it for a
-while; if it does not change, its owner is gone. Nobody's clock is compared with another's.
+there the owner leaves a mark, ``owner.json``, and renews it every few seconds. Who finds the mark
+of another watches it for a while; if it does not change, its owner is gone. Nobody's clock is
+compared with another's.
 """
 
 from __future__ import annotations

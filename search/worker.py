@@ -24,6 +24,8 @@ from anomtune.search.records import ConfirmResult
 from anomtune.search.storage import Storage
 from anomtune.search.trial import TrialResult, TrialSpec, run_trial
 
+_Results = Iterator[TrialResult | ConfirmResult]
+
 #: Failures of a config that say all in one line; other exceptions bring their traceback.
 _EXPECTED = (MethodError, TrainingDivergedError, torch.OutOfMemoryError)
 #: How CUDA's libraries say that memory ran out, where it is not the allocator that notices.
@@ -39,9 +41,9 @@ def _is_out_of_memory(error: Exception) -> bool:
     return words or isinstance(error, torch.OutOfMemoryError)
 
 
-def _run(spec: TrialSpec, *, confirm: bool) -> Iterator[TrialResult | ConfirmResult]:
+def _checked(spec: TrialSpec, results: _Results) -> _Results:
     _require_record(spec)
-    yield from run_confirm(spec) if confirm else run_trial(spec)
+    yield from results
 
 
 def _require_record(spec: TrialSpec) -> None:
@@ -69,7 +71,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
     one whose GPU refuses all further work, as it does after an illegal access.
     """
 
-    _results: Iterator[TrialResult | ConfirmResult]
+    _results: _Results
 
     def setup(self, config: dict[str, Any]) -> None:
         """Begins the first trial."""
@@ -78,6 +80,8 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         # All that stays: the collector need not look through it after each trial.
         gc.freeze()
         self._begin(config)
+        # Once: later runs of this process find the same file systems.
+        self._results = _checked(self._spec, self._results)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begins another trial in the same process."""
@@ -86,8 +90,8 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._spec = TrialSpec(**config["spec"])
-        self._results = _run(self._spec, confirm=config["confirm"])
+        self._spec = spec = TrialSpec(**config["spec"])
+        self._results = run_confirm(spec) if config["confirm"] else run_trial(spec)
 
     def step(self) -> dict[str, Any]:
         """Trains up to the next rung."""
