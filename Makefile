@@ -19,8 +19,8 @@ lint: $(VENV)/.dev types
 
 # The folders are sub-packages of "anomtune" only once installed: show mypy that layout.
 types: $(VENV)/.dev
-	@mkdir -p build/types/anomtune
-	@for part in search models datasets cluster; do ln -sfn "$(CURDIR)/$$part" build/types/anomtune/$$part; done
+	@rm -rf build/types && mkdir -p build/types/anomtune
+	@ln -sn "$(CURDIR)"/anomtune/* "$(CURDIR)/search" "$(CURDIR)/models" "$(CURDIR)/datasets" "$(CURDIR)/cluster" build/types/anomtune
 	MYPYPATH=build/types $(BIN)/mypy -p anomtune
 
 format: $(VENV)/.dev

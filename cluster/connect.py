@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from anomtune.search.config import SweepError
+from anomtune.errors import SweepError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -29,15 +29,14 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from anomtune.datasets.base import DataError
-from anomtune.datasets.registry import dataset_type
-from anomtune.datasets.remote import is_uri, mask_uri
-from anomtune.datasets.store import cache_root
-from anomtune.models.hyperparameters import MethodError
-from anomtune.search.config import SweepConfig, SweepError
-from anomtune.search.probe import NoAnswer, Node, ask_nodes, live_nodes, probe_storage
-from anomtune.search.storage import Storage, temporary_name
-from anomtune.search.study import plan_search
+from anomtune.datasets.io.remote import is_uri, mask_uri
+from anomtune.datasets.io.store import cache_root
+from anomtune.errors import DataError, MethodError, SweepError
+from anomtune.registry import DATASETS
+from anomtune.search.config import SweepConfig
+from anomtune.search.decide.study import plan_search
+from anomtune.search.run.probe import NoAnswer, Node, ask_nodes, live_nodes, probe_storage
+from anomtune.search.store.storage import Storage, temporary_name
 from anomtune.search.sweep import prepare_method
 
 #: Seconds for a node's answer; weights that it has not got may be downloaded meanwhile.
@@ -117,7 +116,7 @@ def examine(config: SweepConfig | None, directory: str | None, address: str | No
         checks = judge(node, look(config, node), None)
         return checks if storage is None else [*checks, _check_storage(node, _try_storage(storage))]
 
-    from anomtune.search.engine import ray_cluster  # noqa: PLC0415 - this machine needs no Ray
+    from anomtune.search.run.engine import ray_cluster  # noqa: PLC0415 - this machine needs no Ray
 
     with ray_cluster(address):
         nodes = live_nodes()
@@ -241,7 +240,7 @@ def look_for_weights(config: SweepConfig | None) -> str | None:
     if config is None:
         return None
     try:
-        settings = dataset_type(config.dataset.name).settings
+        settings = DATASETS.get(config.dataset.name).settings
         for name, method in config.methods.items():
             prepare_method(plan_search(name, method, settings), config.dataset.root)
     except (SweepError, DataError, MethodError) as error:

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import ClientError
 
-from anomtune.datasets.remote import has_secrets, is_uri
-from anomtune.search.config import SweepConfig, SweepError
-from anomtune.search.terminal import INTERRUPTED, UNUSABLE
+from anomtune.cli.terminal import INTERRUPTED, UNUSABLE
+from anomtune.datasets.io.remote import has_secrets, is_uri
+from anomtune.errors import SweepError
+from anomtune.search.config import SweepConfig
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -210,7 +211,7 @@ def run_command(
             return str(
                 client.submit_job(
                     # Not the script `anomtune`, which only an installation has.
-                    entrypoint=f"exec python -m anomtune.search.cli {shlex.join(command)}",
+                    entrypoint=f"exec python -m anomtune.cli.main {shlex.join(command)}",
                     submission_id=identity,
                     runtime_env=environment,
                     metadata={"anomtune": metadata.version("anomtune"), **facts},

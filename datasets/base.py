@@ -15,29 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from anomtune.errors import one_line
+
 GOOD = "good"
-
-
-class DataError(ValueError):
-    """A dataset cannot be used as it is; the message is one line: what, where, what to do."""
-
-
-class ImageError(DataError):
-    """One image or mask cannot be used.
-
-    Args:
-        where: The file.
-        reason: What is wrong and what to do, in one line without the location.
-    """
-
-    def __init__(self, where: str, reason: str) -> None:
-        # Both go to ``args``, so that the error survives a trip between processes.
-        super().__init__(where, reason)
-        self.where = where
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return _one_line(f"{self.where}: {self.reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +65,7 @@ class Problem:
 
     def __str__(self) -> str:
         place = "/".join(filter(None, (self.category, self.key)))
-        return _one_line(f"{place}: {self.message}")
+        return one_line(f"{place}: {self.message}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +150,3 @@ class Dataset(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.root)!r})"
-
-
-def _one_line(text: str) -> str:
-    """Escapes what a file name may hold and a line of text may not."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

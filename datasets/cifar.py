@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from anomtune.datasets.base import Published
-from anomtune.datasets.classes import Listing, OneClassDataset, image_files, some
-from anomtune.datasets.files import entries, is_folder
-from anomtune.datasets.imagefile import hash_pixels
-from anomtune.datasets.packed import (
+from anomtune.datasets.io.classes import Listing, OneClassDataset, image_files, some
+from anomtune.datasets.io.files import entries, is_folder
+from anomtune.datasets.io.imagefile import hash_pixels
+from anomtune.datasets.io.packed import (
     Packed,
     PackedError,
     packed_key,

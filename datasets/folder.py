@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 
-from anomtune.datasets.base import GOOD, DataError, Problem, Sample
-from anomtune.datasets.files import (
+from anomtune.datasets.base import GOOD, Problem, Sample
+from anomtune.datasets.io.files import (
     MISSING,
     FileDataset,
     Listing,
@@ -31,7 +31,8 @@ from anomtune.datasets.files import (
     some,
     whereabouts,
 )
-from anomtune.datasets.imagefile import EXTENSIONS
+from anomtune.datasets.io.imagefile import EXTENSIONS
+from anomtune.errors import DataError
 
 _PARTS = ("train", "test", "ground_truth")
 _MASK_SUFFIX = "_mask"

@@ -9,12 +9,13 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from anomtune.datasets.base import GOOD, ImageError, Published
-from anomtune.datasets.files import entries, read_labels
+from anomtune.datasets.base import GOOD, Published
 from anomtune.datasets.folder import Layout
-from anomtune.datasets.imagefile import EXTENSIONS, digest_file
+from anomtune.datasets.io.files import entries, read_labels
+from anomtune.datasets.io.imagefile import EXTENSIONS, digest_file
+from anomtune.datasets.io.store import digest
 from anomtune.datasets.mvtec import PublishedFolder
-from anomtune.datasets.store import digest
+from anomtune.errors import ImageError
 
 _KINDS = frozenset({"logical_anomalies", "structural_anomalies"})
 

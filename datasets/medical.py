@@ -20,12 +20,13 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from anomtune.datasets.base import ImageError, Published
-from anomtune.datasets.classes import ClassDataset, Listing, image_files, some
-from anomtune.datasets.files import is_folder
-from anomtune.datasets.fundus import VERSION as FUNDUS_VERSION
-from anomtune.datasets.fundus import crop_fundus
-from anomtune.datasets.store import digest
+from anomtune.datasets.base import Published
+from anomtune.datasets.io.classes import ClassDataset, Listing, image_files, some
+from anomtune.datasets.io.files import is_folder
+from anomtune.datasets.io.fundus import VERSION as FUNDUS_VERSION
+from anomtune.datasets.io.fundus import crop_fundus
+from anomtune.datasets.io.store import digest
+from anomtune.errors import ImageError
 
 _NORMAL = "NORMAL"
 _ABNORMAL = "ABNORMAL"

@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from anomtune.datasets.base import Published
-from anomtune.datasets.classes import Listing, OneClassDataset, image_files
-from anomtune.datasets.files import is_folder
-from anomtune.datasets.imagefile import hash_pixels
+from anomtune.datasets.io.classes import Listing, OneClassDataset, image_files
+from anomtune.datasets.io.files import is_folder
+from anomtune.datasets.io.imagefile import hash_pixels
+from anomtune.datasets.io.packed import Packed, PackedError, packed_key, parse_key, read_idx_pair
 from anomtune.datasets.mnist_m import Digits, MnistM, find_mnist_m
-from anomtune.datasets.packed import Packed, PackedError, packed_key, parse_key, read_idx_pair
 
 Part = Literal["train", "test"]
 PARTS: tuple[Part, ...] = ("train", "test")

@@ -32,10 +32,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from anomtune.datasets.base import DataError, ImageError
-from anomtune.datasets.classes import Listing, some
-from anomtune.datasets.foreign import list_images
-from anomtune.datasets.imagefile import digest_file, hash_pixels, read_rgb
+from anomtune.datasets.io.classes import Listing, some
+from anomtune.datasets.io.foreign import list_images
+from anomtune.datasets.io.imagefile import digest_file, hash_pixels, read_rgb
+from anomtune.errors import DataError, ImageError
 
 U8 = npt.NDArray[np.uint8]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from anomtune.datasets.base import GOOD, Problem, Published
-from anomtune.datasets.files import is_folder
 from anomtune.datasets.folder import FolderDataset, Layout
+from anomtune.datasets.io.files import is_folder
 
 
 class PublishedFolder(FolderDataset):

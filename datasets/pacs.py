@@ -22,8 +22,8 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from anomtune.datasets.base import Published
-from anomtune.datasets.classes import Listing, OneClassDataset, image_files, some
-from anomtune.datasets.files import entries, folders, is_folder
+from anomtune.datasets.io.classes import Listing, OneClassDataset, image_files, some
+from anomtune.datasets.io.files import entries, folders, is_folder
 
 _PHOTO = "photo"
 _ART = "art_painting"

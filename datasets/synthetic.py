@@ -15,10 +15,11 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
-from anomtune.datasets.base import GOOD, DataError, Dataset, Problem, Sample
-from anomtune.datasets.drawing import Field, grid, noise
-from anomtune.datasets.scenes import PRODUCTS, SIZE
-from anomtune.datasets.store import digest
+from anomtune.datasets.base import GOOD, Dataset, Problem, Sample
+from anomtune.datasets.drawing.scenes import PRODUCTS, SIZE
+from anomtune.datasets.drawing.shapes import Field, grid, noise
+from anomtune.datasets.io.store import digest
+from anomtune.errors import DataError
 
 VERSION = 1  # Raise it when any image changes: cached categories are found by it.
 N_TRAIN = 40

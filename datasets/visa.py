@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from anomtune.datasets.base import GOOD, DataError, Problem, Published, Sample
-from anomtune.datasets.files import (
+from anomtune.datasets.base import GOOD, Problem, Published, Sample
+from anomtune.datasets.io.files import (
     FileDataset,
     Listing,
     check_root,
@@ -24,8 +24,9 @@ from anomtune.datasets.files import (
     read_labels,
     some,
 )
-from anomtune.datasets.imagefile import EXTENSIONS
+from anomtune.datasets.io.imagefile import EXTENSIONS
 from anomtune.datasets.mvtec import PublishedFolder, missing_categories
+from anomtune.errors import DataError
 
 _CSV = PurePosixPath("split_csv/1cls.csv")
 _COLUMNS = ("object", "split", "label", "image", "mask")

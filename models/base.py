@@ -13,14 +13,13 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from anomtune.errors import MethodError, TrainingDivergedError
 from anomtune.models.hyperparameters import (
     Choice,
     FloatRange,
     Hyperparameters,
     IntRange,
-    MethodError,
     SearchRange,
-    TrainingDivergedError,
 )
 
 __all__ = [

@@ -20,28 +20,22 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from anomtune.models.backbones import Backbone, Weights, prepare_weights
+from anomtune.errors import MethodError, TrainingDivergedError
 from anomtune.models.base import Detector, Histogram, Report
-from anomtune.models.color_transfer import Transfer
-from anomtune.models.dead_leaves import dead_leaves
-from anomtune.models.gaussian_mixture import GaussianMixture
-from anomtune.models.hyperparameters import (
-    Choice,
-    FloatRange,
-    Hyperparameters,
-    IntRange,
-    MethodError,
-    TrainingDivergedError,
-)
-from anomtune.models.maps import ScoreRule, gaussian_smooth, image_scores
-from anomtune.models.mixture_network import (
+from anomtune.models.hyperparameters import Choice, FloatRange, Hyperparameters, IntRange
+from anomtune.models.images.color_transfer import Transfer
+from anomtune.models.images.dead_leaves import dead_leaves
+from anomtune.models.images.negatives import draw_negatives, upload
+from anomtune.models.layers.backbones import Backbone, Weights, prepare_weights
+from anomtune.models.layers.gaussian_mixture import GaussianMixture
+from anomtune.models.layers.maps import ScoreRule, gaussian_smooth, image_scores
+from anomtune.models.layers.mixture_network import (
     MixtureNetwork,
     contrastive_loss,
     outliers,
     whitening,
 )
-from anomtune.models.negatives import draw_negatives, upload
-from anomtune.models.training import BatchOrder, Trainer, mixed_precision, normalise
+from anomtune.models.training.trainer import BatchOrder, Trainer, mixed_precision, normalise
 
 Calibration = Literal["quantile", "volume"]
 

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchvision.transforms.functional import rgb_to_grayscale
 
-from anomtune.models.augmix import AugMix, OperationList
 from anomtune.models.base import Report
-from anomtune.models.distillation import DistillationDetector, DistillationHyperparameters
-from anomtune.models.feature_matching import MatchedEncoder, Matching
 from anomtune.models.hyperparameters import Choice, FloatRange
-from anomtune.models.losses import Loss, alpha_schedule, feature_loss, global_loss
-from anomtune.models.maps import Pair
+from anomtune.models.images.augmix import AugMix, OperationList
+from anomtune.models.layers.feature_matching import MatchedEncoder, Matching
+from anomtune.models.layers.losses import Loss, alpha_schedule, feature_loss, global_loss
+from anomtune.models.layers.maps import Pair
 from anomtune.models.rd4ad import ReverseDistillation
-from anomtune.models.training import normalise
+from anomtune.models.training.distillation import DistillationDetector, DistillationHyperparameters
+from anomtune.models.training.trainer import normalise
 
 Stages = Literal["1", "2", "3", "1,2", "1,3", "2,3", "1,2,3"]
 

@@ -12,14 +12,6 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validato
 from pydantic_core import CoreSchema
 
 
-class MethodError(ValueError):
-    """A method cannot be used as asked; the message is one line that names the remedy."""
-
-
-class TrainingDivergedError(ArithmeticError):
-    """The training loss became NaN or infinite: these hyperparameters do not train."""
-
-
 class _Range(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -134,8 +126,8 @@ class Hyperparameters(BaseModel):
         """Returns the kinds of artificial damage that the method learns to find or to repair.
 
         Synthetic validation then leaves them out, for all methods of the sweep: else it would
-        praise the method for what it was shown. The names are those of `anomtune.datasets.damage`:
-        ``cut_paste``, ``blur``, ``occlusion``, ``texture``, ``roughen``, ``elastic``. Damage is
+        praise the method for what it was shown. The names are those of
+        `anomtune.datasets.splits.damage`: ``cut_paste``, ``blur``, ``occlusion``, ``texture``, ``roughen``, ``elastic``. Damage is
         local; noise or augmentation that befalls whole images is none. It may depend on fields
         that are searched over choices, not on those with a numeric range.
         """

@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from anomtune.models.backbones import Backbone, Weights, load_backbone
+from anomtune.errors import MethodError
 from anomtune.models.base import Report
-from anomtune.models.blocks import block_size
-from anomtune.models.hyperparameters import IntRange, MethodError
-from anomtune.models.one_pass import OnePassDetector, OnePassHyperparameters
-from anomtune.models.training import mixed_precision, normalise
+from anomtune.models.hyperparameters import IntRange
+from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
+from anomtune.models.layers.blocks import block_size
+from anomtune.models.training.one_pass import OnePassDetector, OnePassHyperparameters
+from anomtune.models.training.trainer import mixed_precision, normalise
 
 #: Added to the diagonal of the covariances (paper, eq. 1).
 _EPSILON = 0.01

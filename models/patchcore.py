@@ -14,14 +14,15 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from anomtune.models.backbones import Backbone, Weights, load_backbone
+from anomtune.errors import MethodError
 from anomtune.models.base import Report
-from anomtune.models.blocks import split_rows
-from anomtune.models.coreset import CoresetBuilder
-from anomtune.models.hyperparameters import Choice, FloatRange, MethodError
-from anomtune.models.one_pass import OnePassDetector, OnePassHyperparameters
-from anomtune.models.patch_features import PatchFeatures
-from anomtune.models.training import mixed_precision, normalise
+from anomtune.models.hyperparameters import Choice, FloatRange
+from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
+from anomtune.models.layers.blocks import split_rows
+from anomtune.models.layers.coreset import CoresetBuilder
+from anomtune.models.layers.patch_features import PatchFeatures
+from anomtune.models.training.one_pass import OnePassDetector, OnePassHyperparameters
+from anomtune.models.training.trainer import mixed_precision, normalise
 
 #: Numbers in one block of the distances of patches to the bank: 4 MB, which a CPU's caches hold.
 _BLOCK = 1 << 20

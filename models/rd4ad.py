@@ -16,12 +16,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from anomtune.models.backbones import Backbone, Weights, load_backbone
-from anomtune.models.distillation import DistillationDetector, DistillationHyperparameters
 from anomtune.models.hyperparameters import FloatRange
-from anomtune.models.losses import alpha_schedule, feature_loss
-from anomtune.models.maps import Pair
-from anomtune.models.reverse_distillation import Student
+from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
+from anomtune.models.layers.losses import alpha_schedule, feature_loss
+from anomtune.models.layers.maps import Pair
+from anomtune.models.layers.reverse_distillation import Student
+from anomtune.models.training.distillation import DistillationDetector, DistillationHyperparameters
 
 
 class RD4ADHyperparameters(DistillationHyperparameters):

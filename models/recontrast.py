@@ -18,15 +18,15 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from anomtune.models.backbones import Backbone, Weights, load_backbone
 from anomtune.models.base import Report
-from anomtune.models.batch_norm import use_partial_norm
-from anomtune.models.distillation import DistillationDetector, DistillationHyperparameters
 from anomtune.models.hyperparameters import Choice, FloatRange
-from anomtune.models.losses import Loss, alpha_schedule, feature_loss
-from anomtune.models.maps import Pair
-from anomtune.models.reverse_distillation import Student
-from anomtune.models.training import mixed_precision, normalise
+from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
+from anomtune.models.layers.batch_norm import use_partial_norm
+from anomtune.models.layers.losses import Loss, alpha_schedule, feature_loss
+from anomtune.models.layers.maps import Pair
+from anomtune.models.layers.reverse_distillation import Student
+from anomtune.models.training.distillation import DistillationDetector, DistillationHyperparameters
+from anomtune.models.training.trainer import mixed_precision, normalise
 
 #: Training images that the diversity of features is measured on.
 _PROBED = 16

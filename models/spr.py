@@ -19,9 +19,9 @@ from torch import Tensor
 
 from anomtune.models.base import Detector, Report
 from anomtune.models.hyperparameters import Choice, FloatRange, Hyperparameters, IntRange
-from anomtune.models.maps import image_scores
-from anomtune.models.score_network import ScoreNetwork, perturbation_std
-from anomtune.models.training import BatchOrder, Trainer, mixed_precision
+from anomtune.models.layers.maps import image_scores
+from anomtune.models.layers.score_network import ScoreNetwork, perturbation_std
+from anomtune.models.training.trainer import BatchOrder, Trainer, mixed_precision
 
 #: Times are drawn from here to 1; at 0 the score is not defined.
 _SMALLEST_TIME = 1e-5

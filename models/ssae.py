@@ -17,19 +17,20 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from anomtune.models.augmentation import Augmentation, augment, random_crops
+from anomtune.errors import MethodError
 from anomtune.models.base import Detector, Report
-from anomtune.models.corruptions import (
+from anomtune.models.hyperparameters import Choice, FloatRange, IntRange
+from anomtune.models.images.augmentation import Augmentation, augment, random_crops
+from anomtune.models.images.corruptions import (
     CorruptionHyperparameters,
     Corruptor,
     corruption_weights,
 )
-from anomtune.models.hyperparameters import Choice, FloatRange, IntRange, MethodError
-from anomtune.models.repair_objectives import amplify_objective, filter_objective
-from anomtune.models.sdc_autoencoder import SDCAutoencoder
-from anomtune.models.separable import box_window, filter_maps
-from anomtune.models.ssim import ssim_distance
-from anomtune.models.training import BatchOrder, Trainer, mixed_precision
+from anomtune.models.images.repair_objectives import amplify_objective, filter_objective
+from anomtune.models.layers.sdc_autoencoder import SDCAutoencoder
+from anomtune.models.layers.separable import box_window, filter_maps
+from anomtune.models.layers.ssim import ssim_distance
+from anomtune.models.training.trainer import BatchOrder, Trainer, mixed_precision
 
 #: Progressive training: equal parts of the iterations with crops of these parts of the side.
 _STAGES = 4

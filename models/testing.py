@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from anomtune.models.backbones import weights_come_later
-from anomtune.models.base import Detector, Histogram, Hyperparameters, TrainingDivergedError
+from anomtune.errors import TrainingDivergedError
+from anomtune.models.base import Detector, Histogram, Hyperparameters
+from anomtune.models.layers.backbones import weights_come_later
 
 
 def check_detector(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -21,9 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-
-class SweepError(ValueError):
-    """A sweep cannot start or go on as asked; the message is one line that names the remedy."""
+from anomtune.errors import SweepError, suggest
 
 
 class _Section(BaseModel):
@@ -35,7 +32,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class ShiftConfig(_Section):
-    """Corrupted copies of the test images, as shifted domains (see :mod:`anomtune.datasets.shift`).
+    """Corrupted copies of the test images, as shifted domains (see :mod:`anomtune.datasets.splits.shift`).
 
     They neither train nor validate: confirm runs report them apart.
     """
@@ -59,7 +56,7 @@ class DatasetConfig(_Section):
 
 
 class ValidationConfig(_Section):
-    """Which images steer the search (see :mod:`anomtune.datasets.splits`).
+    """Which images steer the search (see :mod:`anomtune.datasets.splits.split`).
 
     To ``without_damage`` a sweep adds the kinds of damage that one of its methods trains on.
     """
@@ -255,13 +252,6 @@ def _plain_location(location: Sequence[int | str]) -> list[str]:
     """Returns the keys of an error's location, without pydantic's names for types."""
     tag = re.compile(r"[\[(]|^(int|float|str|constrained-\w+)$")
     return [str(part) for part in location if not tag.search(str(part))]
-
-
-def suggest(wrong: str, known: Sequence[str]) -> str:
-    """Returns a clause that names what exists and what was probably meant."""
-    nearest = difflib.get_close_matches(wrong, known, n=1)
-    meant = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return f"; there is {', '.join(known)}{meant}"
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:

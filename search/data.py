@@ -6,9 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from anomtune.datasets.base import Dataset
-from anomtune.datasets.registry import open_dataset
-from anomtune.datasets.remote import local_root
-from anomtune.datasets.shift import Shift
+from anomtune.datasets.io.remote import local_root
+from anomtune.datasets.opening import open_dataset
+from anomtune.datasets.splits.shift import Shift
 from anomtune.search.config import DatasetConfig
 
 

@@ -11,41 +11,35 @@ from pathlib import Path
 import pyarrow as pa
 from rich.console import Console
 
-from anomtune.datasets.audit import find_missing
-from anomtune.datasets.damage import check_without
-from anomtune.datasets.foreign import list_images
-from anomtune.datasets.remote import has_secrets, is_uri, mask_uri
-from anomtune.datasets.splits import SearchSplit, Validation, load_search_split
-from anomtune.models.registry import get_method
-from anomtune.search.capacity import Capacity
-from anomtune.search.checkpoint import delete_checkpoint, delete_other_checkpoints
-from anomtune.search.config import (
-    SweepConfig,
-    SweepError,
-    check_extends,
-    parse_sweep,
-    read_yaml,
-    suggest,
-)
-from anomtune.search.curves import CurveWriter
+from anomtune.cli.monitor import Monitor
+from anomtune.datasets.io.foreign import list_images
+from anomtune.datasets.io.remote import has_secrets, is_uri, mask_uri
+from anomtune.datasets.splits.audit import find_missing
+from anomtune.datasets.splits.damage import check_without
+from anomtune.datasets.splits.split import SearchSplit, Validation, load_search_split
+from anomtune.errors import SweepError, suggest
+from anomtune.registry import METHODS
+from anomtune.search.config import SweepConfig, check_extends, parse_sweep, read_yaml
 from anomtune.search.data import open_data
-from anomtune.search.engine import SpecMaker, living_nodes, ray_cluster, run_work
-from anomtune.search.leaderboard import write_tables
-from anomtune.search.lock import DirectoryLock
-from anomtune.search.monitor import Monitor
-from anomtune.search.pool import Pool
-from anomtune.search.probe import require_shared
-from anomtune.search.records import (
+from anomtune.search.decide.pool import Pool
+from anomtune.search.decide.study import SearchPlan, plan_search
+from anomtune.search.decide.work import Confirmation, Work
+from anomtune.search.results.leaderboard import write_tables
+from anomtune.search.results.tensorboard import CurveWriter
+from anomtune.search.results.winners import kept_seed, publish_winner
+from anomtune.search.run.capacity import Capacity
+from anomtune.search.run.checkpoint import delete_checkpoint, delete_other_checkpoints
+from anomtune.search.run.engine import SpecMaker, living_nodes, ray_cluster, run_work
+from anomtune.search.run.probe import require_shared
+from anomtune.search.run.trial import TrialSpec
+from anomtune.search.store.lock import DirectoryLock
+from anomtune.search.store.records import (
     AnyRecord,
     ConfirmRecord,
     RecordStore,
     StudyKey,
 )
-from anomtune.search.storage import Storage
-from anomtune.search.study import SearchPlan, plan_search
-from anomtune.search.trial import TrialSpec
-from anomtune.search.winners import kept_seed, publish_winner
-from anomtune.search.work import Confirmation, Work
+from anomtune.search.store.storage import Storage
 
 #: How many notes on one category are shown.
 _SHOWN = 5
@@ -220,7 +214,7 @@ def _check_foreign(folder: Path, root: str | None) -> None:
 
 def prepare_method(plan: SearchPlan, root: str | None) -> None:
     """Makes sure that weights and foreign images of every config can be had, before any trial."""
-    detector = get_method(plan.method)
+    detector = METHODS.get(plan.method)
     for config in plan.variants():
         detector.prepare(config)
         source = config.foreign_images()

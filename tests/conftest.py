@@ -78,7 +78,7 @@ def ray_session():
     """One Ray instance for all tests of this process."""
     import ray
 
-    from anomtune.search.engine import ray_cluster
+    from anomtune.search.run.engine import ray_cluster
 
     with ray_cluster(None):
         yield ray
@@ -88,7 +88,7 @@ def ray_session():
 def run(monkeypatch, capsys):
     """Runs `anomtune` in this process; returns exit code, output and errors."""
 
-    from anomtune.search import cli
+    from anomtune.cli import main as cli
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["anomtune", *map(str, arguments)])

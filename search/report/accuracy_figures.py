@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.metrics import roc_curve
 
-from anomtune.search.confirm import Confirmed
-from anomtune.search.records import HeldOutScores
+from anomtune.search.decide.confirm import Confirmed
 from anomtune.search.report.traces import MUTED, Figure, digits, figure, line, markers
 from anomtune.search.report.verdict import Row
+from anomtune.search.store.records import HeldOutScores
 
 #: Points that are drawn of a ROC curve.
 _ROC_POINTS = 400

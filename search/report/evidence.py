@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from anomtune.search.config import SweepConfig
-from anomtune.search.confirm import Confirmed, belongs, choose, summarise, to_confirm
-from anomtune.search.leaderboard import compile_leaderboard
-from anomtune.search.metrics import paired_delong_p
-from anomtune.search.records import ConfirmRecord, RecordStore, StudyKey, TrialRecord
+from anomtune.search.decide.confirm import Confirmed, belongs, choose, summarise, to_confirm
+from anomtune.search.decide.study import SearchPlan, plan_search
+from anomtune.search.metrics.image import paired_delong_p
 from anomtune.search.report.verdict import Progress, Verdict, judge
-from anomtune.search.study import SearchPlan, plan_search
+from anomtune.search.results.leaderboard import compile_leaderboard
+from anomtune.search.store.records import ConfirmRecord, RecordStore, StudyKey, TrialRecord
 
 
 @dataclass(frozen=True)

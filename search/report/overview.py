@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from anomtune.search.confirm import Confirmed
+from anomtune.cli.tables import figure
+from anomtune.search.decide.confirm import Confirmed
 from anomtune.search.report.accuracy_figures import ranked_by
 from anomtune.search.report.evidence import CategoryEvidence, Evidence, StudyEvidence
 from anomtune.search.report.verdict import Row, count, deviation, milliseconds, signed, spread
-from anomtune.search.tables import figure
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from anomtune.search.optuna_export import rebuild_studies
-from anomtune.search.records import StudyKey, open_sweep
 from anomtune.search.report.accuracy_figures import Config, agreement
 from anomtune.search.report.evidence import Evidence, gather
 from anomtune.search.report.overview import (
@@ -33,6 +31,8 @@ from anomtune.search.report.overview import (
 from anomtune.search.report.panels import Figures, category_panel, study_panel
 from anomtune.search.report.traces import palette
 from anomtune.search.report.verdict import summarise_verdicts
+from anomtune.search.results.optuna_export import rebuild_studies
+from anomtune.search.store.records import StudyKey, open_sweep
 
 _NAME = "report.html"
 

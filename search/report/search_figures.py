@@ -15,7 +15,6 @@ import numpy as np
 import optuna
 
 from anomtune.models.hyperparameters import Choice, SearchRange
-from anomtune.search.records import TrialRecord, best_record
 from anomtune.search.report.traces import (
     BEST,
     COMPLETE,
@@ -32,6 +31,7 @@ from anomtune.search.report.traces import (
     markers,
     text,
 )
+from anomtune.search.store.records import TrialRecord, best_record
 
 _VALIDATION = "validation AUROC"
 

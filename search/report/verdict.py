@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from anomtune.search.tables import figure
+from anomtune.cli.tables import figure
 
 #: A row of the leaderboard, by column.
 Row = Mapping[str, Any]

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from anomtune.cli.tables import leaderboard_table
 from anomtune.search.config import load_sweep
 from anomtune.search.sweep import run_sweep
-from anomtune.search.tables import leaderboard_table
 
 PROJECT = Path(__file__).parent.parent.parent
 SHARED = PROJECT.parent / "shared"

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from anomtune.datasets.cache import decode
 from anomtune.datasets.folder import FolderDataset
-from anomtune.datasets.imagefile import resize_image
-from anomtune.datasets.splits import Validation, load_search_split
+from anomtune.datasets.io.cache import decode
+from anomtune.datasets.io.imagefile import resize_image
+from anomtune.datasets.splits.split import Validation, load_search_split
 from anomtune.datasets.synthetic import SyntheticDataset
 
 SIZE = 256

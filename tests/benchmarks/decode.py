@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from anomtune.datasets.cache import CategoryArrays, open_category, workers
 from anomtune.datasets.folder import FolderDataset
+from anomtune.datasets.io.cache import CategoryArrays, open_category, workers
 
 SIZE = 256
 WORKERS = 8

@@ -16,8 +16,8 @@ from typing import Any
 
 from rich.console import Console
 
+from anomtune.cli.monitor import Monitor
 from anomtune.search.config import load_sweep
-from anomtune.search.monitor import Monitor
 from anomtune.search.sweep import run_sweep
 
 HERE = Path(__file__).parent

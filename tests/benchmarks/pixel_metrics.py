@@ -26,7 +26,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from sklearn.metrics import auc, roc_auc_score
 
-from anomtune.search.pixel_metrics import PixelFigures, PixelMetrics
+from anomtune.search.metrics.pixel import PixelFigures, PixelMetrics
 
 Maps = npt.NDArray[np.float32]
 Masks = npt.NDArray[np.uint8]

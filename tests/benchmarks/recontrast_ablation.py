@@ -71,8 +71,8 @@ def train(run: Run) -> tuple[Run, Result]:
     import torch
     from sklearn.metrics import roc_auc_score
 
-    from anomtune.datasets.registry import open_dataset
-    from anomtune.datasets.splits import Validation, load_search_split
+    from anomtune.datasets.opening import open_dataset
+    from anomtune.datasets.splits.split import Validation, load_search_split
     from anomtune.models.recontrast import ReContrast, ReContrastHyperparameters
 
     torch.set_num_threads(1)

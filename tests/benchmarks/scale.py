@@ -21,10 +21,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from anomtune.search.collector import Collector
 from anomtune.search.config import SweepConfig, parse_sweep
-from anomtune.search.pool import Pool
-from anomtune.search.records import (
+from anomtune.search.decide.pool import Pool
+from anomtune.search.decide.study import SearchPlan, plan_search
+from anomtune.search.run.collector import Collector
+from anomtune.search.store.records import (
     Cost,
     Facts,
     RecordStore,
@@ -33,8 +34,7 @@ from anomtune.search.records import (
     StudyKey,
     TrialRecord,
 )
-from anomtune.search.storage import Storage
-from anomtune.search.study import SearchPlan, plan_search
+from anomtune.search.store.storage import Storage
 
 #: Median minutes of a whole trial, and whether it is looked at once only.
 METHODS: dict[str, tuple[float, bool]] = {

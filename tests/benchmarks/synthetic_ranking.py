@@ -82,11 +82,11 @@ def score(run: Run) -> tuple[Run, Result]:
     import torch
     from sklearn.metrics import roc_auc_score
 
-    from anomtune.datasets.registry import open_dataset
-    from anomtune.datasets.splits import Validation, load_search_split, load_test_split
-    from anomtune.models.registry import get_method
+    from anomtune.datasets.opening import open_dataset
+    from anomtune.datasets.splits.split import Validation, load_search_split, load_test_split
+    from anomtune.registry import METHODS
     from anomtune.search.config import MethodConfig
-    from anomtune.search.study import plan_search
+    from anomtune.search.decide.study import plan_search
 
     torch.set_num_threads(1)
     plan = plan_search(run.method, MethodConfig(fixed=FIXED[run.method]))
@@ -107,7 +107,7 @@ def score(run: Run) -> tuple[Run, Result]:
     if run.method in STEPS:
         epochs = round(STEPS[run.method] * FIXED[run.method]["batch_size"] / len(train))
         hyperparameters = hyperparameters.model_copy(update={"epochs": epochs})
-    detector = get_method(run.method)(hyperparameters, image_size=SIZE, seed=0)
+    detector = METHODS.get(run.method)(hyperparameters, image_size=SIZE, seed=0)
     detector.fit(train, hyperparameters.training_iterations(len(train)))
     areas = [
         float(roc_auc_score(labels, detector.score(images).numpy()))

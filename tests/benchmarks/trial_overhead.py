@@ -22,7 +22,7 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from anomtune.search.config import SweepConfig, parse_sweep
-from anomtune.search.engine import ray_cluster
+from anomtune.search.run.engine import ray_cluster
 from anomtune.search.sweep import run_sweep
 from tests.conftest import draw_category  # also makes the toy method known
 

@@ -41,7 +41,8 @@ _PATIENCE = 600.0
 
 def drive(sweep: dict[str, Any], directory: str, address: str) -> None:
     """Is the driver: runs the sweep and ends the process as the command does."""
-    from anomtune.search.config import SweepError, parse_sweep
+    from anomtune.errors import SweepError
+    from anomtune.search.config import parse_sweep
     from anomtune.search.sweep import run_sweep
 
     os.setsid()

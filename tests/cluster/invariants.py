@@ -12,11 +12,17 @@ import pyarrow.parquet as pq
 import safetensors.numpy
 from sklearn.metrics import roc_auc_score
 
-from anomtune.search.confirm import choose, to_confirm
-from anomtune.search.leaderboard import write_tables
-from anomtune.search.records import ConfirmRecord, RecordStore, StudyKey, TrialRecord, open_sweep
-from anomtune.search.saved import load_detector
-from anomtune.search.winners import kept_seed, model_folder
+from anomtune.search.decide.confirm import choose, to_confirm
+from anomtune.search.detector.saved import load_detector
+from anomtune.search.results.leaderboard import write_tables
+from anomtune.search.results.winners import kept_seed, model_folder
+from anomtune.search.store.records import (
+    ConfirmRecord,
+    RecordStore,
+    StudyKey,
+    TrialRecord,
+    open_sweep,
+)
 
 #: All that may lie at the top of a sweep directory.
 _TOP = {

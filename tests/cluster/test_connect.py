@@ -7,7 +7,7 @@ import os
 import pytest
 
 from anomtune.cluster.connect import asks_for_token, connect, dashboard_url, is_loopback
-from anomtune.search.config import SweepError
+from anomtune.errors import SweepError
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ import yaml
 
 from anomtune.cluster import doctor
 from anomtune.cluster.doctor import Findings, examine, judge
-from anomtune.search import probe
 from anomtune.search.config import parse_sweep
-from anomtune.search.probe import Node
-from anomtune.search.storage import Storage
+from anomtune.search.run import probe
+from anomtune.search.run.probe import Node
+from anomtune.search.store.storage import Storage
 from tests.search.conftest import sweep_dict
 
 NODE = Node("aa", "gpu-1 (10.0.0.1)", 2)

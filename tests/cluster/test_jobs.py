@@ -14,9 +14,10 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from anomtune.cli.terminal import INTERRUPTED, UNUSABLE
 from anomtune.cluster import jobs
-from anomtune.search.config import SweepError, parse_sweep
-from anomtune.search.terminal import INTERRUPTED, UNUSABLE
+from anomtune.errors import SweepError
+from anomtune.search.config import parse_sweep
 from tests.conftest import PROJECT
 from tests.search.conftest import sweep_dict
 
@@ -87,7 +88,7 @@ def test_the_sweep_file_and_this_anomtune_are_shipped(cluster, config, monkeypat
     assert parse_sweep(yaml.safe_load(cluster.files["sweep.yaml"]), "shipped") == config
     [sent] = cluster.sent
     assert sent["entrypoint"].endswith(
-        "anomtune.search.cli sweep sweep.yaml --address auto --dir '/shared/my toys'"
+        "anomtune.cli.main sweep sweep.yaml --address auto --dir '/shared/my toys'"
     )
     assert cluster.shipped[0] == "anomtune"
     assert cluster.shipped[1].startswith("anomtune-")
@@ -197,7 +198,7 @@ def test_a_reader_that_closes_the_pipe_ends_the_command_silently(options):
     script = f"""
 import sys
 from anomtune.cluster import connect
-from anomtune.search import cli
+from anomtune.cli import main as cli
 from tests.cluster.test_jobs import Cluster
 
 class Talkative(Cluster):

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomtune.datasets.audit import find_missing
-from anomtune.datasets.base import DataError, Published
+from anomtune.datasets.base import Published
 from anomtune.datasets.cifar import CIFAR10
-from anomtune.datasets.splits import Validation, load_search_split, load_test_split
+from anomtune.datasets.splits.audit import find_missing
+from anomtune.datasets.splits.split import Validation, load_search_split, load_test_split
+from anomtune.errors import DataError
 
 Draw = Callable[..., Image.Image]
 CLASSES = CIFAR10.classes

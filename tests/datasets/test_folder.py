@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomtune.datasets.base import DataError, ImageError
 from anomtune.datasets.folder import FolderDataset
+from anomtune.errors import DataError, ImageError
 
 Draw = Callable[..., Image.Image]
 

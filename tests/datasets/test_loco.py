@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomtune.datasets.audit import audit, find_missing
-from anomtune.datasets.base import DataError, ImageError
 from anomtune.datasets.loco import MVTecLOCO
-from anomtune.datasets.registry import open_dataset
-from anomtune.datasets.splits import Validation, load_search_split, load_test_split
+from anomtune.datasets.opening import open_dataset
+from anomtune.datasets.splits.audit import audit, find_missing
+from anomtune.datasets.splits.split import Validation, load_search_split, load_test_split
+from anomtune.errors import DataError, ImageError
 
 Draw = Callable[..., Image.Image]
 

@@ -16,12 +16,13 @@ import pytest
 from PIL import Image
 
 from anomtune.datasets import medical
-from anomtune.datasets.audit import find_missing, inspect
-from anomtune.datasets.base import DataError, Dataset, Published
-from anomtune.datasets.fundus import crop_fundus
-from anomtune.datasets.imagefile import digest_file
+from anomtune.datasets.base import Dataset, Published
+from anomtune.datasets.io.fundus import crop_fundus
+from anomtune.datasets.io.imagefile import digest_file
 from anomtune.datasets.medical import APTOS2019, ISIC2018, OCT2017
-from anomtune.datasets.splits import Validation, load_search_split, load_test_split
+from anomtune.datasets.splits.audit import find_missing, inspect
+from anomtune.datasets.splits.split import Validation, load_search_split, load_test_split
+from anomtune.errors import DataError
 
 Draw = Callable[..., Image.Image]
 LESIONS = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")

@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 
 from anomtune.datasets import mnist_m
-from anomtune.datasets.audit import find_missing
-from anomtune.datasets.base import DataError, Published, Sample
+from anomtune.datasets.base import Published, Sample
 from anomtune.datasets.mnist import MNIST, FashionMNIST
-from anomtune.datasets.splits import Validation, load_search_split, load_test_split
+from anomtune.datasets.splits.audit import find_missing
+from anomtune.datasets.splits.split import Validation, load_search_split, load_test_split
+from anomtune.errors import DataError
 
 Draw = Callable[..., Image.Image]
 DIGITS = tuple("0123456789")

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from anomtune.datasets.audit import audit, find_missing, inspect
-from anomtune.datasets.base import DataError
 from anomtune.datasets.mvtec import MPDD, MVTecAD
-from anomtune.datasets.registry import open_dataset
-from anomtune.datasets.splits import Validation, load_search_split, load_test_split
+from anomtune.datasets.opening import open_dataset
+from anomtune.datasets.splits.audit import audit, find_missing, inspect
+from anomtune.datasets.splits.split import Validation, load_search_split, load_test_split
+from anomtune.errors import DataError
 
 Draw = Callable[..., Image.Image]
 

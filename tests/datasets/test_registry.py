@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from anomtune.datasets import registry
-from anomtune.datasets.base import DataError
 from anomtune.datasets.folder import FolderDataset
-from anomtune.datasets.registry import available, open_dataset
+from anomtune.datasets.opening import open_dataset
 from anomtune.datasets.synthetic import SyntheticDataset
+from anomtune.errors import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ def test_a_datasets_own_complaint_is_passed_on() -> None:
 
 def test_package_knows_nothing_of_ray_torch_or_optuna() -> None:
     code = (
-        "import sys, anomtune.datasets.splits, anomtune.datasets.audit, anomtune.datasets.registry,"
+        "import sys, anomtune.datasets.splits.split, anomtune.datasets.splits.audit, anomtune.datasets.registry,"
         "anomtune.datasets.synthetic, anomtune.datasets.folder;"
         "print({'ray', 'torch', 'optuna'} & set(sys.modules))"
     )

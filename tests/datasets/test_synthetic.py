@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomtune.datasets.base import DataError
-from anomtune.datasets.damage import MECHANISMS, check_without, damage, damaged_copies
+from anomtune.datasets.drawing.scenes import PRODUCTS
 from anomtune.datasets.folder import FolderDataset
-from anomtune.datasets.scenes import PRODUCTS
+from anomtune.datasets.splits.damage import MECHANISMS, check_without, damage, damaged_copies
 from anomtune.datasets.synthetic import SyntheticDataset, _draw
+from anomtune.errors import DataError
 
 DATASET = SyntheticDataset()
 

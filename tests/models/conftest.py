@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from anomtune.models.backbones import prepare_weights
-from anomtune.models.hyperparameters import MethodError
+from anomtune.errors import MethodError
+from anomtune.models.layers.backbones import prepare_weights
 
 # Small networks: a second thread costs more than it gives, above all on a busy machine.
 torch.set_num_threads(1)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from anomtune.models.backbones import load_backbone
-from anomtune.models.base import MethodError
+from anomtune.errors import MethodError
+from anomtune.models.layers.backbones import load_backbone
 from anomtune.models.rd4ad import RD4AD, RD4ADHyperparameters
 from anomtune.models.recontrast import ReContrast, ReContrastHyperparameters
 from anomtune.models.testing import check_detector

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from anomtune.datasets.cache import open_category
-from anomtune.datasets.registry import open_dataset
-from anomtune.models.registry import available, get_method
+from anomtune.datasets.io.cache import open_category
+from anomtune.datasets.opening import open_dataset
 from anomtune.models.testing import check_detects, check_memory
+from anomtune.registry import METHODS
 
 SIZE = 64
 TINY: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random", "batch_size": 4}
@@ -38,11 +38,11 @@ SHORT: dict[str, dict[str, Any]] = {
 
 
 def hyperparameters(method: str, **changes: Any) -> Any:
-    return get_method(method).Hyperparameters(**{**SHORT[method], **changes})
+    return METHODS.get(method).Hyperparameters(**{**SHORT[method], **changes})
 
 
 def test_every_method_is_tested_here() -> None:
-    assert set(SHORT) == set(available()) - {"toy"}
+    assert set(SHORT) == set(METHODS.names()) - {"toy"}
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +74,10 @@ def test_an_obvious_defect_scores_above_its_clean_twin(
         hp = hyperparameters(method, weights=weights)
     assert hp.input_size(SIZE) == SIZE
     check_detects(
-        get_method(method), hp, train=train, clean=clean, defective=defective, image_size=SIZE
+        METHODS.get(method), hp, train=train, clean=clean, defective=defective, image_size=SIZE
     )
 
 
 @pytest.mark.parametrize("method", sorted(SHORT))
 def test_fifty_trainings_in_one_process_leave_nothing_behind(method: str) -> None:
-    check_memory(get_method(method), hyperparameters(method), image_size=SIZE)
+    check_memory(METHODS.get(method), hyperparameters(method), image_size=SIZE)

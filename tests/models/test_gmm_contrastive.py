@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
+from anomtune.errors import MethodError, TrainingDivergedError
 from anomtune.models import gmm_contrastive
-from anomtune.models.backbones import prepare_weights
-from anomtune.models.base import Histogram, MethodError, TrainingDivergedError
-from anomtune.models.dead_leaves import dead_leaves
-from anomtune.models.gaussian_mixture import GaussianMixture
+from anomtune.models.base import Histogram
 from anomtune.models.gmm_contrastive import GMMContrastive, GMMContrastiveHyperparameters
-from anomtune.models.maps import gaussian_smooth
-from anomtune.models.mixture_network import contrastive_loss, outliers, whitening
+from anomtune.models.images.dead_leaves import dead_leaves
+from anomtune.models.layers.backbones import prepare_weights
+from anomtune.models.layers.gaussian_mixture import GaussianMixture
+from anomtune.models.layers.maps import gaussian_smooth
+from anomtune.models.layers.mixture_network import contrastive_loss, outliers, whitening
 from anomtune.models.testing import check_detector
 
 SMALL: dict[str, Any] = {
@@ -515,7 +516,7 @@ def test_the_density_is_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> 
         return torch.autocast(device.type, dtype=torch.bfloat16)
 
     monkeypatch.setattr(gmm_contrastive, "mixed_precision", half)
-    monkeypatch.setattr("anomtune.models.training.mixed_precision", half)
+    monkeypatch.setattr("anomtune.models.training.trainer.mixed_precision", half)
     seen: list[torch.dtype] = []
     detector = build()
     detector.network.features.register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))

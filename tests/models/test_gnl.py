@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anomtune.models.augmix import AugMix
-from anomtune.models.backbones import load_backbone
-from anomtune.models.base import MethodError
-from anomtune.models.feature_matching import MatchedEncoder
+from anomtune.errors import MethodError
 from anomtune.models.gnl import GNL, GNLHyperparameters
-from anomtune.models.losses import global_loss
-from anomtune.models.maps import anomaly_map
+from anomtune.models.images.augmix import AugMix
+from anomtune.models.layers.backbones import load_backbone
+from anomtune.models.layers.feature_matching import MatchedEncoder
+from anomtune.models.layers.losses import global_loss
+from anomtune.models.layers.maps import anomaly_map
+from anomtune.models.layers.reverse_distillation import Student
 from anomtune.models.rd4ad import RD4AD, RD4ADHyperparameters
-from anomtune.models.reverse_distillation import Student
 from anomtune.models.testing import check_detector
-from anomtune.models.training import normalise
+from anomtune.models.training.trainer import normalise
 
 SMALL: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random", "batch_size": 3}
 CPU = torch.device("cpu")

@@ -12,12 +12,12 @@ from safetensors.torch import load, save
 from scipy.spatial.distance import mahalanobis
 from torch import Tensor
 
+from anomtune.errors import MethodError
 from anomtune.models import padim
-from anomtune.models.base import MethodError
-from anomtune.models.maps import gaussian_smooth
+from anomtune.models.layers.maps import gaussian_smooth
 from anomtune.models.padim import PaDiM, PaDiMHyperparameters
 from anomtune.models.testing import check_detector
-from anomtune.models.training import normalise
+from anomtune.models.training.trainer import normalise
 
 SMALL: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random", "channels": 20}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anomtune.models.batch_norm import PartialNorm
+from anomtune.models.layers.batch_norm import PartialNorm
 from anomtune.models.recontrast import ReContrast, ReContrastHyperparameters
 
 SMALL: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random", "batch_size": 4}

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from anomtune.errors import MethodError
 from anomtune.models import registry
-from anomtune.models.hyperparameters import MethodError
 from anomtune.models.rd4ad import RD4AD
 from anomtune.models.recontrast import ReContrast
-from anomtune.models.registry import available, get_method
+from anomtune.registry import METHODS
 
 Install = Callable[..., None]
 
@@ -35,16 +35,16 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
 
 def test_the_methods_of_this_package() -> None:
     assert {"rd4ad", "recontrast"} <= set(available())
-    assert get_method("rd4ad") is RD4AD
-    assert get_method("recontrast") is ReContrast
+    assert METHODS.get("rd4ad") is RD4AD
+    assert METHODS.get("recontrast") is ReContrast
 
 
 def test_an_unknown_name_gets_the_nearest(install: Install) -> None:
     install(("rd4ad", "a:B"), ("recontrast", "a:C"))
     with pytest.raises(MethodError, match=r"there are rd4ad, recontrast; did you mean 'recontra"):
-        get_method("re_contrast")
+        METHODS.get("re_contrast")
     with pytest.raises(MethodError, match=r"recontrast$"):
-        get_method("zzz")
+        METHODS.get("zzz")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_broken_plug_in(install: Install, value: str, message: str) -> None:
     install(("broken", value))
     assert available() == ("broken",)
     with pytest.raises(MethodError, match=message):
-        get_method("broken")
+        METHODS.get("broken")
 
 
 def test_a_plug_ins_error_of_several_lines_becomes_one(
@@ -69,17 +69,17 @@ def test_a_plug_ins_error_of_several_lines_becomes_one(
     monkeypatch.syspath_prepend(str(tmp_path))
     install(("broken", "anomtune_broken_plugin:X"))
     with pytest.raises(MethodError, match="ImportError: one two; repair or uninstall") as error:
-        get_method("broken")
+        METHODS.get("broken")
     assert "\n" not in str(error.value)
 
 
 def test_a_name_claimed_twice(install: Install) -> None:
     install(("x", "a:B"), ("x", "c:D"))
     with pytest.raises(MethodError, match="more than once: a:B, c:D"):
-        get_method("x")
+        METHODS.get("x")
     same = "anomtune.models.rd4ad:RD4AD"  # an editable install may list itself twice
     install(("x", same), ("x", same))
-    assert get_method("x") is RD4AD
+    assert METHODS.get("x") is RD4AD
 
 
 def test_names_are_known_without_torch() -> None:

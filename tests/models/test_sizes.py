@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anomtune.models.backbones import Backbone
+from anomtune.models.layers.backbones import Backbone
+from anomtune.models.layers.reverse_distillation import Student
 from anomtune.models.rd4ad import ReverseDistillation
 from anomtune.models.recontrast import ContrastNetwork
-from anomtune.models.reverse_distillation import Student
 
 RESNETS: tuple[Backbone, ...] = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2")
 

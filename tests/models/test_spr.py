@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from scipy.ndimage import uniform_filter
 from torch import Tensor
 
-from anomtune.models.base import Choice, FloatRange, IntRange, MethodError
-from anomtune.models.score_network import perturbation_std
+from anomtune.errors import MethodError
+from anomtune.models.base import Choice, FloatRange, IntRange
+from anomtune.models.layers.score_network import perturbation_std
 from anomtune.models.spr import (
     SPR,
     SPRHyperparameters,

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from anomtune.errors import MethodError
 from anomtune.models import ssae
-from anomtune.models.augmentation import augment
-from anomtune.models.base import MethodError
-from anomtune.models.repair_objectives import amplify_objective, filter_objective
-from anomtune.models.sdc_autoencoder import SDC, SDCAutoencoder
-from anomtune.models.separable import box_window, filter_maps
+from anomtune.models.images.augmentation import augment
+from anomtune.models.images.repair_objectives import amplify_objective, filter_objective
+from anomtune.models.layers.sdc_autoencoder import SDC, SDCAutoencoder
+from anomtune.models.layers.separable import box_window, filter_maps
+from anomtune.models.layers.ssim import ssim_distance
 from anomtune.models.ssae import SSAE, SSAEHyperparameters, crop_size
-from anomtune.models.ssim import ssim_distance
 from anomtune.models.testing import check_detector
 
 SMALL: dict[str, Any] = {"resolution": 32, "width": 2, "batch_size": 3, "iterations": 4, "k": 3}
@@ -663,7 +663,7 @@ def test_training_in_mixed_precision_corrupts_and_measures_in_float32(
     def half(device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, dtype=torch.bfloat16)
 
-    monkeypatch.setattr("anomtune.models.training.mixed_precision", half)
+    monkeypatch.setattr("anomtune.models.training.trainer.mixed_precision", half)
     monkeypatch.setattr(ssae, "mixed_precision", half)
     detector.fit(photos(), 1)
     assert detector.anomaly_maps(photos()).dtype == torch.float32

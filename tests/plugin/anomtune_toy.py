@@ -14,13 +14,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from anomtune.errors import TrainingDivergedError
 from anomtune.models.base import Detector, Histogram, Report
-from anomtune.models.hyperparameters import (
-    Choice,
-    FloatRange,
-    Hyperparameters,
-    TrainingDivergedError,
-)
+from anomtune.models.hyperparameters import Choice, FloatRange, Hyperparameters
 
 
 class ToyHyperparameters(Hyperparameters):

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from anomtune.search.config import SweepConfig, parse_sweep
-from anomtune.search.pool import Pool
-from anomtune.search.records import Cost, Facts, Rung, StudyKey, TrialRecord
-from anomtune.search.study import plan_search
+from anomtune.search.decide.pool import Pool
+from anomtune.search.decide.study import plan_search
+from anomtune.search.store.records import Cost, Facts, Rung, StudyKey, TrialRecord
 
 FACTS = Facts(n_val_normal=3, n_val_anomalous=3, parameters=2, score_rule="max")
 

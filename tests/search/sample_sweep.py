@@ -19,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from anomtune.search.config import SweepConfig, parse_sweep
-from anomtune.search.confirm import to_confirm
-from anomtune.search.heatmaps import outline, overlay, png_bytes, sheet
-from anomtune.search.metrics import auroc
-from anomtune.search.pool import Pool
-from anomtune.search.records import (
+from anomtune.search.decide.confirm import to_confirm
+from anomtune.search.decide.pool import Pool
+from anomtune.search.decide.study import SearchPlan, plan_search
+from anomtune.search.detector.heatmaps import outline, overlay, png_bytes, sheet
+from anomtune.search.metrics.image import auroc
+from anomtune.search.store.records import (
     ConfirmRecord,
     Cost,
     DomainFigures,
@@ -34,8 +35,7 @@ from anomtune.search.records import (
     TrialRecord,
     npy_bytes,
 )
-from anomtune.search.storage import Storage
-from anomtune.search.study import SearchPlan, plan_search
+from anomtune.search.store.storage import Storage
 
 #: Distance of the classes in standard deviations at best, milliseconds per image, parameters and
 #: seconds per rung.

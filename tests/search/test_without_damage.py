@@ -7,18 +7,17 @@ import io
 import pytest
 from rich.console import Console
 
-from anomtune.datasets.base import DataError
-from anomtune.datasets.damage import MECHANISMS
-from anomtune.datasets.registry import open_dataset
-from anomtune.datasets.splits import Validation, load_search_split
-from anomtune.models.registry import available, get_method
-from anomtune.search.config import SweepError, ValidationConfig, parse_sweep, read_yaml
-from anomtune.search.monitor import Monitor
-from anomtune.search.study import plan_search
+from anomtune.cli.monitor import Monitor
+from anomtune.datasets.opening import open_dataset
+from anomtune.datasets.splits.damage import MECHANISMS
+from anomtune.datasets.splits.split import Validation, load_search_split
+from anomtune.errors import DataError, SweepError
+from anomtune.registry import METHODS
+from anomtune.search.config import ValidationConfig, parse_sweep, read_yaml
+from anomtune.search.decide.study import plan_search
+from anomtune.search.run.trial import TrialSpec, open_trial
 from anomtune.search.sweep import leave_out_damage, run_sweep
-from anomtune.search.trial import TrialSpec, open_trial
-
-from .conftest import sweep_dict
+from tests.search.conftest import sweep_dict
 
 SYNTHETIC = {"protocol": "synthetic"}
 #: What `ssae` may train on over its whole search space.
@@ -65,7 +64,7 @@ def test_what_the_whole_search_may_train_on_is_left_out(ssae: dict, without: tup
 
 
 def test_other_methods_and_protocols_leave_nothing_out() -> None:
-    others = {name: {} for name in available() if name != "ssae"}
+    others = {name: {} for name in METHODS.names() if name != "ssae"}
     assert resolved(others, SYNTHETIC) == (ValidationConfig(protocol="synthetic"), "")
     for protocol in ("labelled", "test"):
         assert resolved({"ssae": {}}, {"protocol": protocol})[0].without_damage == ()
@@ -93,8 +92,8 @@ def test_too_little_is_left(methods: dict, without: list[str], told: str) -> Non
 
 
 def test_every_kind_that_a_method_names_exists() -> None:
-    for name in available():
-        method = get_method(name)
+    for name in METHODS.names():
+        method = METHODS.get(name)
         plan = plan_search(name, parse_sweep(sweep_dict(methods={name: {}}), "test").methods[name])
         for variant in plan.variants():
             assert isinstance(variant, method.Hyperparameters)

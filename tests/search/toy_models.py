@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from anomtune.search.saved import save_model
-from anomtune.search.storage import Storage
-from anomtune.search.train import train_config
+from anomtune.search.detector.saved import save_model
+from anomtune.search.detector.train import train_config
+from anomtune.search.store.storage import Storage
 
 
 def toy_config(root: Path, **hyperparameters: Any) -> dict[str, Any]:

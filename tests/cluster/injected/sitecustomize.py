@@ -17,7 +17,7 @@ class _Spoil(importlib.abc.MetaPathFinder):
     """Patches the storage when it is imported, and only then: most processes never do."""
 
     def find_spec(self, name, path=None, target=None):
-        if name != "anomtune.search.storage":
+        if name != "anomtune.search.store.storage":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

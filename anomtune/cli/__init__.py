@@ -1,0 +1,1 @@
+"""Every command, and all that draws on a terminal."""

@@ -1,0 +1,141 @@
+"""The commands that make a detector of a config, and use it. Each imports what it needs itself."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anomtune.cli.terminal import UNUSABLE, console, refuse
+
+ModelFolder = Annotated[
+    Path, typer.Argument(metavar="MODEL_DIR", help="The folder of a saved model.")
+]
+
+
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="As `best` prints it.")],
+    out: Annotated[Path, typer.Option(metavar="MODEL_DIR", help="Where the model goes.")],
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda. Default: a GPU if there is one.")
+    ] = None,
+) -> None:
+    """Train one config, set its threshold and save the detector."""
+    _check_device(device)
+    from anomtune.errors import TrainingDivergedError
+    from anomtune.models.base import Report
+    from anomtune.search.detector.saved import CONFIG, WEIGHTS, save_model
+    from anomtune.search.detector.train import train_config
+    from anomtune.search.store.storage import Storage
+
+    names = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+    if out.is_file() or not names <= {CONFIG, WEIGHTS}:
+        refuse(f"--out {out}: holds something else; choose a new folder")
+    log = console(stderr=True)
+
+    def tell(iteration: int, total: int, report: Report) -> None:
+        loss = report.get("loss")
+        shown = f"  loss {loss:.4g}" if isinstance(loss, float) else ""
+        log.print(f"iteration {iteration} of {total}{shown}", style="dim", highlight=False)
+
+    try:
+        detector, saved = train_config(config, device=device, monitor=tell)
+    except TrainingDivergedError as error:
+        log.print(f"{config}: {error}", style="bold red", markup=False, highlight=False)
+        raise typer.Exit(UNUSABLE) from None
+    save_model(Storage(out), "", detector, saved)
+    found = saved.validation
+    low, high = found.interval
+    print(
+        f"validation AUROC {found.auroc:.4f} (95 % interval {low:.4f} to {high:.4f}, "
+        f"{found.n_normal} normal and {found.n_anomalous} anomalous images)"
+    )
+    print(f"threshold {saved.threshold:.6g}: F1 {found.f1:.4f}, accuracy {found.accuracy:.4f}")
+    print(f"model in {out}; next: anomtune predict {shlex.quote(str(out))} IMAGES --out RESULTS")
+
+
+def predict(
+    model_dir: ModelFolder,
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE|FOLDER...", help="Folders are searched.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where scores and heat maps go.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    maps: Annotated[bool, typer.Option("--maps/--no-maps", help="Draw heat maps.")] = True,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda. Default: a GPU if there is one.")
+    ] = None,
+) -> None:
+    """Score new images and draw heat maps of what is anomalous in them."""
+    _check_device(device)
+    for path in images:
+        if not os.path.lexists(path):
+            refuse(f"{path}: no such file or folder")
+    from anomtune.errors import DataError, ImageError
+    from anomtune.search.detector.predict import image_files, load_model
+    from anomtune.search.detector.predictions import Results
+
+    if next(image_files(images), None) is None:
+        refuse(f"{images[0]}: no image there; PNG, JPEG, BMP and TIFF files are looked for")
+    model = load_model(model_dir, device)
+    unreadable: list[ImageError] = []
+    try:
+        with Results(out, model.config, images, maps=maps) as results:
+            for prediction in model.predict(images, batch_size=batch_size, unreadable=unreadable):
+                results.add(prediction)
+            results.finish(unreadable)
+    except OSError as error:
+        raise DataError(
+            f"--out {out}: cannot be written ({error.strerror}); free some space or choose another"
+        ) from None
+    log = console(stderr=True)
+    for bad in unreadable:
+        log.print(str(bad), style="red", markup=False, highlight=False, soft_wrap=True)
+    summary = f"{results.n_images} images scored, {results.n_anomalous} of them anomalous"
+    if unreadable:
+        summary += f"; {len(unreadable)} cannot be read"
+    print(f"{summary}; results in {out}")
+    if unreadable:
+        raise typer.Exit(UNUSABLE)
+
+
+def export(
+    directory: Annotated[
+        str,
+        typer.Argument(metavar="DIR", help="A model's folder; of a sweep for --optuna."),
+    ],
+    onnx: Annotated[
+        Path | None, typer.Option(metavar="FILE.onnx", help="Write a model as ONNX.")
+    ] = None,
+    optuna: Annotated[
+        str | None, typer.Option(metavar="URL", help="Write the studies of a sweep to a storage.")
+    ] = None,
+) -> None:
+    """Give a model to ONNX, or the studies of a sweep to Optuna."""
+    if (onnx is None) == (optuna is None):
+        refuse("export: say either --onnx FILE.onnx or --optuna URL")
+    if optuna is not None:
+        from anomtune.search.results.optuna_export import export_studies, shown_url
+
+        print(f"{export_studies(directory, optuna)} studies in {shown_url(optuna)}")
+        return
+    assert onnx is not None
+    from anomtune.search.detector.onnx_export import export_onnx
+    from anomtune.search.detector.predict import load_model
+
+    model = load_model(directory, "cpu")
+    difference = export_onnx(model, onnx)
+    size, side = model.detector.input_size, model.config.image_size
+    print(
+        f"{onnx}: images uint8 (batch, 3, {size}, {size}) -> maps (batch, {side}, {side}), "
+        f"scores (batch,); threshold {model.config.threshold:.6g}"
+    )
+    print(f"onnxruntime and the detector differ by {difference:.1e} of the largest value at most")
+
+
+def _check_device(device: str | None) -> None:
+    if device not in (None, "cpu", "cuda"):
+        refuse(f"--device {device}: there is cpu, cuda")

@@ -1,0 +1,65 @@
+"""The errors of anomtune. Each message is one line: what is wrong, where, and what to do.
+
+They are `ValueError` where somebody's input is at fault, so that a pydantic validator may raise
+them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AnomtuneError(Exception):
+    """Whatever anomtune refuses or cannot do."""
+
+
+class DataError(AnomtuneError, ValueError):
+    """A dataset cannot be used as it is."""
+
+
+class ImageError(DataError):
+    """One image or mask cannot be used.
+
+    Args:
+        where: The file.
+        reason: What is wrong and what to do, in one line without the location.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        # Both go to ``args``, so that the error survives a trip between processes.
+        super().__init__(where, reason)
+        self.where = where
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return one_line(f"{self.where}: {self.reason}")
+
+
+class MethodError(AnomtuneError, ValueError):
+    """A method or a trained detector cannot be used as asked."""
+
+
+class TrainingDivergedError(AnomtuneError, ArithmeticError):
+    """A loss or a score became NaN or infinite: these hyperparameters do not train."""
+
+
+class SweepError(AnomtuneError, ValueError):
+    """A sweep cannot start or go on as asked."""
+
+
+class StorageError(AnomtuneError):
+    """The place of a sweep, a model or an export cannot be read or written, or is another's."""
+
+
+def suggest(wrong: str, known: Iterable[str]) -> str:
+    """Returns a clause that names what exists and what was probably meant."""
+    names = list(known)
+    nearest = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
+    meant = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f"; there is {', '.join(names) or 'none'}{meant}"
+
+
+def one_line(text: str) -> str:
+    """Escapes what a file name may hold and a line of text may not."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

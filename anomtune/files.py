@@ -1,0 +1,72 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+#: Ends the name of a file that is being written; one that is left over is of a killed process.
+TEMPORARY = ".tmp"
+
+
+def temporary_name(name: str) -> str:
+    """Returns a name that says of a file what it is: left over, if its writer is gone."""
+    return f".{name}{TEMPORARY}"
+
+
+@contextmanager
+def replaced(
+    target: str | os.PathLike[str], *, text: bool = False, durable: bool = False, **options: Any
+) -> Iterator[IO[Any]]:
+    """Opens a new file that takes the place of another when the block ends without an error.
+
+    A reader sees the old content or the new, whatever is killed when. Folders above are made.
+
+    Args:
+        target: The file; its mode becomes 0644.
+        text: Whether what is written is text (UTF-8 unless ``options`` say otherwise).
+        durable: Whether it must survive a loss of power (costs a disk flush).
+        options: Of `open`: ``encoding``, ``errors``, ``newline``.
+
+    Raises:
+        OSError: If it cannot be written; the old file is then as it was.
+    """
+    place = Path(target)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    # Not made of the whole name: that may be as long as the file system allows already.
+    handle, name = tempfile.mkstemp(TEMPORARY, f".{place.name[:48]}.", place.parent)
+    draft = Path(name)
+    if text:
+        options.setdefault("encoding", "utf-8")
+    try:
+        with os.fdopen(handle, "w" if text else "wb", **options) as stream:
+            yield stream
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        draft.chmod(0o644)
+        draft.replace(place)
+        if durable:
+            _flush_folder(place.parent)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink()
+        raise
+
+
+def write_whole(target: str | os.PathLike[str], content: bytes, *, durable: bool = False) -> None:
+    """Replaces a file by new content; see `replaced`."""
+    with replaced(target, durable=durable) as stream:
+        stream.write(content)
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""The drawn scenes of the synthetic dataset."""

@@ -1,0 +1,1 @@
+"""Files to arrays: decoding, the node's cache, remote roots."""

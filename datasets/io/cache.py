@@ -1,0 +1,238 @@
+"""The per-node cache: each image decoded and resized once, then shared by every trial.
+
+An entry is found by the content of the category, so a moved folder finds it again and a changed
+image never does. A small index from file names, sizes and times to that content makes a second
+opening a matter of milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from anomtune.datasets.base import Dataset, Problem, Sample
+from anomtune.datasets.io import store
+from anomtune.datasets.io.imagefile import hash_pixels, resize_image, resize_mask
+from anomtune.errors import DataError, ImageError
+
+FORMAT = 2  # Raise it when files are read otherwise: cached categories are found by it.
+_CHUNK = 128  # Images decoded ahead of the writer: bounds memory for large categories.
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryArrays:
+    """A whole category, decoded and resized; samples in the order of their keys.
+
+    Attributes:
+        category: Its name.
+        content: Digest of the samples and of the bytes of their files.
+        samples: The ``N`` samples.
+        pixel_hashes: For each sample a digest of the decoded full-size RGB pixels.
+        has_mask: ``(N,)`` bool, whether the sample came with a mask file.
+        images: ``(N, S, S, 3)`` uint8, memory-mapped copy-on-write: pages are shared between
+            processes and writing to it does not change the file.
+        masks: ``(N, S, S)`` uint8, 0 or 1, memory-mapped; zeros where there is no mask.
+        warnings: What the listing found that is not fatal.
+    """
+
+    category: str
+    content: str
+    samples: tuple[Sample, ...]
+    pixel_hashes: tuple[str, ...]
+    has_mask: npt.NDArray[np.bool_]
+    images: npt.NDArray[np.uint8]
+    masks: npt.NDArray[np.uint8]
+    warnings: tuple[Problem, ...]
+
+
+def open_category(dataset: Dataset, category: str, image_size: int) -> CategoryArrays:
+    """Opens a category from the cache, decoding it first if this node has not seen it.
+
+    Args:
+        dataset: Where the images come from.
+        category: One of its categories.
+        image_size: Side ``S`` of the square images, in pixels. The aspect ratio is not kept.
+
+    Raises:
+        DataError: If the category has a fatal problem, an image cannot be decoded, or the cache
+            cannot be written.
+    """
+    if image_size < 1:
+        raise DataError(f"image_size {image_size}: must be at least 1")
+    # Before the listing: a file that appears between the two must not be known by this digest.
+    fingerprint = dataset.fingerprint(category)
+    samples, problems = dataset.scan(category)
+    refuse_fatal(dataset, problems)
+    samples = tuple(sorted(samples, key=lambda s: s.key))
+    content = _content(dataset, category, samples, fingerprint)
+
+    def build(folder: Path) -> None:
+        _decode_all(dataset, category, samples, image_size, folder)
+        # The pixels were read after the digests: an edit in between would be cached as if it were
+        # the old content.
+        if fingerprint is None:
+            changed = _content(dataset, category, samples, None) != content
+        else:
+            changed = dataset.fingerprint(category) != fingerprint
+        if changed:
+            raise DataError(f"{_place(dataset)}: {category!r} changed while it was read; try again")
+
+    def load(folder: Path) -> CategoryArrays:
+        meta = json.loads((folder / "meta.json").read_text(encoding="ascii"))
+        n, size = len(samples), image_size
+        return CategoryArrays(
+            category=category,
+            content=content,
+            samples=samples,
+            pixel_hashes=tuple(meta["pixel_hashes"]),
+            has_mask=np.array([s.mask is not None for s in samples], dtype=np.bool_),
+            images=map_array(folder / "images.npy", (n, size, size, 3)),
+            masks=map_array(folder / "masks.npy", (n, size, size)),
+            warnings=tuple(p for p in problems if not p.fatal),
+        )
+
+    return store.obtain("categories", store.digest(FORMAT, image_size, content), build, load)
+
+
+def refuse_fatal(dataset: Dataset, problems: tuple[Problem, ...]) -> None:
+    """Raises DataError for the first fatal problem, saying how many more there are."""
+    fatal = [p for p in problems if p.fatal]
+    if not fatal:
+        return
+    more = f" (and {len(fatal) - 1} more)" if len(fatal) > 1 else ""
+    command = ["anomtune", "audit", dataset.name]
+    if dataset.root is not None:
+        command.append(str(dataset.root))
+    raise DataError(
+        f"{_place(dataset)}: {fatal[0]}{more}; for all of them run `{shlex.join(command)}`"
+    )
+
+
+def decode(
+    dataset: Dataset, category: str, sample: Sample
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_] | None]:
+    """Reads the image ``(H, W, 3)`` of a sample and, if it has one, its mask ``(H, W)``.
+
+    Raises:
+        DataError: If either cannot be decoded, or their sizes differ.
+    """
+    with _reading(dataset, category, sample.key):
+        image = dataset.read_image(category, sample.key)
+    if sample.mask is None:
+        return image, None
+    with _reading(dataset, category, sample.mask):
+        mask = dataset.read_mask(category, sample.mask)
+    if mask.shape != image.shape[:2]:
+        raise ImageError(
+            f"{_place(dataset)}: {category}/{sample.mask}",
+            f"the mask is {mask.shape[1]}x{mask.shape[0]} but its image {sample.key} is "
+            f"{image.shape[1]}x{image.shape[0]}; save it again at the size of the image",
+        )
+    return image, mask
+
+
+def workers() -> int:
+    """Returns how many threads decode at once: the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def map_array(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Maps a uint8 ``.npy`` file into memory, copy-on-write.
+
+    Raises:
+        ValueError: If the file does not hold that array whole.
+        OSError: If the file cannot be opened.
+    """
+    array: npt.NDArray[np.uint8] = np.load(path, mmap_mode="c", allow_pickle=False)
+    if array.shape != shape or array.dtype != np.uint8:
+        raise ValueError(f"{path}: expected uint8 {shape}, found {array.dtype} {array.shape}")
+    return array
+
+
+def start_array(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """Writes the header of a uint8 ``.npy`` file; the caller writes the ``prod(shape)`` bytes."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _content(
+    dataset: Dataset, category: str, samples: tuple[Sample, ...], fingerprint: str | None
+) -> str:
+    listed = [_identity(sample) for sample in samples]
+    note = store.digest(FORMAT, dataset.name, category, fingerprint, listed)
+    if fingerprint is not None and (known := store.recall(note)):
+        return known
+
+    def digest(key: str) -> str:
+        with _reading(dataset, category, key):
+            return dataset.file_digest(category, key)
+
+    def describe(sample: Sample) -> list[str | None]:
+        mask = digest(sample.mask) if sample.mask else None
+        return [*_identity(sample), digest(sample.key), mask]
+
+    with ThreadPoolExecutor(workers()) as pool:
+        content = store.digest(list(pool.map(describe, samples)))
+    if fingerprint is not None and dataset.fingerprint(category) == fingerprint:
+        store.remember(note, content)
+    return content
+
+
+def _identity(sample: Sample) -> list[str | None]:
+    shift = [sample.domain, sample.origin] if sample.domain else []
+    return [sample.key, sample.part, sample.defect, sample.mask, *shift]
+
+
+def _decode_all(
+    dataset: Dataset, category: str, samples: tuple[Sample, ...], size: int, folder: Path
+) -> None:
+    blank = np.zeros((size, size), dtype=np.uint8)
+
+    def work(sample: Sample) -> tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        image, mask = decode(dataset, category, sample)
+        small = blank if mask is None else resize_mask(mask, size)
+        return hash_pixels(image), resize_image(image, size), small
+
+    def decoded() -> Iterator[tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
+        with ThreadPoolExecutor(workers()) as pool:
+            for start in range(0, len(samples), _CHUNK):
+                yield from pool.map(work, samples[start : start + _CHUNK])
+
+    hashes = []
+    # Written, not mapped: on a full disk a mapped write is a SIGBUS, this one is an error.
+    with (folder / "images.npy").open("wb") as images, (folder / "masks.npy").open("wb") as masks:
+        start_array(images, (len(samples), size, size, 3))
+        start_array(masks, (len(samples), size, size))
+        for pixel_hash, image, mask in decoded():
+            hashes.append(pixel_hash)
+            images.write(image.tobytes())
+            masks.write(mask.tobytes())
+    (folder / "meta.json").write_text(json.dumps({"pixel_hashes": hashes}), encoding="ascii")
+
+
+@contextmanager
+def _reading(dataset: Dataset, category: str, key: str) -> Iterator[None]:
+    """Names the file in an error of reading, which would else pass for one of the cache."""
+    try:
+        yield
+    except OSError as error:
+        raise ImageError(
+            f"{_place(dataset)}: {category}/{key}",
+            f"cannot be read ({error.strerror or error}); replace or remove the file",
+        ) from error
+
+
+def _place(dataset: Dataset) -> str:
+    return str(dataset.root) if dataset.root is not None else dataset.name

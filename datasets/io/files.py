@@ -1,0 +1,217 @@
+"""What datasets that lie in a folder share: listing files, naming them safely, reading them."""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from anomtune.datasets.base import Dataset, Problem, Sample
+from anomtune.datasets.io.imagefile import EXTENSIONS, digest_file, read_mask, read_rgb
+from anomtune.datasets.io.store import digest
+from anomtune.errors import DataError
+
+MISSING = "link to a missing file; fetch it or remove the link"
+
+_JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+_ARCHIVES = frozenset({".zip", ".tar", ".tgz", ".gz", ".xz", ".7z", ".rar"})
+# Two writes within one tick of the clock of a file system leave the same time behind, so files
+# younger than this are not trusted to their time.
+_SETTLE_NS = 100_000_000
+
+
+class FileDataset(Dataset):
+    """A dataset whose images are files below a folder; keys are paths relative to `_place`.
+
+    Args:
+        root: The folder.
+
+    Raises:
+        DataError: If no root is given.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        if root is None:
+            raise DataError(f"dataset {self.name!r} needs a folder: set dataset.root")
+        self._root = Path(root).expanduser().absolute()
+        super().__init__(self._root)
+
+    @abstractmethod
+    def _place(self, category: str) -> Path:
+        """Returns the folder that the keys of a category are relative to.
+
+        Raises:
+            DataError: If there is no such category.
+        """
+
+    @abstractmethod
+    def _files(self, category: str) -> Iterable[Path]:
+        """Returns every file that a listing of the category depends on."""
+
+    def fingerprint(self, category: str) -> str | None:
+        """Returns a digest of the paths, sizes and times of all files of a category.
+
+        ``None`` while files have just been written: their times cannot be trusted yet.
+        """
+        place = self._place(category)
+        newest = 0
+        rows = []
+        try:
+            for path in sorted(self._files(category)):
+                info = path.stat()
+                # The change time shows edits that keep size and modification time.
+                times = (info.st_mtime_ns, info.st_ctime_ns)
+                newest = max(newest, *times)
+                rows.append((str(path.relative_to(place)), info.st_size, info.st_ino, *times))
+        except OSError:
+            return None
+        if newest > time.time_ns() - _SETTLE_NS:
+            return None
+        return digest(str(place), rows)
+
+    def file_digest(self, category: str, key: str) -> str:
+        """Returns a digest of the encoded bytes of an image or mask."""
+        return digest_file(self._path(category, key))
+
+    def read_image(self, category: str, key: str) -> npt.NDArray[np.uint8]:
+        """Returns an image as ``(H, W, 3)`` RGB."""
+        return read_rgb(self._path(category, key))
+
+    def read_mask(self, category: str, key: str) -> npt.NDArray[np.bool_]:
+        """Returns a ground-truth mask as ``(H, W)``, true at anomalous pixels."""
+        return read_mask(self._path(category, key))
+
+    def _path(self, category: str, key: str) -> Path:
+        parts = PurePosixPath(key).parts
+        if not parts or ".." in parts or key.startswith("/") or "\0" in key:
+            raise DataError(f"{self._root}: {key!r} is not the path of an image in {category!r}")
+        return self._place(category).joinpath(*parts)
+
+
+class Listing:
+    """What one listing of one category has found.
+
+    Args:
+        category: Its name.
+        folder: The folder that keys are relative to.
+    """
+
+    def __init__(self, category: str, folder: Path) -> None:
+        self.category = category
+        self.folder = folder
+        self.samples: list[Sample] = []
+        self.problems: list[Problem] = []
+
+    def result(self) -> tuple[tuple[Sample, ...], tuple[Problem, ...]]:
+        """Returns the samples by key, and the problems, the fatal ones first."""
+        return (
+            tuple(sorted(self.samples, key=lambda s: s.key)),
+            tuple(sorted(self.problems, key=lambda p: (not p.fatal, p.key))),
+        )
+
+    def problem(self, key: str, message: str) -> None:
+        """Notes what stops a sweep."""
+        self.problems.append(Problem(self.category, key, message))
+
+    def warn(self, key: str, message: str) -> None:
+        """Notes what does not."""
+        self.problems.append(Problem(self.category, key, message, fatal=False))
+
+    def images(self, where: str, ignore: Sequence[str] = ()) -> list[str]:
+        """Lists the keys of the images of a folder, by name; other files are reported.
+
+        Args:
+            where: The folder.
+            ignore: Names of further files that belong there.
+        """
+        folder = self.folder / where
+        if not folder.is_dir():
+            return []
+        keys, others = [], []
+        for entry in entries(folder):
+            key = f"{where}/{entry.name}"
+            if Path(entry.name).suffix.lower() not in EXTENSIONS:
+                others += [] if entry.name in ignore else [entry.name]
+            elif entry.is_file():
+                keys.append(key)
+            else:
+                # Content that git-annex or DVC has not fetched, a share that is not mounted.
+                what = MISSING if is_dangling(entry) else "not a file; rename or remove it"
+                self.problem(key, what)
+        if others:
+            self.warn(where, f"{some(others)} ignored: not a PNG, JPEG, BMP or TIFF file")
+        return keys
+
+
+def some(names: list[str]) -> str:
+    """Names the first of many."""
+    return f"{names[0]!r}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def read_labels(path: Path) -> npt.NDArray[np.bool_]:
+    """Decodes a mask whose pixels are numbers of labels: ``(H, W)``, true where not zero.
+
+    Raises:
+        ImageError: As `imagefile.read_rgb`.
+    """
+    return np.asarray(read_rgb(path).any(axis=2))
+
+
+def whereabouts(root: Path, accepts: Callable[[Path], bool]) -> str:
+    """Says where a dataset is that is not at its root: deeper, as in an unpacked zip, or packed.
+
+    Args:
+        root: A folder that does not hold the dataset.
+        accepts: Whether a folder does.
+
+    Returns:
+        A clause with the remedy, or "".
+    """
+    level = [root]
+    for _ in range(2):
+        below: list[Path] = []
+        for folder in level:
+            try:
+                below += folders(folder)
+            except OSError:
+                continue
+        for folder in below[:200]:  # A data disk can hold anything: looking has an end.
+            if accepts(folder):
+                return f"found {folder.relative_to(root)}/ inside; set dataset.root to {folder}"
+        level = below[:50]
+    packed = [e.name for e in entries(root) if Path(e.name).suffix.lower() in _ARCHIVES]
+    return f"found {some(packed)}; unpack it" if packed else ""
+
+
+def check_root(root: Path) -> None:
+    """Raises DataError if a dataset's root is no folder."""
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "no such folder"
+        raise DataError(f"{root}: {what}; set dataset.root to the folder of the images")
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder, also where it may not be asked (``lost+found``)."""
+    return os.path.isdir(path)  # Path.is_dir raises there
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Lists a folder by name, without what operating systems leave behind."""
+    with os.scandir(folder) as found:
+        kept = [e for e in found if not e.name.startswith(".") and e.name.lower() not in _JUNK]
+    return sorted(kept, key=lambda e: e.name)
+
+
+def is_dangling(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a link to nothing."""
+    return entry.is_symlink() and not Path(entry.path).exists()
+
+
+def folders(folder: Path) -> list[Path]:
+    """Lists the folders in a folder, by name."""
+    return [Path(e.path) for e in entries(folder) if e.is_dir()]

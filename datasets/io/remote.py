@@ -1,0 +1,316 @@
+"""Datasets in an object store: fetched once per node into the cache, then used as a local folder.
+
+``s3://bucket/folder``, ``gs://bucket/folder`` and whatever else ``pyarrow.fs`` understands. The
+listing of the folder, with sizes and times, names the copy: a changed object makes another copy,
+which takes all that did not change from the former one.
+
+Credentials belong in the environment (``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE``,
+``GOOGLE_APPLICATION_CREDENTIALS``). A URI that carries them works too; they are never shown, and
+never written to the cache.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+
+from pyarrow import ArrowException, fs
+
+from anomtune.datasets.io import store
+from anomtune.errors import DataError
+
+_FORMAT = 1
+_STREAMS = 8  # Files fetched at once.
+_CHUNK = 8 << 20  # Bytes of each that are in memory: most images in one request.
+_BATCH = 1024  # Files that are queued at once.
+_SECRET = re.compile(r"key|secret|token|password|credential|signature|^sig$", re.IGNORECASE)
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+#: Parameters of a URI that say where, not who.
+_PLAIN = {"endpoint_override", "region", "scheme", "retry_limit_seconds", "project_id"}
+# Google's client tries for a quarter of an hour by default.
+_PATIENCE = {"gs": "30", "gcs": "30"}
+
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "gcs": "GOOGLE_APPLICATION_CREDENTIALS",
+}
+_NOTHING = "no such bucket or folder; correct dataset.root"
+# What the services' own words mean, the first that fits.
+_REMEDIES = (
+    (r"NO_SUCH_BUCKET|NoSuchBucket|bucket does not exist|NOT_FOUND", _NOTHING),
+    (
+        r"OAuth2|default credentials|No credentials|AuthenticationException",
+        "no credentials were found; set {credentials}",
+    ),
+    (
+        r"ACCESS_DENIED|AccessDenied|INVALID_ACCESS_KEY|InvalidAccessKey|SIGNATURE|HTTP response "
+        r"code: 40[13]|HTTP status code 40[13]|PERMISSION_DENIED|UNAUTHENTICATED|INVALID_CLIENT",
+        "access was refused; set credentials that may list and read there: {credentials}",
+    ),
+    (
+        r"NETWORK_CONNECTION|[Rr]esolv|[Cc]ould not connect|[Tt]imed? ?out|UNAVAILABLE|curlCode",
+        "the store cannot be reached; check the network and, if the URI has one, its "
+        "endpoint_override",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """A file of the tree: where it is below the root, how many bytes it has, and its digest."""
+
+    path: str
+    size: int
+    key: str
+
+
+def is_uri(root: Path | str) -> bool:
+    """Whether a root is a URI and not a local path."""
+    return isinstance(root, str) and _SCHEME.match(root) is not None
+
+
+def has_secrets(uri: str) -> bool:
+    """Whether a URI carries credentials that do not belong in a file that others read."""
+    scheme, _, rest = uri.partition("://")
+    user = rest.rpartition("@")[0]
+    shown = mask_uri(uri).partition("?")[0]
+    # A user alone is no secret (Azure's containers are named so), but for S3, where it is a key.
+    named = "***" in shown and (scheme == "s3" or ":" in (user or rest))
+    names = (name for name, _ in parse_qsl(rest.partition("?")[2], keep_blank_values=True))
+    return named or any(_SECRET.search(name) for name in names)
+
+
+def mask_uri(uri: str) -> str:
+    """Returns a URI without what may be secret, to show it or to write it down."""
+    scheme, _, rest = uri.partition("://")
+    before, at, after = rest.rpartition("@")
+    # A key that was not escaped may hold a slash, a question mark or an @ of its own.
+    if at and (":" in before or not {"/", "?"} & set(before)):
+        rest = f"***@{after}"
+    place, _, query = rest.partition("?")
+    host, slash, path = place.partition("/")
+    if ":" in host and not re.fullmatch(r".*:[0-9]+|\[.*\]|\*\*\*@.*", host):
+        place = f"***{slash}{path}"  # no port: a key whose @ was forgotten
+    shown = "&".join(
+        f"{name}={value if name in _PLAIN else '***'}"
+        for name, value in parse_qsl(query, keep_blank_values=True)
+    )
+    return f"{scheme}://{place}{'?' if shown else ''}{shown}"
+
+
+def local_root(root: Path | str) -> Path:
+    """Returns the local folder of a dataset, fetching a remote one if this node has not got it.
+
+    The listing is asked for at every call, the files only once; a changed object is known by its
+    size or time, which S3 gives in whole seconds. A process that is killed leaves
+    the files that it has fetched whole, and the next one goes on from there.
+
+    Args:
+        root: A local path, a ``file://`` URI (both are used in place) or any URI of
+            ``pyarrow.fs``.
+
+    Returns:
+        The folder; its name is the last one of the URI's path.
+
+    Raises:
+        DataError: If there is nothing at that place, it cannot be reached or read, it holds names
+            that cannot be files here, it changes while it is read, or the cache cannot be written.
+    """
+    if not is_uri(root):
+        return Path(root).expanduser()
+    source = _Source(str(root))
+    if isinstance(source.filesystem, fs.LocalFileSystem):
+        return Path(source.base)
+    objects = source.list()
+    name = source.base.rpartition("/")[2]
+
+    def build(draft: Path) -> None:
+        folder, parts = draft / name, draft / f"{name}.parts"
+        parts.mkdir()
+        for path in sorted({(folder / item.path).parent for item in objects}):
+            path.mkdir(parents=True, exist_ok=True)
+
+        def fetch(item: _Object) -> None:
+            _fetch(source, item, folder / item.path, parts / item.key)
+
+        with ThreadPoolExecutor(_STREAMS) as pool:
+            try:
+                for start in range(0, len(objects), _BATCH):
+                    for _ in pool.map(fetch, objects[start : start + _BATCH]):
+                        pass
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        parts.rmdir()
+        if source.list() != objects:
+            raise source.error("it changed while it was fetched; try again")
+
+    def load(place: Path) -> Path:
+        folder = place / name
+        for item in objects:
+            if (folder / item.path).stat().st_size != item.size:
+                raise ValueError(f"{item.path} is damaged")
+        return folder
+
+    return store.obtain(
+        "remote", store.digest(_FORMAT, name, [i.key for i in objects]), build, load
+    )
+
+
+def _fetch(source: _Source, item: _Object, target: Path, part: Path) -> None:
+    """Puts a file at its place in a tree, from an earlier tree or from the store."""
+    whole = store.cache_root() / "objects" / item.key[:2] / item.key
+    try:
+        known = whole.stat().st_size == item.size
+    except OSError:
+        known = False
+    if not known:
+        with part.open("wb") as file:
+            for chunk in source.read(item):
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        part.replace(whole)
+    try:
+        target.hardlink_to(whole)
+    except OSError:  # A file system without links: the tree alone keeps the file.
+        whole.replace(target)
+
+
+class _Source:
+    """A folder of a file system that pyarrow knows."""
+
+    def __init__(self, uri: str) -> None:
+        self._secrets, self._identity = _secrets(uri), ""
+        self._shown = mask_uri(uri)
+        try:
+            parts = urlsplit(uri)
+            query = dict(parse_qsl(parts.query, keep_blank_values=True))
+            if parts.scheme in _PATIENCE and "retry_limit_seconds" not in query:
+                query["retry_limit_seconds"] = _PATIENCE[parts.scheme]
+                uri = urlunsplit(parts._replace(query=urlencode(query)))
+            self.filesystem, base = fs.FileSystem.from_uri(uri)
+        except FileNotFoundError as error:
+            raise self._failed(error) from None
+        except (ArrowException, ValueError, NotImplementedError, ImportError, OSError) as error:
+            raise self._unusable(error) from None
+        self.base: str = base.rstrip("/")
+        # Whoever is allowed to read it, it is the same place.
+        where = sorted((k, v) for k, v in query.items() if k in _PLAIN)
+        self._identity = store.digest(parts.scheme, parts.netloc.rpartition("@")[2], where)
+
+    def list(self) -> list[_Object]:
+        """Lists every file below the folder, by path.
+
+        Raises:
+            DataError: If it cannot be listed, is empty or holds names that cannot be files here.
+        """
+        if self.base.rpartition("/")[2] in {"", ".", ".."}:
+            raise self.error("names no folder; set dataset.root to s3://bucket/folder")
+        try:
+            infos = self.filesystem.get_file_info(fs.FileSelector(self.base, recursive=True))
+        except (ArrowException, OSError) as error:
+            raise self._failed(error) from None
+        prefix = f"{self.base}/"
+        found: dict[str, _Object] = {}
+        for info in infos:
+            if not info.is_file:
+                continue
+            path = info.path.removeprefix(prefix)
+            parts = path.split("/")
+            longest = max(len(os.fsencode(part)) for part in parts)
+            unsafe = {"", ".", ".."} & set(parts) or "\0" in path or longest > 255
+            if path == info.path or unsafe:
+                raise self.error(f"object {path!r} cannot be a file here; rename or remove it")
+            if path in found:
+                raise self.error(f"two objects are called {path!r}; rename or remove one")
+            key = store.digest(_FORMAT, self._identity, info.path, info.size, info.mtime_ns)
+            found[path] = _Object(path, info.size, key)
+        if not found:
+            raise self.error("holds no file; set dataset.root to the folder of the images")
+        for path in found:
+            for end in (i for i, letter in enumerate(path) if letter == "/"):
+                if path[:end] in found:
+                    raise self.error(
+                        f"{path[:end]!r} is both a file and a folder; rename or remove one"
+                    )
+        return [found[path] for path in sorted(found)]
+
+    def read(self, item: _Object) -> Iterator[bytes]:
+        """Yields the content of a file.
+
+        Raises:
+            DataError: If it cannot be read whole.
+        """
+        left = item.size
+        try:
+            with self.filesystem.open_input_stream(f"{self.base}/{item.path}") as stream:
+                while left > 0 and (chunk := stream.read(min(left, _CHUNK))):
+                    left -= len(chunk)
+                    yield chunk
+        except (ArrowException, OSError) as error:
+            raise self._failed(error, item.path) from None
+        if left:
+            raise self.error(f"{item.path} changed while it was fetched; try again")
+
+    def error(self, reason: str) -> DataError:
+        """Returns an error about the place, without anything secret."""
+        return DataError(f"{self._shown}: {reason}")
+
+    def _failed(self, error: Exception, path: str = "") -> DataError:
+        where = f"{path}: " if path else ""
+        # Google's answer becomes a plain OSError.
+        if isinstance(error, FileNotFoundError) or str(error).startswith("No such file"):
+            what = "was removed while it was fetched; try again" if path else _NOTHING
+            return self.error(f"{where}{what}")
+        said = self._said(error)
+        for pattern, remedy in _REMEDIES:
+            if re.search(pattern, said):
+                scheme = self._shown.partition("://")[0]
+                named = _CREDENTIALS.get(scheme, "those of your storage in the environment")
+                return self.error(f"{where}{remedy.format(credentials=named)} ({said})")
+        return self.error(f"{where}cannot be read ({said}); check dataset.root and credentials")
+
+    def _unusable(self, error: Exception) -> DataError:
+        said = str(error)
+        if "Unrecognized filesystem" in said:
+            return self.error(
+                "no such kind of storage; use s3://, gs://, abfs://, hdfs:// or a local path"
+            )
+        if "parse URI" in said:
+            return self.error(
+                "not a URI; write special characters as %XX (a slash in a key is %2F), or give "
+                "the key in the environment (AWS_SECRET_ACCESS_KEY)"
+            )
+        return self._failed(error)
+
+    def _said(self, error: Exception) -> str:
+        """Returns the first words of an error, without anything secret."""
+        said = " ".join(str(error).split())
+        for secret in self._secrets:
+            said = said.replace(secret, "***")
+        said = said.partition(" (Request ID")[0]
+        return said if len(said) <= 200 else f"{said[:200]} ..."
+
+
+def _secrets(uri: str) -> list[str]:
+    """Returns what of a URI must not be shown, as it is written and as it is meant."""
+    head, _, query = uri.partition("?")
+    found: list[Any] = [uri]
+    if "@" in head:
+        user = head.partition("://")[2].rpartition("@")[0]
+        found += [user, *user.split(":", 1)]
+    for pair in query.split("&"):
+        name, _, value = pair.partition("=")
+        if name not in _PLAIN:
+            found.append(value)
+    texts = {text for secret in found for text in (secret, unquote(secret)) if len(text) > 3}
+    return sorted(texts, key=len, reverse=True)

@@ -1,0 +1,157 @@
+"""Directories on this node's disk that are built once, whole or not at all.
+
+The cache lies in ``$ANOMTUNE_CACHE``, else ``$XDG_CACHE_HOME/anomtune``, else
+``~/.cache/anomtune``. A directory is found by the digest of what it was made of, built beside its
+place under a lock and renamed into it. So several processes can ask for it at once and only one
+builds, and a builder may be killed at any moment: what it leaves is never opened, and the next
+builder removes it. Nothing in it is precious.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock, Timeout
+
+from anomtune.errors import DataError
+
+T = TypeVar("T")
+
+# What a loader raises on a directory that is absent or that somebody has damaged.
+_UNUSABLE = (OSError, ValueError, KeyError, TypeError, EOFError)
+
+
+def cache_root() -> Path:
+    """Returns the folder of the cache on this node; it need not exist.
+
+    Raises:
+        DataError: If it lies in a home directory that there is not.
+    """
+    try:
+        if chosen := os.environ.get("ANOMTUNE_CACHE"):
+            return Path(chosen).expanduser().absolute()
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(base).expanduser().absolute() / "anomtune"
+    except RuntimeError as error:  # a user without a home, as in some containers
+        raise DataError(
+            f"no place for the image cache ({error}); set the environment variable "
+            "ANOMTUNE_CACHE to a folder with room"
+        ) from error
+
+
+def digest(*parts: object) -> str:
+    """Returns a digest of JSON-like values, the same on every machine."""
+    text = json.dumps(parts, separators=(",", ":"), sort_keys=True, ensure_ascii=True)
+    return hashlib.blake2b(text.encode("ascii"), digest_size=16).hexdigest()
+
+
+def obtain(kind: str, key: str, build: Callable[[Path], None], load: Callable[[Path], T]) -> T:
+    """Opens a directory of the cache, building it first if it is not there.
+
+    Args:
+        kind: Family of directories, a folder of the cache.
+        key: Digest of everything that the directory is made of.
+        build: Fills an empty directory. An ``OSError`` counts as one of writing, so those of its
+            reading must leave it as another kind.
+        load: Opens a finished directory; it raises ``OSError``, ``ValueError`` or ``KeyError`` on
+            one that is absent or damaged (a damaged one is built again).
+
+    Raises:
+        DataError: If the cache cannot be written, or from ``build``.
+    """
+    family = cache_root() / kind
+    place = family / key
+    try:
+        return load(place)
+    except _UNUSABLE:
+        pass
+    try:
+        family.mkdir(parents=True, exist_ok=True)
+        with FileLock(family / f"{key}.lock"):
+            try:
+                return load(place)  # Somebody else built it while we waited.
+            except _UNUSABLE:
+                _build(family, key, build)
+            return load(place)
+    except OSError as error:
+        raise _unwritable(error) from error
+
+
+def remember(key: str, value: str) -> None:
+    """Notes a value under a key, atomically.
+
+    Raises:
+        DataError: If the cache cannot be written.
+    """
+    index = cache_root() / "index"
+    try:
+        index.mkdir(parents=True, exist_ok=True)
+        with FileLock(index / ".lock"):
+            # Only the holder of the lock has a draft: others are of killed writers.
+            for leftover in index.glob("*.tmp"):
+                leftover.unlink(missing_ok=True)
+            draft = index / f"{key}.tmp"
+            draft.write_text(value, encoding="ascii")
+            draft.replace(index / key)
+    except OSError as error:
+        raise _unwritable(error) from error
+
+
+def recall(key: str) -> str | None:
+    """Returns the value noted under a key, or ``None``."""
+    try:
+        # A machine that lost power can leave an empty note.
+        return (cache_root() / "index" / key).read_text(encoding="ascii").strip() or None
+    except (OSError, ValueError):
+        return None
+
+
+def _build(family: Path, key: str, build: Callable[[Path], None]) -> None:
+    """Builds ``family/key``; the caller holds its lock."""
+    _remove_leftovers(family, key)
+    draft = family / f"{key}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    draft.mkdir()
+    try:
+        build(draft)
+        for file in draft.rglob("*"):
+            # Without this a power cut could leave whole names with holes in them.
+            if file.is_file():
+                with file.open("rb+") as opened:
+                    os.fsync(opened.fileno())
+        place = family / key
+        if place.exists():
+            place.rename(draft.with_name(f"{draft.stem}-old.tmp"))
+        draft.rename(place)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    shutil.rmtree(draft.with_name(f"{draft.stem}-old.tmp"), ignore_errors=True)
+
+
+def _remove_leftovers(family: Path, held: str) -> None:
+    """Removes what killed builders left: of ``held`` at once, of others if nobody is at work."""
+    for leftover in family.glob("*.tmp"):
+        owner = leftover.name.split(".", 1)[0]
+        if owner == held:
+            shutil.rmtree(leftover, ignore_errors=True)
+            continue
+        try:
+            with FileLock(family / f"{owner}.lock", timeout=0):
+                shutil.rmtree(leftover, ignore_errors=True)
+        except (Timeout, OSError):
+            continue
+
+
+def _unwritable(error: OSError) -> DataError:
+    reason = error.strerror or str(error)
+    return DataError(
+        f"{cache_root()}: cannot write the image cache ({reason}); set the environment variable "
+        "ANOMTUNE_CACHE to a folder with room"
+    )

@@ -1,0 +1,259 @@
+"""Everything that is wrong with a data folder, and what is in it. Decodes every file once."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from anomtune.datasets.base import GOOD, Dataset, Problem, Sample
+from anomtune.datasets.io.cache import decode, workers
+from anomtune.datasets.io.imagefile import hash_pixels
+from anomtune.datasets.splits.leaks import find_leaks
+from anomtune.errors import DataError, ImageError
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryCounts:
+    """What is in a category.
+
+    Attributes:
+        category: Its name.
+        n_train: Training images.
+        n_test_normal: Normal test images of the training images' domain.
+        n_test_anomalous: Anomalous ones of it.
+        domains: Shifted domains with their numbers of test images, by name.
+        defects: Defect types with their numbers of images, by name.
+        n_masks: Anomalous images that have a mask.
+        smallest: Width and height of the image of least area, in pixels; ``None`` if none decodes.
+        largest: Width and height of the image of greatest area.
+    """
+
+    category: str
+    n_train: int
+    n_test_normal: int
+    n_test_anomalous: int
+    domains: tuple[tuple[str, int], ...]
+    defects: tuple[tuple[str, int], ...]
+    n_masks: int
+    smallest: tuple[int, int] | None
+    largest: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What an inspection found.
+
+    Attributes:
+        problems: What lies beside the categories, then by category, the fatal ones first.
+        counts: One per category that could be listed.
+    """
+
+    problems: tuple[Problem, ...]
+    counts: tuple[CategoryCounts, ...]
+
+
+def audit(dataset: Dataset, category: str | None = None) -> list[Problem]:
+    """Returns everything wrong with a dataset or one category of it; see `inspect`."""
+    return list(inspect(dataset, category).problems)
+
+
+def inspect(dataset: Dataset, category: str | None = None) -> Audit:
+    """Decodes every image and mask, and never stops at a problem.
+
+    Args:
+        dataset: What to look at.
+        category: One of its categories; ``None`` for all.
+
+    Raises:
+        DataError: If the root holds no category at all, or not this one.
+    """
+    names = dataset.categories()
+    problems: list[Problem] = []
+    if category is None:
+        problems += dataset.warnings()
+    else:
+        # An unknown name is answered with the existing ones.
+        dataset.scan(category)
+        names = (category,)
+    counts = []
+    for name in names:
+        try:
+            samples, listed = dataset.scan(name)
+        except DataError as error:
+            problems.append(Problem(name, "", str(error)))
+            continue
+        found, sizes = _decode_all(dataset, name, samples)
+        missing = find_missing(dataset, name, samples)
+        problems += sorted([*listed, *missing, *found], key=lambda p: (not p.fatal, p.key))
+        counts.append(_count(name, samples, sizes))
+    return Audit(tuple(problems), tuple(counts))
+
+
+def find_missing(dataset: Dataset, category: str, samples: Sequence[Sample]) -> list[Problem]:
+    """Compares a category with what its authors publish; names missing images where it can.
+
+    Authors who number their images let a gap be seen: ``000.png, 002.png`` lacks ``001.png``.
+    """
+    published = dataset.published(category)
+    if published is None:
+        return []
+    parts = {
+        "training images": (
+            published.n_train,
+            [s for s in samples if s.part == "train"],
+        ),
+        "normal test images": (
+            published.n_test_normal,
+            [s for s in samples if s.part == "test" and not s.anomalous and not s.domain],
+        ),
+        "anomalous test images": (
+            published.n_test_anomalous,
+            [s for s in samples if s.part == "test" and s.anomalous and not s.domain],
+        ),
+    }
+    normal = [s.key for s in samples if not s.anomalous and not s.domain]
+    n_normal = published.n_train + published.n_test_normal
+    problems = []
+    for what, (expected, found) in parts.items():
+        lacking = expected - len(found)
+        if lacking == 0:
+            continue
+        names, among = [], ""
+        if 0 < lacking <= len(found):  # Of a mere part of the numbers nothing can be told.
+            names = _gaps([s.key for s in found], expected)
+            if not names and not found[0].anomalous:
+                # VisA numbers its normal images and then draws the training images from them.
+                names = _gaps(normal, n_normal, pooled=True)
+                among = " of the training and the test images" if len(names) > lacking else ""
+        message = f"{len(found)} of {expected} {what}"
+        if lacking < 0:
+            message += ": more than are published; remove what was added"
+        elif names:
+            message += f"; missing {_some(names, max(lacking, len(names)))}{among}"
+        else:
+            message += "; the download is not complete"
+        problems.append(Problem(category, "", message, fatal=False))
+    return problems
+
+
+def _some(names: Sequence[str], count: int) -> str:
+    """Names the first five of ``count`` things, not all of which need have a name."""
+    shown = list(names[:5])
+    return ", ".join(shown) + (f" and {count - len(shown)} more" if count > len(shown) else "")
+
+
+def _gaps(keys: Sequence[str], expected: int, *, pooled: bool = False) -> list[str]:
+    """Returns the names that are missing from numbered files, as far as the numbers tell.
+
+    Args:
+        keys: Keys of the files that there are.
+        expected: How many there should be.
+        pooled: Whether the files of all folders share one numbering; else each folder has its
+            own, and only gaps below its highest number can be seen.
+
+    Returns:
+        Nothing if the files are not numbered, or not throughout.
+    """
+    folders: dict[str, list[PurePosixPath]] = defaultdict(list)
+    for key in keys:
+        path = PurePosixPath(key)
+        if not (path.stem.isascii() and path.stem.isdigit()):
+            return []
+        folders["" if pooled else path.parent.name].append(path)
+    numbers = {name: {int(path.stem) for path in paths} for name, paths in folders.items()}
+    if not keys or sum(map(len, numbers.values())) < len(keys):
+        return []  # Two files share a number.
+    if len(folders) == 1:
+        (name,) = folders
+        return _gaps_of(folders[name], numbers[name], expected)
+    first = min(1, *map(min, numbers.values()))
+    missing = [
+        f"{name}/{_like(paths, number)}"
+        for name, paths in sorted(folders.items())
+        for number in range(first, max(numbers[name]))
+        if number not in numbers[name]
+    ]
+    return missing if len(missing) <= expected - len(keys) else []
+
+
+def _gaps_of(paths: Sequence[PurePosixPath], numbers: set[int], expected: int) -> list[str]:
+    """Returns the names missing from files that are numbered throughout, from 0 or from 1."""
+    lowest, highest = min(numbers), max(numbers)
+    from_0, from_1 = highest < expected, lowest > 0 and highest <= expected
+    inner = range(1, expected) if from_0 and from_1 else range(1 - from_0, expected + from_1)
+    if not (from_0 or from_1):
+        return []
+    missing = [_like(paths, number) for number in inner if number not in numbers]
+    if from_0 and from_1:
+        # Nothing tells which end the last one is missing from.
+        missing.append(f"{_like(paths, 0)} or {_like(paths, expected)}")
+    return missing
+
+
+def _like(paths: Sequence[PurePosixPath], number: int) -> str:
+    """Writes a number as the names of files do."""
+    width = max(len(path.stem) for path in paths)
+    suffix = Counter(path.suffix for path in paths).most_common(1)[0][0]
+    return f"{number:0{width}}{suffix}"
+
+
+def _decode_all(
+    dataset: Dataset, category: str, samples: Sequence[Sample]
+) -> tuple[list[Problem], list[tuple[int, int]]]:
+    """Returns the problems that only decoding shows, and the width and height of each image."""
+
+    def work(sample: Sample) -> tuple[str, tuple[int, int], bool] | Problem:
+        try:
+            image, mask = decode(dataset, category, sample)
+        except DataError as error:
+            bad = sample.key
+            if isinstance(error, ImageError) and sample.mask and error.where.endswith(sample.mask):
+                bad = sample.mask
+            return Problem(category, bad, getattr(error, "reason", str(error)))
+        empty = mask is not None and not mask.any()
+        return hash_pixels(image), (image.shape[1], image.shape[0]), empty
+
+    problems: list[Problem] = []
+    readable: list[Sample] = []
+    hashes: list[str] = []
+    sizes: list[tuple[int, int]] = []
+    with ThreadPoolExecutor(workers()) as pool:
+        for sample, result in zip(samples, pool.map(work, samples), strict=True):
+            if isinstance(result, Problem):
+                problems.append(result)
+                continue
+            pixel_hash, size, empty = result
+            readable.append(sample)
+            hashes.append(pixel_hash)
+            sizes.append(size)
+            if empty:
+                message = (
+                    "empty mask of an anomalous image; "
+                    "draw the defect, or remove the mask to leave it out of pixel metrics"
+                )
+                problems.append(Problem(category, str(sample.mask), message, fatal=False))
+    problems += find_leaks(category, readable, hashes)[1]
+    return problems, sizes
+
+
+def _count(
+    category: str, samples: Sequence[Sample], sizes: Sequence[tuple[int, int]]
+) -> CategoryCounts:
+    test = [s.defect for s in samples if s.part == "test" and not s.domain]
+    shifted = [s.domain for s in samples if s.domain]
+    defects = sorted(set(test) - {GOOD})
+    by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    return CategoryCounts(
+        category=category,
+        n_train=sum(s.part == "train" for s in samples),
+        n_test_normal=test.count(GOOD),
+        n_test_anomalous=len(test) - test.count(GOOD),
+        domains=tuple((d, shifted.count(d)) for d in sorted(set(shifted))),
+        defects=tuple((d, test.count(d)) for d in defects),
+        n_masks=sum(s.mask is not None for s in samples),
+        smallest=by_area[0] if by_area else None,
+        largest=by_area[-1] if by_area else None,
+    )

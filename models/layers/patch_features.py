@@ -1,0 +1,56 @@
+"""Features of image patches: maps of several stages of an encoder, brought to one grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomtune.models.layers.backbones import Encoder
+
+
+class PatchFeatures(nn.Module):
+    """An encoder whose chosen stages are averaged over neighbourhoods and concatenated.
+
+    Every position of the finest chosen stage gets one feature vector; coarser stages are brought
+    to its grid by bilinear interpolation. With a neighbourhood of 3 and the second and third
+    stage these are the locally aware patch features of PatchCore (Roth et al., CVPR 2022, eq. 2
+    and 3).
+
+    Args:
+        encoder: Gives the maps of strides 4, 8 and 16. Its mode and gradients are the caller's
+            business.
+        stages: Which of its maps, ascending, 0 to 2.
+        neighbourhood: Side of the averaged neighbourhood in positions of the stage; odd.
+
+    Attributes:
+        channels: Length of a feature vector.
+        stride: Pixels between neighbouring positions.
+    """
+
+    def __init__(
+        self, encoder: Encoder, stages: Sequence[int] = (1, 2), neighbourhood: int = 3
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.channels = sum(encoder.channels[stage] for stage in stages)
+        self.stride = 4 * 2 ** stages[0]
+        self._stages = tuple(stages)
+        self._neighbourhood = neighbourhood
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns features ``(B, channels, h, w)`` of normalised images ``(B, 3, S, S)``."""
+        stages = self.encoder(images)
+        maps = [self._average(stages[stage]) for stage in self._stages]
+        grid = maps[0].shape[-2:]
+        return torch.cat(
+            [maps[0], *(F.interpolate(m, grid, mode="bilinear") for m in maps[1:])], dim=1
+        )
+
+    def _average(self, stage: Tensor) -> Tensor:
+        n = self._neighbourhood
+        # Zeros beyond the border count, as in PatchCore's official code: means of fewer values
+        # would vary more there, and borders would stand out in every map.
+        return F.avg_pool2d(stage, n, 1, n // 2) if n > 1 else stage

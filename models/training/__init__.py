@@ -1,0 +1,1 @@
+"""The loops in which detectors are trained."""

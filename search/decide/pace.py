@@ -1,0 +1,101 @@
+"""Which study a free slot goes to. Pure logic.
+
+Studies advance together, as shares of what they are to have. Near the end those with long trials
+come first: a trial that begins last of all and takes an hour would keep one slot busy and leave all
+others idle for that hour.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from anomtune.search.store.records import StudyKey, TrialRecord
+
+
+class Progress(NamedTuple):
+    """How far a study is.
+
+    Attributes:
+        key: The study.
+        target: How many trials it is to have.
+        started: How many of them have been handed out.
+        running: How many of these have not ended.
+        may_start: Whether another can be handed out now.
+    """
+
+    key: StudyKey
+    target: int
+    started: int
+    running: int
+    may_start: bool
+
+
+@dataclass
+class _Durations:
+    """Seconds of the trials of a method that have ended: all of them, and those not cut short."""
+
+    all_seconds: float = 0.0
+    all_trials: int = 0
+    whole_seconds: float = 0.0
+    whole_trials: int = 0
+
+
+class Pace:
+    """Learns how long trials take, and says whose turn it is."""
+
+    def __init__(self) -> None:
+        self._methods: dict[str, _Durations] = defaultdict(_Durations)
+
+    def learn(self, record: TrialRecord) -> None:
+        """Learns from a trial that has ended."""
+        seconds = record.cost.train_seconds + record.cost.evaluate_seconds
+        known = self._methods[record.method]
+        known.all_seconds += seconds
+        known.all_trials += 1
+        if record.state == "COMPLETE":
+            known.whole_seconds += seconds
+            known.whole_trials += 1
+
+    def choose(self, studies: Sequence[Progress]) -> StudyKey | None:
+        """Returns the study that starts the next trial; ``None`` if none can.
+
+        Every study is to hand out its last trial so early that it ends with the sweep: what it
+        has still to start is spread over the time left less the length of a whole trial.
+
+        Args:
+            studies: All of the sweep, in its order, which settles ties.
+        """
+        ready = [study for study in studies if study.may_start]
+        if not ready:
+            return None
+        whole = self._whole_seconds()
+        longest = max(whole.values(), default=0.0)
+        left = self._seconds_left(studies, longest)
+
+        def urgency(study: Progress) -> tuple[bool, float]:
+            waiting = 1 - study.started / study.target
+            length = whole.get(study.key.method, longest)
+            late = left > 0 and length >= left
+            return late, length if late else waiting / ((left - length) or 1)
+
+        return max(ready, key=urgency).key
+
+    def _whole_seconds(self) -> dict[str, float]:
+        return {
+            name: known.whole_seconds / known.whole_trials
+            for name, known in self._methods.items()
+            if known.whole_trials
+        }
+
+    def _seconds_left(self, studies: Sequence[Progress], longest: float) -> float:
+        """Returns how long the sweep goes on if as many trials run at once as now."""
+        slots, work = 1, 0.0
+        for study in studies:
+            known = self._methods.get(study.key.method)
+            seconds = known.all_seconds / known.all_trials if known else longest
+            work += seconds * (study.target - study.started + study.running / 2)
+            slots += study.running
+        return work / slots

@@ -1,0 +1,290 @@
+"""What a study searches: the space, trial 0, and Optuna's sampler and pruner for it."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
+from scipy.special import erf, log_ndtr
+
+from anomtune.errors import MethodError, SweepError, suggest
+from anomtune.models.hyperparameters import (
+    Choice,
+    FloatRange,
+    Hyperparameters,
+    IntRange,
+    SearchRange,
+)
+from anomtune.registry import METHODS
+from anomtune.search.config import MethodConfig, SweepConfig, explain
+from anomtune.search.store.records import TrialRecord
+
+# Most of the time of TPE's suggestions: Optuna calculates it in Python, number by number.
+with suppress(ImportError):
+    from optuna.samplers._tpe import _truncnorm
+
+    _truncnorm._log_ndtr = log_ndtr
+    _truncnorm.erf = erf  # type: ignore[attr-defined]
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """How one method is searched in a sweep, the same for every category.
+
+    Attributes:
+        method: Name of the method.
+        defaults: Trial 0: the paper's values, changed only by ``preset`` and ``fixed``.
+        space: The range of every hyperparameter that is searched.
+    """
+
+    method: str
+    defaults: Hyperparameters
+    space: dict[str, SearchRange]
+
+    @cached_property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """The space as Optuna knows it."""
+        return {name: _distribution(item) for name, item in self.space.items()}
+
+    def anchor(self) -> tuple[dict[str, Any], bool]:
+        """Returns trial 0 as a point of the space, and whether it really lies in it.
+
+        A user's range may leave the paper's value out. Trial 0 still runs it, as the baseline of
+        ``gain``; Optuna is shown the nearest point and must then not learn from the result.
+        """
+        values = self.defaults.model_dump()
+        point = {name: _nearest(item, values[name]) for name, item in self.space.items()}
+        return point, all(point[name] == values[name] for name in point)
+
+    def variants(self) -> list[Hyperparameters]:
+        """Returns trial 0, and for every choice of the space trial 0 with that choice."""
+        return [self.defaults] + [
+            self.defaults.model_copy(update={name: value})
+            for name, item in self.space.items()
+            if isinstance(item, Choice)
+            for value in item.choices
+        ]
+
+    def hyperparameters(self, point: Mapping[str, Any]) -> Hyperparameters:
+        """Returns the complete hyperparameters at a point of the space.
+
+        Raises:
+            ValidationError: If the values do not go together.
+        """
+        return type(self.defaults)(**{**self.defaults.model_dump(), **point})
+
+
+def plan_search(
+    method: str, config: MethodConfig, settings: Mapping[str, Any] | None = None
+) -> SearchPlan:
+    """Checks what a sweep file says of a method against the method itself.
+
+    Args:
+        method: Its name.
+        config: What the sweep file says of it.
+        settings: What the papers set on this dataset, for methods that have such hyperparameters;
+            a preset or the sweep file overrides it.
+
+    Raises:
+        SweepError: Naming the key that is wrong and what would be right.
+    """
+    where = f"methods.{method}"
+    try:
+        detector = METHODS.get(method)
+    except MethodError as error:
+        raise SweepError(f"{where}: {error}") from None
+    kind = detector.Hyperparameters
+    for section in ("fixed", "space"):
+        for name in getattr(config, section):
+            if name not in kind.model_fields:
+                known = suggest(name, list(kind.model_fields))
+                raise SweepError(f"{where}.{section}.{name}: unknown hyperparameter{known}")
+    both = sorted(set(config.fixed) & set(config.space))
+    if both:
+        raise SweepError(f"{where}: {both[0]} is both fixed and searched; remove one of the two")
+    preset: Mapping[str, Any] = {}
+    if config.preset is not None:
+        if config.preset not in kind.presets:
+            names = list(kind.presets) or ["none"]
+            raise SweepError(f"{where}.preset: no {config.preset!r}{suggest(config.preset, names)}")
+        preset = kind.presets[config.preset]
+    usual = {name: value for name, value in (settings or {}).items() if name in kind.model_fields}
+    try:
+        defaults = kind(**{**usual, **preset, **config.fixed})
+    except ValidationError as error:
+        raise SweepError(f"{where}.fixed.{explain(error, kind)}") from None
+    space = {
+        name: item
+        for name, item in kind.search_space().items()
+        if name not in config.fixed and name not in preset
+    }
+    for name, given in config.space.items():
+        space[name] = _parse_range(f"{where}.space.{name}", given, kind, name)
+    return SearchPlan(method, defaults, space)
+
+
+def _parse_range(
+    where: str, given: Mapping[str, Any], kind: type[Hyperparameters], name: str
+) -> SearchRange:
+    numeric: dict[Any, type[SearchRange]] = {int: IntRange, float: FloatRange}
+    shape = (
+        Choice if "choices" in given else numeric.get(kind.model_fields[name].annotation, Choice)
+    )
+    try:
+        parsed = shape(**given)
+    except ValidationError as error:
+        raise SweepError(f"{where}: {explain(error, shape)}") from None
+    edges = parsed.choices if isinstance(parsed, Choice) else (parsed.low, parsed.high)
+    values = tuple(_field_value(where, kind, name, edge) for edge in edges)
+    # Choices become what the field makes of them, which is what a record will hold.
+    return Choice(choices=values) if isinstance(parsed, Choice) else parsed
+
+
+def _field_value(where: str, kind: type[Hyperparameters], name: str, value: Any) -> Any:
+    try:
+        return getattr(kind(**{name: value}), name)
+    except ValidationError as error:
+        # Only the value itself is judged here: how values go together, each trial shows.
+        wrong = [item for item in error.errors() if item["loc"][:1] == (name,)]
+        if wrong:
+            raise SweepError(f"{where}: {value!r} cannot be: {wrong[0]['msg']}") from None
+        return value
+
+
+def _distribution(item: SearchRange) -> BaseDistribution:
+    match item:
+        case FloatRange():
+            return FloatDistribution(item.low, item.high, log=item.log)
+        case IntRange():
+            high = item.high - (item.high - item.low) % item.step  # the last on the grid
+            return IntDistribution(item.low, high, log=item.log, step=item.step)
+        case Choice():
+            return CategoricalDistribution(item.choices)
+
+
+def _nearest(item: SearchRange, value: Any) -> Any:
+    match item:
+        case FloatRange():
+            return min(max(float(value), item.low), item.high)
+        case IntRange():
+            last = (item.high - item.low) // item.step
+            return item.low + min(max(round((value - item.low) / item.step), 0), last) * item.step
+        case Choice():
+            return value if value in item.choices else item.choices[0]
+
+
+def optuna_trial(
+    record: TrialRecord,
+    state: TrialState,
+    point: Mapping[str, Any],
+    distributions: Mapping[str, BaseDistribution],
+) -> FrozenTrial:
+    """Returns a trial that has begun as Optuna would keep it: a pruned one with its last value.
+
+    Args:
+        record: The trial.
+        state: How Optuna is to see it.
+        point: Its place in the space.
+        distributions: The space.
+
+    Raises:
+        ValueError: If the point does not lie in the space.
+    """
+    valued = state in (TrialState.COMPLETE, TrialState.PRUNED) and record.curve
+    return optuna.trial.create_trial(
+        state=state,
+        params=dict(point),
+        distributions=dict(distributions),
+        intermediate_values={rung.step: rung.auroc for rung in record.curve},
+        system_attrs=dict(record.pruner_state),
+        value=record.curve[-1].auroc if valued else None,
+    )
+
+
+def startup_trials(trials: int) -> int:
+    """Returns how many trials of a study are random before its sampler models them.
+
+    Optuna's 10, but never more than a third of a short study.
+    """
+    return min(10, max(2, trials // 3))
+
+
+class _TPESampler(optuna.samplers.TPESampler):
+    """Optuna's TPE, told the space that it would else find out from all trials at each ask."""
+
+    def __init__(self, space: Mapping[str, BaseDistribution], *, seed: int, startup: int) -> None:
+        super().__init__(seed=seed, n_startup_trials=startup)
+        self._known_space = {
+            name: item for name, item in sorted(space.items()) if not item.single()
+        }
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Returns the space: every trial of a study has it."""
+        return self._known_space
+
+
+def make_sampler(
+    config: SweepConfig, study: str, number: int, space: Mapping[str, BaseDistribution]
+) -> optuna.samplers.BaseSampler:
+    """Returns the sampler for one trial.
+
+    A new one for each, seeded by the trial's name: what is suggested depends on the history
+    alone, so that a resumed study goes on as if it had never stopped.
+
+    Args:
+        config: The sweep.
+        study: Name of the study.
+        number: Index of the trial in it.
+        space: What the study searches.
+    """
+    digest = hashlib.sha256(f"{config.seed}/{study}/{number}".encode()).digest()
+    seed = int.from_bytes(digest[:4], "big")
+    startup = startup_trials(config.trials)
+    match config.sampler:
+        case "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        case "gp":
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
+        case "cmaes":
+            # CMA-ES draws from a distribution that earlier trials moved: after a restart Optuna
+            # begins a new one (its own notes are pickles, which a record must not hold).
+            return optuna.samplers.CmaEsSampler(
+                seed=seed, n_startup_trials=startup, warn_independent_sampling=False
+            )
+        case "tpe":
+            return _TPESampler(space, seed=seed, startup=startup)
+
+
+def make_pruner(config: SweepConfig) -> optuna.pruners.BasePruner:
+    """Returns the pruner of a study; its first look comes after a quarter of the rungs."""
+    first = max(1, config.rungs // 4)
+    match config.pruner:
+        case "successive_halving":
+            return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=3)
+        case "hyperband":
+            return optuna.pruners.HyperbandPruner(min_resource=first, max_resource=config.rungs)
+        case "median":
+            return optuna.pruners.MedianPruner(
+                n_startup_trials=startup_trials(config.trials), n_warmup_steps=first
+            )
+        case "none":
+            return optuna.pruners.NopPruner()

@@ -1,0 +1,184 @@
+"""All that a sweep has to run: the trials of its searches, and then their confirm runs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from anomtune.search.config import SweepConfig
+from anomtune.search.decide.confirm import belongs, to_confirm
+from anomtune.search.decide.pool import Pool, Study
+from anomtune.search.store.records import (
+    AnyRecord,
+    ConfirmRecord,
+    ConfirmResult,
+    Cost,
+    StudyKey,
+    now,
+)
+
+
+class Confirmation:
+    """Hands out the confirm runs of studies whose search has ended, and takes their results.
+
+    Args:
+        config: The sweep.
+        pool: Its searches.
+        records: Confirm runs of earlier starts.
+        save: Called with a record at every change, before anything follows from it.
+        settled: Called with a study when nothing of it is left to confirm.
+    """
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        pool: Pool,
+        records: Mapping[StudyKey, Sequence[ConfirmRecord]],
+        save: Callable[[ConfirmRecord], None],
+        settled: Callable[[StudyKey], None] = lambda key: None,
+    ) -> None:
+        self._config = config
+        self._pool = pool
+        self._save = save
+        self._settled = settled
+        self._known = {record.path: record for runs in records.values() for record in runs}
+        #: Of every study whose search has ended: the runs that have not been handed out.
+        self._waiting: dict[StudyKey, deque[ConfirmRecord]] = {}
+        self._running: dict[str, StudyKey] = {}
+        for study in pool.studies.values():
+            self._settle(study)
+
+    @property
+    def remaining(self) -> int:
+        """Number of runs that have not finished; of studies that still search, at most."""
+        if self._config.confirm.top == 0:
+            return len(self._running)
+        most = (self._config.confirm.top + 1) * len(set(self._config.confirm.seeds))
+        studies = self._pool.studies.values()
+        waiting = [self._runs(study) if self._searched(study) else None for study in studies]
+        return len(self._running) + sum(most if runs is None else len(runs) for runs in waiting)
+
+    @property
+    def running(self) -> int:
+        """Number of runs that have been handed out."""
+        return len(self._running)
+
+    def ask(self) -> ConfirmRecord | None:
+        """Starts the next run, or returns ``None`` if none can start now."""
+        if self._config.confirm.top == 0:
+            return None
+        for study in self._pool.studies.values():
+            if self._searched(study) and (runs := self._runs(study)):
+                record = runs.popleft()
+                record.cost.started_at = now()
+                self._save(record)
+                self._running[record.path] = record.key
+                return record
+        return None
+
+    def ended_before(self) -> Iterator[ConfirmRecord]:
+        """Returns the runs that an earlier start completed."""
+        return (record for record in self._known.values() if record.state == "COMPLETE")
+
+    def finish(
+        self,
+        record: ConfirmRecord,
+        result: ConfirmResult | None,
+        *,
+        error: str | None = None,
+        traceback: str | None = None,
+    ) -> None:
+        """Ends a run with its result, or with the reason why there is none."""
+        started = record.cost.started_at
+        cost = result.cost if result else Cost()
+        record.cost = cost.model_copy(update={"started_at": started, "finished_at": now()})
+        record.error, record.traceback = error, traceback
+        if result is not None:
+            record.val_auroc, record.facts = result.val_auroc, result.facts
+            record.test, record.shifted = result.test, result.shifted
+        record.state = "FAIL" if result is None else "COMPLETE"
+        self._save(record)
+        del self._running[record.path]
+        self._settle(self._pool.studies[record.key])
+
+    def _settle(self, study: Study) -> None:
+        """Tells of a study if nothing of it is left to confirm."""
+        if self._config.confirm.top == 0 or not self._searched(study):
+            return
+        if not self._runs(study) and study.key not in self._running.values():
+            self._settled(study.key)
+
+    def _searched(self, study: Study) -> bool:
+        return study.finished.total() == self._pool.target(study)
+
+    def _runs(self, study: Study) -> deque[ConfirmRecord]:
+        """Returns the runs that wait, of a study whose search has ended."""
+        if study.key not in self._waiting:
+            # The progress table asks from a thread of its own: the first answer stays.
+            self._waiting.setdefault(study.key, deque(self._new_runs(study)))
+        return self._waiting[study.key]
+
+    def _new_runs(self, study: Study) -> Iterator[ConfirmRecord]:
+        for number in to_confirm(study.records.values(), self._config.confirm):
+            for seed in dict.fromkeys(self._config.confirm.seeds):
+                record = ConfirmRecord(
+                    dataset=self._config.dataset.name,
+                    category=study.key.category,
+                    method=study.key.method,
+                    number=number,
+                    seed=seed,
+                    state="RUNNING",
+                    params=study.records[number].params,
+                    split_hash=study.split_hash,
+                )
+                known = self._known.get(record.path)
+                if (
+                    known is None
+                    or known.state == "RUNNING"
+                    or not belongs(known, study.records[number])
+                ):
+                    yield record
+
+
+class Work:
+    """The searches and the confirm runs of a sweep, as one queue.
+
+    Args:
+        pool: The searches.
+        confirmation: The confirm runs; those of a study can start when its search has ended.
+    """
+
+    def __init__(self, pool: Pool, confirmation: Confirmation) -> None:
+        self.pool = pool
+        self.confirmation = confirmation
+
+    @property
+    def remaining(self) -> int:
+        """Number of runs that have not finished; confirm runs of open searches at most."""
+        return self.pool.remaining + self.confirmation.remaining
+
+    @property
+    def running(self) -> int:
+        """Number of runs that have been handed out."""
+        return self.pool.running + self.confirmation.running
+
+    def ended_before(self) -> list[AnyRecord]:
+        """Returns what earlier starts trained and scored, in the order in which it ended.
+
+        To be asked before anything is started.
+        """
+        trials = (
+            record
+            for study in self.pool.studies.values()
+            for record in study.records.values()
+            if record.state in ("COMPLETE", "PRUNED")
+        )
+        runs: list[AnyRecord] = [*trials, *self.confirmation.ended_before()]
+        return sorted(runs, key=lambda record: record.cost.finished_at or "")
+
+    def ask(self) -> AnyRecord | None:
+        """Starts the next run, or returns ``None`` if none can start now.
+
+        Confirm runs go first: they complete a study, and others can still search.
+        """
+        return self.confirmation.ask() or self.pool.ask()

@@ -1,0 +1,1 @@
+"""One detector: opened, trained, saved, loaded, used, exported. Neither Ray nor Optuna."""

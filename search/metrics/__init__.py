@@ -1,0 +1,1 @@
+"""Figures of image scores and of anomaly maps."""

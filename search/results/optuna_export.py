@@ -1,0 +1,261 @@
+"""The studies of a sweep as Optuna keeps them: for optuna-dashboard and Optuna's own plots.
+
+They are made from the records, which remain the truth: a study in a database can be deleted and
+exported again. Nothing of a sweep is ever read back from there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.exceptions import OptunaError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from anomtune.datasets.io.remote import mask_uri
+from anomtune.errors import SweepError
+from anomtune.search.config import SweepConfig
+from anomtune.search.decide.study import SearchPlan, optuna_trial, plan_search
+from anomtune.search.store.records import StudyKey, TrialRecord, open_sweep
+
+#: The user attribute by which an exported study is known, with the name of its sweep.
+_MARK = "anomtune_sweep"
+
+_METRIC = ["validation AUROC"]
+
+
+def rebuild_studies(
+    config: SweepConfig, studies: Mapping[StudyKey, Sequence[TrialRecord]]
+) -> dict[StudyKey, optuna.Study]:
+    """Returns an in-memory Optuna study for each study of a sweep, with all its trials.
+
+    Trials have the numbers, states, times and rungs of their records. One whose record was deleted
+    is waiting, as the sweep would run it again. What else is known of a trial is among its user
+    attributes, where Optuna's tools show it.
+
+    Args:
+        config: The sweep.
+        studies: Its records.
+
+    Raises:
+        SweepError: If a method is not there, or a record is of another version of it.
+    """
+    plans = {name: plan_search(name, method) for name, method in config.methods.items()}
+    rebuilt = {}
+    for key, records in studies.items():
+        if key.method not in plans:  # its record is from elsewhere: no study of this sweep
+            continue
+        study = optuna.create_study(study_name=f"{config.dataset.name}/{key}", direction="maximize")
+        study.set_metric_names(_METRIC)
+        study.set_user_attr(_MARK, config.name)
+        study.add_trials(_trials(plans[key.method], records))
+        rebuilt[key] = study
+    return rebuilt
+
+
+def export_studies(directory: str | os.PathLike[str], url: str) -> int:
+    """Writes the studies of a sweep where optuna-dashboard finds them.
+
+    What is there already and has not changed stays as it is, so that a sweep that runs can be
+    exported again and again. A study in which a trial has changed, because it was running at the
+    last export or was run again, is replaced whole: Optuna lets no finished trial be changed.
+
+    Args:
+        directory: The sweep directory.
+        url: An SQLAlchemy database URL (``sqlite:///studies.db``), or the path of an Optuna journal
+            file, which ends in ``.log``.
+
+    Returns:
+        How many studies the sweep has there now.
+
+    Raises:
+        SweepError: If there is no such sweep, the URL cannot be used, or it holds a study of the
+            same name that is of another sweep; then nothing of it is touched.
+    """
+    config, store = open_sweep(directory)
+    rebuilt = rebuild_studies(config, store.read_all())
+    with _one_line_errors(url):
+        storage = _open_storage(url)
+        known = set(optuna.get_all_study_names(storage))
+        for study in rebuilt.values():
+            if study.study_name in known:
+                _check_owner(study, storage, url)
+        for study in rebuilt.values():
+            _write_study(study, storage, known=study.study_name in known)
+    return len(rebuilt)
+
+
+def _trials(plan: SearchPlan, records: Sequence[TrialRecord]) -> Iterator[FrozenTrial]:
+    by_number = {record.number: record for record in records}
+    try:
+        # Where the record of trial 0 was deleted, nothing lies outside the space.
+        wider = _widened(plan, by_number[0].params) if 0 in by_number else plan.distributions
+        for number in range(max(by_number) + 1):
+            record = by_number.get(number)
+            if record is None:
+                yield optuna.trial.create_trial(state=TrialState.WAITING)
+            else:
+                yield _trial(plan, record, wider)
+    except (KeyError, ValueError) as error:
+        raise SweepError(
+            f"{records[0].key}: its trials do not fit this version of {plan.method} ({error}); "
+            "install the version that they were run with"
+        ) from None
+
+
+def _trial(
+    plan: SearchPlan, record: TrialRecord, distributions: Mapping[str, BaseDistribution]
+) -> FrozenTrial:
+    point = {name: record.params[name] for name in plan.space}
+    trial = optuna_trial(record, TrialState[record.state], point, distributions)
+    trial.datetime_start = _local_time(record.cost.started_at) or trial.datetime_start
+    if record.state != "RUNNING":
+        ended = _local_time(record.cost.finished_at)
+        trial.datetime_complete = ended or trial.datetime_complete
+    known = {
+        "seed": record.seed,
+        "error": record.error,
+        "parameters": record.facts and record.facts.parameters,
+        "score_rule": record.facts and record.facts.score_rule,
+        "image_ms": record.cost.image_ms,
+        "train_seconds": record.cost.train_seconds,
+        "peak_memory_bytes": record.cost.peak_memory_bytes,
+    }
+    for name, value in known.items():
+        if value is not None:
+            trial.set_user_attr(name, value)
+    return trial
+
+
+def _widened(plan: SearchPlan, defaults: Mapping[str, Any]) -> dict[str, BaseDistribution]:
+    """Returns the space, as much wider as it takes to hold the paper's own config.
+
+    A user's range may leave the paper's value out. Trial 0 ran it all the same, and whoever looks
+    at the study is to see what came of it.
+    """
+    wider: dict[str, BaseDistribution] = {}
+    for name, space in plan.distributions.items():
+        value = defaults[name]
+        match space:
+            case FloatDistribution():
+                low, high = min(space.low, value), max(space.high, value)
+                wider[name] = FloatDistribution(low, high, log=space.log and low > 0)
+            case IntDistribution():
+                low, high = min(space.low, value), max(space.high, value)
+                step = math.gcd(space.step, abs(value - space.low))
+                wider[name] = IntDistribution(low, high, log=space.log and low > 0, step=step)
+            case CategoricalDistribution():
+                wider[name] = CategoricalDistribution(
+                    space.choices if value in space.choices else (*space.choices, value)
+                )
+    return wider
+
+
+def _local_time(text: str | None) -> datetime | None:
+    """Returns a time of a record as Optuna keeps it: local, without a time zone."""
+    return None if text is None else datetime.fromisoformat(text).astimezone().replace(tzinfo=None)
+
+
+def _open_storage(url: str) -> BaseStorage:
+    if "://" not in url and url.endswith(".log"):
+        path = Path(url)
+        # Optuna takes a log of anything else for a journal with a broken last line, and appends.
+        first = path.read_bytes().partition(b"\n")[0] if path.exists() else b""
+        if first and "op_code" not in json.loads(first):
+            raise ValueError("it is not an Optuna journal")
+        return JournalStorage(JournalFileBackend(url))
+    return RDBStorage(url)
+
+
+def _check_owner(study: optuna.Study, storage: BaseStorage, url: str) -> None:
+    there = optuna.load_study(study_name=study.study_name, storage=storage)
+    # An empty one is what a killed export leaves; nothing is lost by taking it over.
+    if there.user_attrs.get(_MARK) != study.user_attrs[_MARK] and there.get_trials(deepcopy=False):
+        owner = there.user_attrs.get(_MARK)
+        whose = "not an export of anomtune" if owner is None else f"of the sweep {owner!r}"
+        raise SweepError(
+            f"{shown_url(url)}: holds a study {study.study_name} that is {whose}; give another "
+            "URL, or delete the study there"
+        )
+
+
+def _write_study(study: optuna.Study, storage: BaseStorage, *, known: bool) -> None:
+    trials = study.get_trials(deepcopy=False)
+    if known:
+        there = optuna.load_study(study_name=study.study_name, storage=storage)
+        kept = there.get_trials(deepcopy=False)
+        if kept and [*map(_content, kept)] == [*map(_content, trials[: len(kept)])]:
+            there.add_trials(trials[len(kept) :])
+            return
+        optuna.delete_study(study_name=study.study_name, storage=storage)
+    new = optuna.create_study(
+        study_name=study.study_name, storage=storage, directions=study.directions
+    )
+    for name, value in study.user_attrs.items():
+        new.set_user_attr(name, value)
+    new.set_metric_names(_METRIC)
+    new.add_trials(trials)
+
+
+def _content(trial: FrozenTrial) -> tuple[Any, ...]:
+    # Without times: some databases keep whole seconds.
+    return (
+        trial.state,
+        trial.values,
+        trial.params,
+        trial.distributions,
+        trial.intermediate_values,
+        trial.user_attrs,
+    )
+
+
+@contextmanager
+def _one_line_errors(url: str) -> Iterator[None]:
+    """Turns what Optuna, SQLAlchemy and the file system say of a bad URL into one line.
+
+    Raises:
+        SweepError: For each of their errors.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise SweepError(
+            f"{shown_url(url)}: {error.__cause__ or error}; install the driver of that database"
+        ) from None
+    # RuntimeError: tables of another Optuna. ValueError, KeyError, TypeError: no journal.
+    except (
+        OptunaError,
+        SQLAlchemyError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:
+        cause = error.__cause__ or error  # Optuna's own words for a full disk are a paragraph
+        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
+        raise SweepError(
+            f"{shown_url(url)}: cannot be used: {reason}; give a database URL such as "
+            "sqlite:///studies.db, or the path of an Optuna journal that ends in .log"
+        ) from None
+
+
+def shown_url(url: str) -> str:
+    """Returns a database URL without its password."""
+    return mask_uri(url) if "://" in url else url

@@ -1,0 +1,290 @@
+"""What people watch in TensorBoard: trials while they run, and what was confirmed of them.
+
+A trial has scalars per rung. A confirm run has its figures, its example images with their heat
+maps, and the ROC curve of its held-out images.
+
+Event files are written through the sweep's storage, record by record and without a thread or
+an open file per trial, so a killed driver loses nothing and a remote directory works too.
+
+No study declares its hyperparameters beforehand: TensorBoard would take the first declaration
+that it finds for all studies. Without any it gathers them from the trials themselves, so that
+one page shows every method, and the table can be filtered by category, method and stage (search
+or confirm). The confirm runs of a config, one per seed, are one row with their means.
+
+TensorBoard draws no ROC curve. As a scalar, the true positive rate with the false positive rate in
+per mille as its step, it lies in one chart with those of other seeds, configs and methods, where a
+picture would stand alone. It is so dense that TensorBoard's smoothing does not bend it, and has a
+run of its own, because every scalar of a confirm run is a column of the table.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from sklearn.metrics import roc_curve
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.histogram import metadata as histogram_metadata
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
+from tensorboard.plugins.image import metadata as image_metadata
+from tensorboard.plugins.text import metadata as text_metadata
+from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.util.tensor_util import make_tensor_proto
+
+from anomtune.search.decide.study import SearchPlan
+from anomtune.search.detector.heatmaps import png_bytes, sheet_rows
+from anomtune.search.store.records import (
+    AnyRecord,
+    ConfirmRecord,
+    DomainFigures,
+    HeldOutScores,
+    RecordStore,
+    Rung,
+    TrialRecord,
+)
+from anomtune.search.store.storage import Storage
+
+#: TensorBoard takes any file with "tfevents" in its name.
+_EVENT_FILE = "events.out.tfevents.0.anomtune"
+
+#: Between two points of a ROC curve, in per mille. TensorBoard keeps 1000 points of a scalar.
+_ROC_SPACING = 2
+
+_ROC_TAG = "roc/TPR by FPR (per mille)"
+
+_STATUS = {
+    "COMPLETE": api_pb2.STATUS_SUCCESS,
+    "PRUNED": api_pb2.STATUS_SUCCESS,
+    "FAIL": api_pb2.STATUS_FAILURE,
+}
+
+
+class CurveWriter:
+    """Writes the event files of a sweep: a folder per study, below it a folder per run.
+
+    Args:
+        storage: The sweep directory.
+        plans: How each method is searched.
+    """
+
+    def __init__(self, storage: Storage, plans: Mapping[str, SearchPlan]) -> None:
+        self._storage = storage
+        self._plans = plans
+        self._written: dict[str, int] = {}
+
+    def update(self, record: AnyRecord) -> None:
+        """Adds what is new in a record: a trial's start, a rung, its end; a confirm run's end."""
+        if isinstance(record, ConfirmRecord):
+            self._update_confirmed(record)
+        else:
+            self._update_trial(record)
+
+    def _update_trial(self, record: TrialRecord) -> None:
+        path = f"tensorboard/{record.key}/{record.number:05d}"
+        events = []
+        written = self._written.get(record.path)
+        if written is None or written > len(record.curve):  # begun, or begun again
+            self._storage.delete_folder(path)
+            written = 0
+            events += self._start(record, "search", f"{record.key}/{record.number:05d}")
+        for rung in record.curve[written:]:
+            values = [*_scalars(_rung_figures(rung)), *_histograms(rung)]
+            events.append(_event(values, rung.step))
+        if record.state != "RUNNING":
+            events.append(_session_end(record.state))
+            self._written.pop(record.path, None)
+        else:
+            self._written[record.path] = len(record.curve)
+        if events:
+            self._storage.append(f"{path}/{_EVENT_FILE}", _encode(events))
+
+    def _update_confirmed(self, record: ConfirmRecord) -> None:
+        """Writes all of a completed run at once: what an earlier start left of it is replaced."""
+        study, run = f"tensorboard/{record.key}", f"{record.number:05d}-{record.seed}"
+        if record.state != "COMPLETE":
+            for folder in ("confirm", "roc"):
+                self._storage.delete_folder(f"{study}/{folder}/{run}")
+            return
+        store = RecordStore(self._storage)
+        values = [
+            *_scalars(_confirmed_figures(record)),
+            _text("confirm/figures", _summary(record)),
+            *_images(record, store.read_examples(record)),
+        ]
+        events = [
+            # The same name for every seed: TensorBoard shows them as one, with their means.
+            *self._start(record, "confirm", f"{record.key}/confirm/{record.number:05d}"),
+            _event(values),
+            _session_end(record.state),
+        ]
+        self._storage.write(f"{study}/confirm/{run}/{_EVENT_FILE}", _encode(events))
+        held_out = store.read_held_out(record)
+        if held_out is not None and record.test is not None and record.test.auroc is not None:
+            events = [_version_event(), *_roc(held_out)]
+            self._storage.write(f"{study}/roc/{run}/{_EVENT_FILE}", _encode(events))
+
+    def _start(self, record: AnyRecord, stage: str, session: str) -> list[Event]:
+        """Returns the events that tell TensorBoard of a run's hyperparameters."""
+        settings: dict[str, bool | float | str] = {
+            "category": record.category,
+            "method": record.method,
+            "stage": stage,
+        }
+        space = self._plans[record.method].space
+        settings |= {name: _plain(record.params[name]) for name in space}
+        start = summary_v2.hparams_pb(settings, trial_id=session)
+        return [_version_event(), Event(wall_time=time.time(), summary=start)]
+
+
+def _rung_figures(rung: Rung) -> dict[str, float]:
+    # TensorBoard's table shows its first few metrics by name: what decides begins with an a.
+    figures = {"auroc/validation": rung.auroc}
+    if rung.loss is not None:
+        figures["train/loss"] = rung.loss
+    return figures | {f"train/{name}": value for name, value in rung.figures.items()}
+
+
+def _confirmed_figures(record: ConfirmRecord) -> dict[str, float]:
+    figures = {"auroc/confirmed": record.val_auroc}
+    if (test := record.test) is not None:
+        figures |= {
+            "auroc/held_out": test.auroc,
+            "held_out/pixel_auroc": test.pixel_auroc,
+            "held_out/aupro": test.aupro,
+            "held_out/f1": test.f1,
+        }
+    figures |= {f"shifted/{domain}": shift.auroc for domain, shift in record.shifted.items()}
+    return {tag: value for tag, value in figures.items() if value is not None}
+
+
+def _summary(record: ConfirmRecord) -> str:
+    """Returns the figures of a confirm run as a table in Markdown."""
+    lines = [
+        "images | normal | anomalous | AUROC | 95 % interval | pixel AUROC | AUPRO",
+        "--- | --- | --- | --- | --- | --- | ---",
+    ]
+    if record.facts is not None:
+        counts = f"{record.facts.n_val_normal} | {record.facts.n_val_anomalous}"
+        lines.append(f"validation | {counts} | {_shown(record.val_auroc)} | | |")
+    domains = {} if record.test is None else {"held out": record.test}
+    lines += [_row(name, figures) for name, figures in (domains | record.shifted).items()]
+    return "\n".join(lines)
+
+
+def _row(name: str, figures: DomainFigures) -> str:
+    low, high = _shown(figures.auroc_low), _shown(figures.auroc_high)
+    cells = [
+        name,
+        str(figures.n_normal),
+        str(figures.n_anomalous),
+        _shown(figures.auroc),
+        f"{low} to {high}" if low else "",
+        _shown(figures.pixel_auroc),
+        _shown(figures.aupro),
+    ]
+    return " | ".join(cells)
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _images(record: ConfirmRecord, sheet: bytes | None) -> list[Summary.Value]:
+    """Returns a picture per example: the image, its defect outlined, and its heat map."""
+    if sheet is None:
+        return []
+    try:
+        picture = np.asarray(Image.open(io.BytesIO(sheet)).convert("RGB"))
+    except OSError:  # half a file of a machine that lost power: no reason to end a sweep
+        return []
+    values = []
+    for example, row in zip(
+        record.examples, sheet_rows(picture, len(record.examples)), strict=True
+    ):
+        height, width, _ = row.shape
+        encoded = [str(width).encode(), str(height).encode(), png_bytes(row)]
+        values.append(
+            Summary.Value(
+                tag=f"examples/{example.kind}",
+                metadata=image_metadata.create_summary_metadata(
+                    None, f"{example.key}, {example.defect}, score {example.score:.4g}"
+                ),
+                tensor=make_tensor_proto(np.array(encoded, dtype=object)),
+            )
+        )
+    return values
+
+
+def _roc(held_out: HeldOutScores) -> Iterator[Event]:
+    false_rate, true_rate, _ = roc_curve(held_out.labels, held_out.scores)
+    for step in range(0, 1001, _ROC_SPACING):
+        # Of several true positive rates at one false positive rate this is the highest.
+        value = float(np.interp(step / 1000, false_rate, true_rate))
+        yield _event(_scalars({_ROC_TAG: value}), step)
+
+
+def _text(tag: str, content: str) -> Summary.Value:
+    return Summary.Value(
+        tag=tag,
+        metadata=text_metadata.create_summary_metadata(None, None),
+        tensor=make_tensor_proto(np.array([content.encode()], dtype=object)),
+    )
+
+
+def _scalars(figures: Mapping[str, float]) -> list[Summary.Value]:
+    return [Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]
+
+
+def _histograms(rung: Rung) -> list[Summary.Value]:
+    """Returns the distributions as TensorBoard's own bins: left edge, right edge, count."""
+    values = []
+    for name, histogram in rung.histograms.items():
+        edges = histogram.edges
+        bins = np.array([edges[:-1], edges[1:], histogram.counts], dtype=np.float64).T
+        values.append(
+            Summary.Value(
+                tag=f"train/{name}",
+                metadata=histogram_metadata.create_summary_metadata(None, None),
+                tensor=make_tensor_proto(bins),
+            )
+        )
+    return values
+
+
+def _version_event() -> Event:
+    return Event(wall_time=time.time(), file_version="brain.Event:2")
+
+
+def _event(values: Iterable[Summary.Value], step: int = 0) -> Event:
+    return Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+
+
+def _encode(events: Iterable[Event]) -> bytes:
+    buffer = io.BytesIO()
+    writer = RecordWriter(buffer)
+    for event in events:
+        writer.write(event.SerializeToString())
+    return buffer.getvalue()
+
+
+def _plain(value: Any) -> bool | float | str:
+    if isinstance(value, bool | str):
+        return value
+    return float(value) if isinstance(value, int | float) else json.dumps(value)
+
+
+def _session_end(state: str) -> Event:
+    end = plugin_data_pb2.SessionEndInfo(status=_STATUS[state], end_time_secs=time.time())
+    data = plugin_data_pb2.HParamsPluginData(session_end_info=end)
+    value = Summary.Value(
+        tag=metadata.SESSION_END_INFO_TAG,
+        metadata=metadata.create_summary_metadata(data),
+        tensor=metadata.NULL_TENSOR,
+    )
+    return _event([value])

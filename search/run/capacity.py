@@ -1,0 +1,143 @@
+"""How many runs a cluster holds at once. Pure logic: it is told what the nodes have.
+
+Nodes come and go while a sweep runs, and runs take different shares of a GPU: whether another one
+finds room is asked anew each time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from anomtune.errors import SweepError
+from anomtune.search.config import SweepConfig
+
+#: What one node has, as Ray counts it: ``CPU``, ``GPU``, ``accelerator_type:A100``, ...
+Resources = Mapping[str, float]
+
+#: Seconds for which what the nodes have is believed.
+_FRESH = 2.0
+#: How a node says what GPUs it has, and how much of that a run asks for: of the sort, not of them.
+_TYPE, _TYPE_SHARE = "accelerator_type:", 0.001
+#: Shares are no exact binary fractions.
+_ROUNDING = 1e-6
+
+
+def count_slots(nodes: Sequence[Resources], shape: Resources) -> int:
+    """Returns how many runs of one shape the nodes hold at once; no run spans two nodes."""
+    return sum(
+        min(_times(node.get(name, 0), amount, name) for name, amount in shape.items())
+        for node in nodes
+    )
+
+
+def _times(there: float, amount: float, name: str) -> int:
+    if name == "GPU" and amount < 1:  # no run spans two GPUs, either
+        return int(there) * int(1 / amount + _ROUNDING)
+    return int(there / amount + _ROUNDING)
+
+
+class Capacity:
+    """Says what a run occupies and whether the cluster has room for another.
+
+    Args:
+        config: The sweep.
+        read_nodes: Returns what every living node has.
+        clock: Seconds.
+
+    Raises:
+        SweepError: If the cluster has not the resources for a single run, and concurrency is no
+            number: with one, runs wait for nodes.
+    """
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        read_nodes: Callable[[], Sequence[Resources]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._wanted = config.resources
+        self._most = config.concurrency
+        #: Somebody who gives a number may have a cluster that grows when it sees runs wait.
+        self._grows = config.concurrency != "auto"
+        self._read_nodes = read_nodes
+        self._clock = clock
+        self._has_gpus = False
+        self._read()
+        self.slots = self._first_slots()
+
+    @property
+    def packs(self) -> bool:
+        """Whether runs are to share GPUs as they need."""
+        self._refresh()
+        return self._wanted.gpu == "auto" and self._has_gpus
+
+    @property
+    def gpu(self) -> float:
+        """How many GPUs a run is given if it does not share one."""
+        return float(self.packs) if self._wanted.gpu == "auto" else self._wanted.gpu
+
+    def shape(self, gpu: float) -> dict[str, float]:
+        """Returns what a run with so many GPUs occupies, as Ray counts it."""
+        shape: dict[str, float] = {"CPU": self._wanted.cpu}
+        if gpu > 0:
+            shape["GPU"] = gpu
+            if self._wanted.accelerator is not None:
+                shape[_TYPE + self._wanted.accelerator] = _TYPE_SHARE
+        return shape
+
+    def has_room(self, running: Counter[float], gpu: float) -> bool:
+        """Whether another run may be handed out.
+
+        Args:
+            running: How many runs have been handed out with so many GPUs each.
+            gpu: How many GPUs the next one takes, at least.
+        """
+        if self._most != "auto" and running.total() >= self._most:
+            return False
+        # Which part of the cluster they take; one that fits nowhere any more waits for all of it.
+        load = sum(number / max(1, self._slots_of(share)) for share, number in running.items())
+        slots = self._slots_of(gpu)
+        # What waits is what the cluster must see, to grow: as much again as there is.
+        most = 2 if self._grows else min(1, slots)
+        return load + 1 / max(1, slots) <= most + _ROUNDING
+
+    def _slots_of(self, gpu: float) -> int:
+        self._refresh()
+        if gpu not in self._slots:
+            self._slots[gpu] = count_slots(self._nodes, self.shape(gpu))
+        return self._slots[gpu]
+
+    def _refresh(self) -> None:
+        if self._clock() - self._read_at > _FRESH:
+            self._read()
+
+    def _read(self) -> None:
+        self._nodes = self._read_nodes()
+        self._read_at = self._clock()
+        self._slots: dict[float, int] = {}
+        # Should all nodes with GPUs go, runs wait for the next: a CPU would take them for ever.
+        wanted = self._wanted.accelerator is not None
+        self._has_gpus |= wanted or any(node.get("GPU", 0) > 0 for node in self._nodes)
+
+    def _first_slots(self) -> int:
+        wanted = self.shape(self.gpu)
+        slots = self._slots_of(self.gpu)
+        if slots < 1 and not self._grows:
+            types = sorted({name for node in self._nodes for name in node if _TYPE in name})
+            have = {name: sum(node.get(name, 0) for node in self._nodes) for name in ("CPU", "GPU")}
+            raise SweepError(
+                f"resources: a trial wants {_words(wanted)} on one node, the cluster has "
+                f"{_words(have | dict.fromkeys(types, 1))} in all; ask for less, or give "
+                "concurrency a number if the cluster grows by itself"
+            )
+        return slots if self._most == "auto" else min(self._most, slots)
+
+
+def _words(resources: Resources) -> str:
+    """Returns resources in words: ``4 CPU, 0.5 GPU, GPU type A100``."""
+    return ", ".join(
+        f"GPU type {name.removeprefix(_TYPE)}" if name.startswith(_TYPE) else f"{amount:g} {name}"
+        for name, amount in resources.items()
+    )

@@ -1,0 +1,243 @@
+"""One confirm run: train a config with a seed, and open the held-out test images.
+
+Nothing else opens them. The search has no part in it: which configs are confirmed was decided by
+validation alone, and so is which of them wins.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from anomtune.datasets.splits.split import TestSplit, Validation, load_test_split
+from anomtune.errors import TrainingDivergedError
+from anomtune.search.data import open_data
+from anomtune.search.detector.heatmaps import outline, overlay, png_bytes, sheet
+from anomtune.search.detector.saved import SavedConfig, make_saved_config, save_model
+from anomtune.search.metrics.image import auroc, f1_threshold
+from anomtune.search.metrics.pixel import PixelMetrics
+from anomtune.search.run.trial import (
+    OpenedTrial,
+    TrialSpec,
+    as_images,
+    check_loss,
+    gpu_memory,
+    images_changed,
+    open_trial,
+    peak_memory,
+)
+from anomtune.search.store.records import (
+    ConfirmResult,
+    Cost,
+    DomainFigures,
+    Example,
+    ExampleKind,
+)
+from anomtune.search.store.storage import Storage
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """What the held-out images say: figures of each domain, and scores of the images' own."""
+
+    figures: dict[str, DomainFigures]
+    scores: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int8]
+    examples: list[Example]
+    sheet: bytes | None
+
+
+def run_confirm(spec: TrialSpec) -> Iterator[ConfirmResult]:
+    """Trains a config to its end and yields its figures on validation and held-out images.
+
+    Beside the record go the held-out scores (``.npz``) and, of the run that the sweep keeps, the
+    detector (a folder) and a sheet of examples (``.png``).
+
+    Args:
+        spec: What to train on what; its ``rungs`` do not matter.
+
+    Raises:
+        TrainingDivergedError: If the loss or a score is not finite.
+        MethodError: If the method cannot be used so.
+        DataError: If the images are not those that the sweep started with.
+        SweepError: If the files cannot be written.
+    """
+    trial = open_trial(spec)
+    begin = time.perf_counter()
+    check_loss(trial.detector.fit(trial.train, trial.iterations))
+    fitted = time.perf_counter()
+    scores = trial.detector.score(trial.validation).numpy()
+    evaluated = time.perf_counter()
+    if not np.isfinite(scores).all():
+        raise TrainingDivergedError("anomaly scores are not finite")
+    saved = make_saved_config(spec, trial) if spec.keep else None
+    evaluation = _evaluate(spec, trial, saved) if trial.n_held_out else None
+    _write(spec, trial, saved, evaluation)
+    figures = dict(evaluation.figures) if evaluation else {}
+    yield ConfirmResult(
+        val_auroc=auroc(trial.labels, scores).value,
+        test=figures.pop("", None),
+        shifted=figures,
+        examples=evaluation.examples if evaluation else [],
+        facts=trial.facts(),
+        cost=Cost(
+            train_seconds=fitted - begin,
+            evaluate_seconds=time.perf_counter() - fitted,
+            image_ms=(evaluated - fitted) / len(scores) * 1e3,
+            peak_memory_bytes=peak_memory(trial.detector.device),
+            iterations=trial.iterations,
+            gpu=spec.gpu or None,
+            gpu_memory_bytes=gpu_memory(trial.detector.device),
+        ),
+    )
+
+
+def _evaluate(spec: TrialSpec, trial: OpenedTrial, saved: SavedConfig | None) -> _Evaluation:
+    """Scores the held-out images, batch by batch: they may be larger than the device's memory."""
+    held_out = load_test_split(
+        open_data(spec.dataset),
+        spec.category,
+        spec.image_size,
+        Validation(**spec.validation.model_dump()),
+        input_size=trial.detector.input_size,
+    )
+    if held_out.split_hash != spec.split_hash:
+        raise images_changed(spec)
+    domains = np.array(held_out.domains)
+    pixels = {str(domain): PixelMetrics() for domain in sorted(set(held_out.domains))}
+    scores = np.empty(len(held_out.images), np.float32)
+    for start in range(0, len(scores), _BATCH):
+        batch = np.arange(start, min(start + _BATCH, len(scores)))
+        maps, scores[batch] = _maps(trial, held_out, batch)
+        # Where the defect lies must be known; a map that is no number is no reason to fail:
+        # held-out images must not decide who wins.
+        usable = np.isfinite(maps).all(axis=(1, 2))
+        usable &= held_out.has_mask[batch] | (held_out.labels[batch] == 0)
+        for domain, metrics in pixels.items() if held_out.has_mask.any() else ():
+            chosen = usable & (domains[batch] == domain)
+            metrics.add(maps[chosen], held_out.masks[batch[chosen]])
+    own = np.flatnonzero(domains == "")
+    examples = _choose_examples(held_out, scores, own) if saved else {}
+    return _Evaluation(
+        figures={
+            domain: _figures(held_out.labels[domains == domain], scores[domains == domain], metrics)
+            for domain, metrics in pixels.items()
+        },
+        scores=scores[own],
+        labels=held_out.labels[own],
+        examples=[
+            Example(
+                kind=kind,
+                key=held_out.keys[index],
+                defect=held_out.defects[index],
+                score=float(scores[index]),
+            )
+            for kind, index in examples.items()
+        ],
+        sheet=_draw(trial, held_out, list(examples.values()), saved)
+        if examples and saved
+        else None,
+    )
+
+
+def _maps(
+    trial: OpenedTrial, held_out: TestSplit, indices: npt.NDArray[np.intp]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Returns the maps and scores of some held-out images."""
+    detector = trial.detector
+    maps = detector.anomaly_maps(as_images(held_out.images[indices], detector.device))
+    return maps.float().cpu().numpy(), detector.image_scores(maps).float().cpu().numpy()
+
+
+def _figures(
+    labels: npt.NDArray[np.int8], scores: npt.NDArray[np.float32], pixels: PixelMetrics
+) -> DomainFigures:
+    n_anomalous = int((labels == 1).sum())
+    n_normal = len(labels) - n_anomalous
+    figures = DomainFigures(
+        n_normal=n_normal,
+        n_anomalous=n_anomalous,
+        **asdict(pixels.result()),
+    )
+    if not (n_normal and n_anomalous and np.isfinite(scores).all()):
+        return figures
+    area = auroc(labels, scores)
+    _, f1, accuracy = f1_threshold(labels, scores)
+    return figures.model_copy(
+        update={
+            "auroc": area.value,
+            "auroc_low": area.low,
+            "auroc_high": area.high,
+            "f1": f1,
+            "accuracy": accuracy,
+        }
+    )
+
+
+def _choose_examples(
+    held_out: TestSplit, scores: npt.NDArray[np.float32], own: npt.NDArray[np.intp]
+) -> dict[ExampleKind, int]:
+    """Returns which images show best what the detector does: its worst, its best, the usual."""
+    ranked = own[np.argsort(scores[own], kind="stable")]
+    anomalous = ranked[held_out.labels[ranked] == 1]
+    normal = ranked[held_out.labels[ranked] == 0]
+    chosen: dict[ExampleKind, int] = {}
+    if len(anomalous):
+        chosen |= {
+            "missed": int(anomalous[0]),
+            "typical anomaly": int(anomalous[len(anomalous) // 2]),
+            "found": int(anomalous[-1]),
+        }
+    if len(normal):
+        chosen |= {
+            "false alarm": int(normal[-1]),
+            "typical normal": int(normal[len(normal) // 2]),
+        }
+    return chosen
+
+
+def _draw(trial: OpenedTrial, held_out: TestSplit, indices: list[int], saved: SavedConfig) -> bytes:
+    """Returns a PNG with a row per image: as it is, with its defect outlined, with its map."""
+    maps, _ = _maps(trial, held_out, np.array(indices))
+    rows = []
+    for index, anomaly_map in zip(indices, maps, strict=True):
+        image = _at_size(held_out.images[index], trial.detector.image_size)
+        rows.append(
+            [
+                image,
+                outline(image, held_out.masks[index]),
+                overlay(image, anomaly_map, saved.map_low, saved.map_high),
+            ]
+        )
+    return png_bytes(sheet(rows))
+
+
+def _at_size(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    """Returns an image ``(S, S, 3)`` at the size of maps, for a method that works at another."""
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def _write(
+    spec: TrialSpec,
+    trial: OpenedTrial,
+    saved: SavedConfig | None,
+    evaluation: _Evaluation | None,
+) -> None:
+    """Writes what lies beside the record, which is written when it is all there."""
+    storage = Storage(spec.directory)
+    if evaluation is not None:
+        buffer = io.BytesIO()
+        np.savez(buffer, labels=evaluation.labels, scores=evaluation.scores)
+        storage.write(f"{spec.record_path}.npz", buffer.getvalue(), durable=True)
+        if evaluation.sheet is not None:
+            storage.write(f"{spec.record_path}.png", evaluation.sheet)
+    if saved is not None:
+        save_model(storage, spec.record_path, trial.detector, saved)

@@ -1,0 +1,118 @@
+"""The actor in which Ray Tune runs trials and confirm runs, one after the other.
+
+It is used for many of them, so that imports, the CUDA context and the images are paid for once.
+"""
+
+from __future__ import annotations
+
+import gc
+import socket
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import torch
+from ray import tune
+
+from anomtune.errors import DataError, MethodError, SweepError, TrainingDivergedError
+from anomtune.registry import METHODS
+from anomtune.search.run.held_out import run_confirm
+from anomtune.search.run.trial import TrialResult, TrialSpec, run_trial
+from anomtune.search.store.records import ConfirmResult
+from anomtune.search.store.storage import Storage
+
+_Results = Iterator[TrialResult | ConfirmResult]
+
+#: Failures of a config that say all in one line; other exceptions bring their traceback.
+_EXPECTED = (MethodError, TrainingDivergedError, torch.OutOfMemoryError)
+#: How CUDA's libraries say that memory ran out, where it is not the allocator that notices.
+_NO_MEMORY = ("out of memory", "ALLOC_FAILED")
+#: How CUDA says that this process can compute no more, whichever config it is given.
+_CUDA_BROKEN = "CUDA error"
+#: Failures of the surroundings: no fault of the config, which must not be marked by them.
+_SURROUNDINGS = (DataError, SweepError)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    words = isinstance(error, RuntimeError) and any(part in str(error) for part in _NO_MEMORY)
+    return words or isinstance(error, torch.OutOfMemoryError)
+
+
+def _checked(spec: TrialSpec, results: _Results) -> _Results:
+    _require_record(spec)
+    yield from results
+
+
+def _require_record(spec: TrialSpec) -> None:
+    """Makes sure that this node sees the sweep directory, also one that has joined late.
+
+    Raises:
+        SweepError: If the run's record, which was written before it was handed out, is not there.
+    """
+    if Storage(spec.directory).read(f"{spec.record_path}.json") is None:
+        raise SweepError(
+            f"{spec.directory}: node {socket.gethostname()} does not see what the driver writes "
+            "there; with more than one node give --dir a folder on a shared file system, or "
+            "s3://bucket/folder"
+        )
+
+
+def _breaks_the_process(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and _CUDA_BROKEN in str(error)
+
+
+class TrialActor(tune.Trainable):  # type: ignore[misc]
+    """Runs trials for Ray Tune, a rung per ``step``, and confirm runs in a single one.
+
+    An exception is a result, not the end of the actor: only a dying process is Ray's business, and
+    one whose GPU refuses all further work, as it does after an illegal access.
+    """
+
+    _results: _Results
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Begins the first trial."""
+        with suppress(MethodError):
+            METHODS.get(config["spec"]["method"])  # import what it imports
+        # All that stays: the collector need not look through it after each trial.
+        gc.freeze()
+        self._begin(config)
+        # Once: later runs of this process find the same file systems.
+        self._results = _checked(self._spec, self._results)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begins another trial in the same process."""
+        self.cleanup()
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._spec = spec = TrialSpec(**config["spec"])
+        self._results = run_confirm(spec) if config["confirm"] else run_trial(spec)
+
+    def step(self) -> dict[str, Any]:
+        """Trains up to the next rung."""
+        try:
+            result = next(self._results)
+        except _SURROUNDINGS as error:
+            return {"abort": str(error), "done": True}
+        except Exception as error:
+            if self._spec.gpu > 0 and _is_out_of_memory(error):
+                return {"out_of_memory": True, "done": True}
+            if self._spec.gpu > 0 and _breaks_the_process(error):
+                raise
+            expected = isinstance(error, _EXPECTED)
+            return {
+                "error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:500],
+                "traceback": None if expected else traceback.format_exc()[-4000:],
+                "done": True,
+            }
+        return {"result": result.model_dump_json(), "done": result.facts is not None}
+
+    def cleanup(self) -> None:
+        """Lets go of the trial's memory."""
+        self._results = iter(())
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

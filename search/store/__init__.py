@@ -1,0 +1,1 @@
+"""The sweep directory: storage, its lock, its records."""

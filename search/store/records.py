@@ -1,0 +1,415 @@
+"""The records of a sweep: one small JSON file per trial. They are the only truth about it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from anomtune.errors import SweepError
+from anomtune.search.config import SweepConfig, parse_sweep, read_yaml
+from anomtune.search.store.storage import Storage
+
+State = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
+
+
+class StudyKey(NamedTuple):
+    """Names a study of a sweep."""
+
+    category: str
+    method: str
+
+    def __str__(self) -> str:
+        return f"{self.category}/{self.method}"
+
+
+class _Model(BaseModel):
+    # NaN is no JSON: a figure that was not measured is null.
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_assignment=True)
+
+
+class HistogramRecord(_Model):
+    """How often the values of a figure fall into bins; see `anomtune.models.base.Histogram`."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+class Rung(_Model):
+    """What a trial reports at one of its evaluation points.
+
+    Attributes:
+        step: 1-based index of the rung.
+        auroc: Image AUROC on the validation images, in [0, 1].
+        auroc_low: Lower end of its 95 % DeLong interval.
+        auroc_high: Upper end.
+        loss: Mean training loss since the rung before; ``None`` for methods without one.
+        figures: What else the method reports, by name.
+        histograms: The same, for figures that are distributions.
+    """
+
+    step: int
+    auroc: float
+    auroc_low: float
+    auroc_high: float
+    loss: float | None = None
+    figures: dict[str, float] = {}
+    histograms: dict[str, HistogramRecord] = {}
+
+
+class Facts(_Model):
+    """What is known of a trained detector, apart from its scores."""
+
+    n_val_normal: int
+    n_val_anomalous: int
+    parameters: int
+    score_rule: str
+
+
+class Cost(_Model):
+    """What a trial took. The only part of a record that differs when it is run again.
+
+    Attributes:
+        train_seconds: Time spent in ``fit``.
+        evaluate_seconds: Time spent scoring validation images.
+        image_ms: Time to score one image in a validation batch, in milliseconds.
+        peak_memory_bytes: Peak of GPU memory, on a CPU of the worker's resident memory.
+        iterations: How many iterations ``train_seconds`` were spent on.
+        gpu: GPUs that the run was given, below 1 a share of one; ``None`` on a CPU.
+        gpu_memory_bytes: Memory of the whole GPU.
+        ran_out_with: The share with which the attempt before ran out of memory.
+        started_at: UTC, ISO 8601.
+        finished_at: UTC, ISO 8601.
+    """
+
+    train_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+    image_ms: float | None = None
+    peak_memory_bytes: int | None = None
+    iterations: int | None = None
+    gpu: float | None = None
+    gpu_memory_bytes: int | None = None
+    ran_out_with: float | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+
+
+class TrialRecord(_Model):
+    """One trial: which config, how it went and what came out.
+
+    Attributes:
+        number: Index of the trial within its study; 0 is the paper's own config.
+        params: The complete hyperparameters, searched and fixed.
+        split_hash: Names the exact images of training and validation.
+        pruner_state: What Optuna's pruner noted about the trial.
+        error: Why a FAIL failed, in one line.
+        traceback: Where, if it was not expected.
+    """
+
+    dataset: str
+    category: str
+    method: str
+    number: int
+    state: State
+    params: dict[str, Any]
+    seed: int
+    split_hash: str
+    curve: list[Rung] = []
+    facts: Facts | None = None
+    pruner_state: dict[str, float] = {}
+    error: str | None = None
+    traceback: str | None = None
+    cost: Cost = Cost()
+
+    @property
+    def key(self) -> StudyKey:
+        """The study that the trial belongs to."""
+        return StudyKey(self.category, self.method)
+
+    @property
+    def value(self) -> float | None:
+        """The AUROC at the last rung of a completed trial."""
+        return self.curve[-1].auroc if self.state == "COMPLETE" and self.curve else None
+
+    @property
+    def path(self) -> str:
+        """Where the record lies below the sweep directory, without extension."""
+        return f"trials/{self.category}/{self.method}/{self.number:05d}"
+
+
+class DomainFigures(_Model):
+    """How a detector does on the held-out images of one domain; all figures in [0, 1].
+
+    ``None`` stands where a figure is not defined: without normal or anomalous images, or without
+    masks.
+
+    Attributes:
+        n_normal: Normal images.
+        n_anomalous: Anomalous images.
+        auroc: Image AUROC.
+        auroc_low: Lower end of its 95 % DeLong interval.
+        auroc_high: Upper end.
+        pixel_auroc: AUROC over all pixels.
+        aupro: Per-region overlap up to a false positive rate of 0.3, as MVTec AD defines it.
+        aupro_per_image: The variant of RD4AD's and ReContrast's code.
+        f1: F1 at the threshold that maximises it on these images, as papers report it.
+        accuracy: Accuracy at that threshold.
+    """
+
+    n_normal: int
+    n_anomalous: int
+    auroc: float | None = None
+    auroc_low: float | None = None
+    auroc_high: float | None = None
+    pixel_auroc: float | None = None
+    aupro: float | None = None
+    aupro_per_image: float | None = None
+    f1: float | None = None
+    accuracy: float | None = None
+
+
+ExampleKind = Literal["missed", "typical anomaly", "found", "false alarm", "typical normal"]
+
+
+class Example(_Model):
+    """A held-out image that is shown to people.
+
+    Attributes:
+        kind: What it stands for: the anomalous image with the lowest, the median and the highest
+            score; the normal one with the highest and the median score.
+        key: Its path within the category.
+        defect: Its defect type.
+        score: Its anomaly score.
+    """
+
+    kind: ExampleKind
+    key: str
+    defect: str
+    score: float
+
+
+class ConfirmResult(_Model):
+    """What a confirm run found."""
+
+    val_auroc: float
+    test: DomainFigures | None
+    shifted: dict[str, DomainFigures]
+    examples: list[Example] = []
+    facts: Facts
+    cost: Cost
+
+
+class ConfirmRecord(_Model):
+    """One confirm run: a config of the search, trained with a seed, on held-out images.
+
+    Attributes:
+        number: Of the trial whose config it is.
+        seed: What it was trained with.
+        val_auroc: AUROC on the validation images, by which the winner is chosen.
+        test: Figures on the held-out images of the training images' domain; ``None`` if there
+            are none.
+        shifted: The same for each shifted domain.
+        examples: The held-out images on the sheet beside the record, from top to bottom.
+    """
+
+    dataset: str
+    category: str
+    method: str
+    number: int
+    seed: int
+    state: Literal["RUNNING", "COMPLETE", "FAIL"]
+    params: dict[str, Any]
+    split_hash: str
+    val_auroc: float | None = None
+    test: DomainFigures | None = None
+    shifted: dict[str, DomainFigures] = {}
+    examples: list[Example] = []
+    facts: Facts | None = None
+    error: str | None = None
+    traceback: str | None = None
+    cost: Cost = Cost()
+
+    @property
+    def key(self) -> StudyKey:
+        """The study that the config belongs to."""
+        return StudyKey(self.category, self.method)
+
+    @property
+    def path(self) -> str:
+        """Where the record lies below the sweep directory, without extension."""
+        return f"confirm/{self.category}/{self.method}/{self.number:05d}-{self.seed}"
+
+
+class HeldOutScores(NamedTuple):
+    """What a confirm run gave the held-out images of the training images' domain.
+
+    Attributes:
+        labels: ``(K,)`` int8, 1 = anomalous.
+        scores: ``(K,)`` float32.
+    """
+
+    labels: npt.NDArray[np.int8]
+    scores: npt.NDArray[np.float32]
+
+
+AnyRecord = TrialRecord | ConfirmRecord
+R = TypeVar("R", TrialRecord, ConfirmRecord)
+
+
+class RecordStore:
+    """Writes and reads the records of a sweep directory."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    def write(self, record: AnyRecord) -> None:
+        """Replaces a record; a finished one is flushed to the disk."""
+        content = record.model_dump_json(indent=1).encode()
+        self.storage.write(f"{record.path}.json", content, durable=record.state != "RUNNING")
+
+    def read_all(self) -> dict[StudyKey, list[TrialRecord]]:
+        """Returns the record of every trial, by study and in order of number.
+
+        Raises:
+            SweepError: If a record cannot be understood; the message names it.
+        """
+        return self._read("trials", TrialRecord)
+
+    def read_confirmed(self) -> dict[StudyKey, list[ConfirmRecord]]:
+        """Returns the record of every confirm run, by study, in order of number and seed.
+
+        Raises:
+            SweepError: If a record cannot be understood; the message names it.
+        """
+        found = self._read("confirm", ConfirmRecord)
+        return {key: sorted(records, key=_run_order) for key, records in found.items()}
+
+    def read_runs(self, key: StudyKey) -> list[ConfirmRecord]:
+        """Returns the confirm runs of one study, in the order of `read_confirmed`.
+
+        Raises:
+            SweepError: If a record cannot be understood; the message names it.
+        """
+        found = self._read(f"confirm/{key}", ConfirmRecord)
+        return sorted(found.get(key, []), key=_run_order)
+
+    def _read(self, folder: str, kind: type[R]) -> dict[StudyKey, list[R]]:
+        studies: dict[StudyKey, list[R]] = defaultdict(list)
+        paths = self.storage.list(folder, ".json")
+        for path, content in zip(paths, self.storage.read_many(paths), strict=True):
+            if not content:  # the machine lost power while the trial ran: it is run again
+                continue
+            try:
+                record = kind.model_validate_json(content)
+            except ValidationError as error:
+                reason = error.errors()[0]["msg"]
+                raise SweepError(
+                    f"{self.storage.location}/{path}: not a trial record ({reason}); "
+                    f"delete the file to run that trial again"
+                ) from None
+            if path != f"{record.path}.json":
+                raise SweepError(
+                    f"{self.storage.location}/{path}: holds the record of {record.path}; "
+                    f"move it back, or delete the file to run that trial again"
+                )
+            studies[record.key].append(record)
+        return dict(studies)
+
+    def read_scores(self, record: TrialRecord) -> npt.NDArray[np.float32] | None:
+        """Returns the validation scores of a completed trial, in the order of the split."""
+        return self._read_array(f"{record.path}.npy")
+
+    def read_held_out(self, record: ConfirmRecord) -> HeldOutScores | None:
+        """Returns the held-out labels and scores of a confirm run, ``None`` if there are none."""
+        arrays = self._load(f"{record.path}.npz")
+        try:
+            return HeldOutScores(arrays["labels"], arrays["scores"])
+        except (KeyError, TypeError, ValueError, zipfile.BadZipFile):
+            return None
+
+    def read_examples(self, record: ConfirmRecord) -> bytes | None:
+        """Returns the sheet of a confirm run's `ConfirmRecord.examples` as PNG, if it has one.
+
+        A row per example: the image, the image with its true defect outlined, and the heat map.
+        """
+        return self.storage.read(f"{record.path}.png") if record.examples else None
+
+    def write_labels(self, category: str, labels: npt.NDArray[np.int8]) -> None:
+        """Keeps the validation labels of a category, for paired tests."""
+        self.storage.write(f"trials/{category}/labels.npy", npy_bytes(labels))
+
+    def write_test_counts(self, counts: Mapping[str, tuple[int, int]]) -> None:
+        """Keeps how many held-out images each category has: numbers, not images."""
+        self.storage.write("held_out.json", json.dumps(counts, indent=1).encode())
+
+    def read_test_counts(self) -> dict[str, tuple[int, int]]:
+        """Returns the numbers of normal and anomalous held-out images of each category."""
+        content = json.loads(self.storage.read("held_out.json") or b"{}")
+        return {name: (normal, anomalous) for name, (normal, anomalous) in content.items()}
+
+    def read_labels(self, category: str) -> npt.NDArray[np.int8] | None:
+        """Returns the validation labels of a category, in the order of the split."""
+        return self._read_array(f"trials/{category}/labels.npy")
+
+    def _read_array(self, path: str) -> npt.NDArray[Any] | None:
+        """Returns an array, ``None`` if there is none or it cannot be read."""
+        array = self._load(path)
+        return array if isinstance(array, np.ndarray) else None
+
+    def _load(self, path: str) -> Any:
+        try:
+            return np.load(io.BytesIO(self.storage.read(path) or b""), allow_pickle=False)
+        except (ValueError, EOFError, zipfile.BadZipFile):
+            return None
+
+
+def open_sweep(directory: str | os.PathLike[str]) -> tuple[SweepConfig, RecordStore]:
+    """Returns the config and the records of a sweep directory.
+
+    Raises:
+        SweepError: If it is not one.
+    """
+    storage = Storage(directory)
+    content = storage.read("sweep.yaml")
+    if content is None:
+        raise SweepError(f"{directory}: no sweep.yaml there; give the directory of a sweep")
+    location = f"{directory}/sweep.yaml"
+    return parse_sweep(read_yaml(content.decode(), location), location), RecordStore(storage)
+
+
+def _run_order(record: ConfirmRecord) -> tuple[int, int]:
+    return record.number, record.seed
+
+
+def best_record(records: Iterable[TrialRecord]) -> TrialRecord | None:
+    """Returns the completed trial with the highest AUROC, the earliest of equals."""
+    completed = [
+        (record.value, -record.number, record) for record in records if record.value is not None
+    ]
+    return max(completed, key=lambda item: item[:2])[2] if completed else None
+
+
+def npy_bytes(array: npt.NDArray[Any]) -> bytes:
+    """Returns an array in NumPy's file format."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def now() -> str:
+    """Returns the time, UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def canonical(params: dict[str, Any]) -> str:
+    """Returns hyperparameters as JSON with sorted keys, as the leaderboard shows them."""
+    return json.dumps(params, sort_keys=True)

@@ -1,0 +1,259 @@
+"""What learns and what stays, in every configuration of ReContrast's Table 5."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from anomtune.models.layers.backbones import load_backbone
+from anomtune.models.layers.batch_norm import PartialNorm
+from anomtune.models.layers.maps import anomaly_map
+from anomtune.models.rd4ad import RD4AD, RD4ADHyperparameters
+from anomtune.models.recontrast import (
+    ContrastNetwork,
+    EncoderBatchNorm,
+    ReContrast,
+    ReContrastHyperparameters,
+)
+from anomtune.models.training.trainer import distillation
+
+SMALL: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random", "batch_size": 4}
+PRESETS = ReContrastHyperparameters.presets
+
+
+def build(preset: str = "full", **fields: Any) -> ReContrast:
+    hp = ReContrastHyperparameters(**{**SMALL, **PRESETS[preset], **fields})
+    return ReContrast(hp, image_size=64)
+
+
+def images(n: int = 6) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (n, 3, 64, 64), dtype=torch.uint8, generator=generator)
+
+
+def normalised() -> Tensor:
+    return torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def buffers(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_presets_are_the_rows_of_table_5() -> None:
+    rows = {
+        "A": ("region", False, False),
+        "B": ("global", False, False),
+        "C": ("global", True, False),
+        "D": ("global", True, False),
+        "E-": ("global", True, True),
+        "E": ("global", True, True),
+        "B+": ("global_hm", False, False),
+        "full": ("global_hm", True, True),
+    }
+    assert {
+        name: (PRESETS[name]["loss"], PRESETS[name]["train_encoder"], PRESETS[name]["dual"])
+        for name in PRESETS
+        if name != "stable"
+    } == rows
+    assert {name for name in rows if not PRESETS[name]["stop_grad"]} == {"C", "E-"}
+    assert ReContrastHyperparameters(**PRESETS["full"]) == ReContrastHyperparameters()
+
+
+def test_two_equal_encoders_are_refused() -> None:
+    with pytest.raises(ValidationError, match="set train_encoder true or dual false"):
+        ReContrastHyperparameters(dual=True, train_encoder=False)
+
+
+def test_defaults_are_the_papers() -> None:
+    rd = RD4ADHyperparameters()
+    assert (rd.epochs, rd.lr, rd.batch_size, rd.loss) == (200, 5e-3, 16, "global")
+    assert rd.training_iterations(37) == 600
+    assert rd.model_copy(update={"drop_last": True}).training_iterations(37) == 400
+    assert rd.model_copy(update={"drop_last": True}).training_iterations(7) == 200
+    rc = ReContrastHyperparameters()
+    assert (rc.iterations, rc.decoder_lr, rc.encoder_lr) == (2000, 2e-3, 1e-5)
+    assert (rc.alpha_final, rc.alpha_ramp, rc.hm_factor, rc.encoder_bn) == (1, 0.1, 0, "train")
+    for hp in (rd, rc):
+        assert (hp.backbone, hp.weights, hp.sigma, hp.score) == (
+            *("wide_resnet50_2", "imagenet", 4, "max"),
+        )
+        unsearched = {"weights", "epochs", "iterations", "batch_size"}
+        assert not unsearched & hp.search_space().keys()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_only_what_should_learn_learns(preset: str) -> None:
+    detector = build(preset)
+    network = detector.network
+    encoder, student = buffers(network.encoder), buffers(network.student)
+    frozen = buffers(network.frozen) if network.frozen is not None else {}
+    detector.fit(images(), 3)
+    trained = PRESETS[preset].get("train_encoder", True)
+    names = {name for name, _ in network.encoder.named_parameters()}
+    changed = {n for n in names if not torch.equal(encoder[n], network.encoder.state_dict()[n])}
+    assert bool(changed) == trained
+    assert trained or same(encoder, buffers(network.encoder))  # batch norm buffers as well
+    assert not same(student, buffers(network.student))
+    assert (network.frozen is not None) == PRESETS[preset].get("dual", True)
+    if network.frozen is not None:
+        assert same(frozen, buffers(network.frozen))
+        assert all(p.grad is None and not p.requires_grad for p in network.frozen.parameters())
+
+
+def target_gradients(preset: str) -> list[Tensor | None]:
+    """Gradients of the loss that reach each target, by way of the target alone."""
+    detector = build(preset)
+    detector.network.train()
+    pairs = detector.network(normalised())
+    targets = [
+        target.detach().requires_grad_() if target.requires_grad else target for target, _ in pairs
+    ]
+    cut = list(zip(targets, [prediction for _, prediction in pairs], strict=True))
+    detector.network.forward = lambda _: cut  # type: ignore[method-assign, assignment]
+    detector._loss(normalised(), 0, 100).backward()
+    return [target.grad for target in targets]
+
+
+@pytest.mark.parametrize("preset", ["A", "B", "D", "E", "B+", "full"])
+def test_targets_get_no_gradient(preset: str) -> None:
+    assert all(gradient is None for gradient in target_gradients(preset))
+
+
+def test_targets_learn_in_c_and_in_the_adapted_view_of_e_minus() -> None:
+    assert all(g is not None and g.abs().max() > 0 for g in target_gradients("C"))
+    frozen, adapted = target_gradients("E-")[:3], target_gradients("E-")[3:]
+    assert all(gradient is None for gradient in frozen)
+    assert all(g is not None and g.abs().max() > 0 for g in adapted)
+
+
+@pytest.mark.parametrize("preset", ["D", "E"])
+def test_the_encoder_learns_through_the_decoder_all_the_same(preset: str) -> None:
+    detector = build(preset)
+    detector.network.train()
+    detector._loss(normalised(), 0, 100).backward()
+    gradient = detector.network.encoder.features[0][0].weight.grad
+    assert gradient is not None
+    assert gradient.abs().max() > 0
+
+
+def test_each_view_is_predicted_from_the_other_by_its_own_head() -> None:
+    network = build("full").network.eval()
+    with torch.no_grad():
+        before = network(normalised())
+        for head in network.student.decoder.heads[0]:  # type: ignore[union-attr]
+            head.weight.mul_(2)
+        next(network.encoder.parameters()).mul_(1.5)  # the adapted view changes, the other not
+        after = network(normalised())
+    unchanged = [
+        (torch.equal(old[0], new[0]), torch.allclose(old[1], new[1]))
+        for old, new in zip(before, after, strict=True)
+    ]
+    # (frozen target, prediction from adapted), then (adapted target, prediction from frozen).
+    assert unchanged == [(True, False)] * 3 + [(False, True)] * 3
+
+
+@pytest.mark.parametrize(("encoder_bn", "updates"), [("train", 1), ("eval", 0), ("partial", 1)])
+def test_batch_norm_modes_of_the_encoder(encoder_bn: str, updates: int) -> None:
+    detector = build("full", encoder_bn=encoder_bn)
+    norms = [m for m in detector.network.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [norm.running_mean.clone() for norm in norms if norm.running_mean is not None]
+    detector.fit(images(), 1)
+    after = [norm.running_mean for norm in norms]
+    assert all(
+        torch.equal(a, b) != bool(updates)
+        for a, b in zip(before, after, strict=True)
+        if b is not None
+    )
+    assert all(isinstance(norm, PartialNorm) for norm in norms) == (encoder_bn == "partial")
+    frozen = detector.network.frozen
+    assert frozen is not None
+    assert not any(module.training for module in frozen.modules())
+
+
+def test_a_frozen_encoder_keeps_its_statistics() -> None:
+    detector = RD4AD(RD4ADHyperparameters(**SMALL), image_size=64)
+    before = buffers(detector.network.encoder)
+    detector.fit(images(), 3)
+    assert same(before, buffers(detector.network.encoder))
+
+
+def test_partial_norm_has_a_floor_under_the_variance() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(3)
+    norm.running_var = torch.tensor([1e-4, 1.0, 1.0])
+    norm.weight.data = torch.tensor([1.0, 2.0, 3.0])
+    partial = PartialNorm(norm, threshold=5e-4)
+    torch.testing.assert_close(partial.floor, torch.tensor([1e-4, 5e-4, 5e-4]))
+    assert partial.eps == 1e-6
+    deviations = torch.tensor([1e-3, 1e-3, 2.0]).view(1, 3, 1, 1)
+    x = torch.randn(8, 3, 16, 16) * deviations + 1
+    y = partial.train()(x)
+    # Below the floor: divided by its root. Above: as ordinary batch norm.
+    expected = (x - x.mean((0, 2, 3), keepdim=True))[:, :2] / partial.floor[:2].add(
+        1e-6
+    ).sqrt().view(1, 2, 1, 1)
+    torch.testing.assert_close(
+        y[:, :2], expected * norm.weight[:2].view(1, 2, 1, 1), rtol=1e-3, atol=1e-5
+    )
+    plain = nn.functional.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.1, 1e-6)
+    torch.testing.assert_close(y[:, 2], plain[:, 2], rtol=1e-4, atol=1e-5)
+    expected_var = 0.9 * norm.running_var[:2] + 0.1 * partial.floor[:2]
+    torch.testing.assert_close(partial.running_var[:2], expected_var)
+    norm.running_mean, norm.running_var = partial.running_mean, partial.running_var
+    norm.eps = 1e-6
+    torch.testing.assert_close(partial.eval()(x), norm.eval()(x))
+
+
+@pytest.mark.parametrize("encoder_bn", ["train", "eval", "partial"])
+def test_the_frozen_encoder_is_the_pretrained_one(encoder_bn: EncoderBatchNorm) -> None:
+    def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            return make()
+
+    network = seeded(
+        lambda: ContrastNetwork(
+            "mobilenet_v2", "random", train_encoder=True, dual=True, encoder_bn=encoder_bn
+        )
+    ).train()
+    pretrained = seeded(lambda: load_backbone("mobilenet_v2", "random"))
+    with torch.no_grad():
+        for actual, expected in zip(
+            cast(ContrastNetwork, network).frozen(normalised()),  # type: ignore[misc]
+            pretrained(normalised()),
+            strict=True,
+        ):
+            assert torch.equal(actual, expected)
+
+
+def test_maps_are_made_in_mixed_precision_and_compared_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    detector = build()
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def half(device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+
+    monkeypatch.setattr(distillation, "mixed_precision", half)
+    detector.network.register_forward_hook(lambda _module, _inputs, pairs: seen.extend(pairs))
+    maps = detector.anomaly_maps(images())
+    assert {part.dtype for pair in seen for part in pair} == {torch.bfloat16}
+    assert maps.dtype == torch.float32
+    pairs = [(target.float(), prediction.float()) for target, prediction in seen]
+    torch.testing.assert_close(maps, anomaly_map(pairs, 64, 4.0))
+
+
+def test_construction_leaves_the_global_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    build()
+    assert torch.equal(before, torch.get_rng_state())

@@ -1,0 +1,147 @@
+"""From the config that a search found to a detector."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from anomtune.errors import DataError, SweepError, TrainingDivergedError
+from anomtune.search.detector import train as train_module
+from anomtune.search.detector.saved import load_detector
+from anomtune.search.detector.train import train_config
+from anomtune.search.sweep import run_sweep
+from tests.conftest import draw_category
+from tests.search.conftest import parse_sweep, sweep_dict
+from tests.search.toy_models import toy_config
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_what_best_prints_trains_to_what_the_search_saw(run, tmp_path, toy_data):
+    config = sweep_dict(toy_data, trials=3, confirm=0)
+    run_sweep(parse_sweep(config, "test"), str(tmp_path / "sweep"))
+    code, out, _ = run("best", tmp_path / "sweep", "--category", "plate")
+    assert code == 0
+    (tmp_path / "best.yaml").write_text(out)
+    code, out, err = run("train", tmp_path / "best.yaml", "--out", tmp_path / "model")
+    assert code == 0, err
+    _, saved = load_detector(tmp_path / "model")
+    best = yaml.safe_load((tmp_path / "best.yaml").read_text())
+    assert saved.validation.auroc == best["validation"]["auroc"]
+    assert list(saved.validation.interval) == best["validation"]["interval"]
+    assert saved.validation.split_hash == best["validation"]["split_hash"]
+    assert saved.hyperparameters == best["hyperparameters"]
+    assert f"validation AUROC {saved.validation.auroc:.4f}" in out
+    assert str(tmp_path / "model") in out
+    assert "iteration 8 of 8  loss 0.1111" in err
+
+
+def test_the_monitor_sees_the_whole_training(toy_data):
+    seen = []
+    detector, _ = train_config(
+        toy_config(toy_data, iterations=25),
+        monitor=lambda iteration, total, report: seen.append((iteration, total)),
+    )
+    assert detector.iteration == 25
+    assert seen[-1] == (25, 25)
+    assert len(seen) == 10
+    assert seen == sorted(seen)
+
+
+def test_held_out_images_are_not_opened(toy_data, monkeypatch):
+    def opened(*arguments: object, **options: object) -> None:
+        raise AssertionError("the held-out images were opened")
+
+    monkeypatch.setattr("anomtune.datasets.splits.split.load_test_split", opened)
+    assert not hasattr(train_module, "load_test_split")
+    train_config(toy_config(toy_data))
+
+
+def test_other_images_than_the_search_had(tmp_path):
+    draw_category(tmp_path / "data/plate")
+    config = toy_config(tmp_path / "data")
+    _, saved = train_config(config)
+    known = config | {"validation": {"split_hash": saved.validation.split_hash}}
+    train_config(known)
+    shutil.copy(tmp_path / "data/plate/test/good/000.png", tmp_path / "new.png")
+    shutil.rmtree(tmp_path / "data")
+    draw_category(tmp_path / "data/plate", seed=5)
+    with pytest.raises(DataError, match=r"restore them, or remove validation.split_hash from"):
+        train_config(known)
+    train_config(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"methd": "toy"}, "did you mean 'method'?"),
+        ({"method": "toyy"}, "did you mean 'toy'?"),
+        ({"hyperparameters": {"qualty": 1}}, "hyperparameters.qualty: unknown key"),
+        ({"hyperparameters": {"quality": 7}}, "hyperparameters.quality: Input should be less"),
+        ({"image_size": 33}, "image_size: Input should be a multiple of 32"),
+        ({"validation": {"protcol": "test"}}, "did you mean 'protocol'?"),
+        ({"dataset": {"name": "folder", "rot": "x"}}, "did you mean 'root'?"),
+        ({"category": None}, "category: "),
+    ],
+)
+def test_a_wrong_config_is_one_line(run, tmp_path, toy_data, change, expected):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(toy_config(toy_data) | change))
+    code, out, err = run("train", path, "--out", tmp_path / "model")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"anomtune: {path}: ")
+    assert expected in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("content", ["a: [", "- 1", "", "\xff\xfe"])
+def test_a_file_that_is_no_config(run, tmp_path, content):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content.encode("latin-1"))
+    code, _, err = run("train", path, "--out", tmp_path / "model")
+    assert code == 2
+    assert err.count("\n") == 1
+    with pytest.raises(SweepError, match="cannot read the config: No such file"):
+        train_config(tmp_path / "absent.yaml")
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(run, tmp_path, toy_data):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(toy_config(toy_data)))
+    out = tmp_path / "model"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    assert "holds something else" in run("train", path, "--out", out)[2]
+    assert [entry.name for entry in out.iterdir()] == ["notes.txt"]
+    (out / "notes.txt").unlink()
+    assert run("train", path, "--out", out)[0] == 0
+    assert run("train", path, "--out", out)[0] == 0, "a model may be trained again"
+    assert "holds something else" in run("train", path, "--out", path)[2]
+
+
+def test_a_training_that_diverges(run, tmp_path, toy_data):
+    config = toy_config(toy_data, behaviour="diverge")
+    with pytest.raises(TrainingDivergedError):
+        train_config(config)
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(config))
+    code, _, err = run("train", path, "--out", tmp_path / "model")
+    assert code == 1
+    assert "the loss is nan at iteration" in err
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_device_that_is_not_there(run, tmp_path, toy_data):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(toy_config(toy_data)))
+    arguments = ("train", path, "--out", tmp_path / "model", "--device")
+    assert "there is cpu, cuda" in run(*arguments, "gpu")[2]
+    if not torch.cuda.is_available():
+        code, _, err = run(*arguments, "cuda")
+        assert code == 2
+        assert "torch sees no GPU here" in err

@@ -1,0 +1,177 @@
+"""AUROC, its interval and the paired test, against definitions, brute force and scikit-learn."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+from sklearn.metrics import f1_score, roc_auc_score
+
+from anomtune.search.metrics.image import auroc, f1_threshold, paired_delong_p
+
+# Few distinct values, so that ties are common.
+problems = st.lists(
+    st.tuples(st.integers(0, 1), st.integers(-4, 4).map(float)), min_size=2, max_size=40
+).filter(lambda rows: len({label for label, _ in rows}) == 2)
+
+
+def arrays(rows):
+    return np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
+
+
+@given(problems)
+def test_value_is_scikit_learns(rows):
+    labels, scores = arrays(rows)
+    assert auroc(labels, scores).value == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+
+
+@given(problems)
+def test_interval_holds_the_value_and_stays_in_range(rows):
+    area = auroc(*arrays(rows))
+    assert 0 <= area.low <= area.value <= area.high <= 1
+
+
+@given(problems)
+def test_monotone_transform_changes_nothing(rows):
+    labels, scores = arrays(rows)
+    assert auroc(labels, scores) == auroc(labels, np.exp(scores) * 3)
+
+
+@given(problems)
+def test_reversed_scores_mirror_the_area(rows):
+    labels, scores = arrays(rows)
+    forward, backward = auroc(labels, scores), auroc(labels, -scores)
+    assert forward.value == pytest.approx(1 - backward.value)
+    assert forward.low == pytest.approx(1 - backward.high)
+
+
+def brute_force_delong(labels, first, second):
+    """The test as its paper writes it: an O(n^2) kernel and a 2 x 2 covariance matrix."""
+
+    def components(scores):
+        x, y = scores[labels == 1], scores[labels == 0]
+        kernel = (x[:, None] > y[None]) + 0.5 * (x[:, None] == y[None])
+        return kernel.mean(1), kernel.mean(0), kernel.mean()
+
+    v10, v01, areas = zip(*(components(s) for s in (first, second)), strict=True)
+    covariance = np.cov(v10) / len(v10[0]) + np.cov(v01) / len(v01[0])
+    contrast = np.array([1.0, -1.0])
+    variance = contrast @ covariance @ contrast
+    return 2 * norm.sf(abs(areas[0] - areas[1]) / math.sqrt(variance))
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 10_000), st.booleans())
+def test_paired_test_equals_brute_force(seed, rounded):
+    generator = np.random.default_rng(seed)
+    labels = np.r_[np.zeros(9, int), np.ones(7, int)]
+    first, second = generator.normal(size=(2, 16)) + labels
+    if rounded:
+        first, second = first.round(0), second.round(0)
+    try:
+        with np.errstate(invalid="raise", divide="raise"):
+            expected = brute_force_delong(labels, first, second)
+    except (ZeroDivisionError, FloatingPointError):
+        return  # no variance: nothing to compare with
+    assert paired_delong_p(labels, first, second) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_paired_test_tells_apart_and_does_not():
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 100)
+    good = labels + 0.4 * generator.normal(size=200)
+    bad = generator.normal(size=200)
+    assert paired_delong_p(labels, good, bad) < 1e-6
+    assert paired_delong_p(labels, good, good * 2) == 1.0
+    assert paired_delong_p(labels, bad, good) == pytest.approx(paired_delong_p(labels, good, bad))
+
+
+def test_coverage_of_the_interval():
+    """95 of 100 intervals hold the true area of two shifted Gaussians, give or take 3."""
+    truth = norm.cdf(1 / math.sqrt(2))
+    labels = np.repeat([0, 1], 30)
+    generator = np.random.default_rng(1)
+    areas = [auroc(labels, generator.normal(size=60) + labels) for _ in range(1000)]
+    covered = np.mean([area.low <= truth <= area.high for area in areas])
+    assert covered == pytest.approx(0.95, abs=0.03)
+
+
+def test_a_perfect_score_on_few_images_is_not_certain():
+    few = auroc(np.array([0, 0, 0, 1, 1, 1]), np.arange(6.0))
+    many = auroc(np.repeat([0, 1], 200), np.arange(400.0))
+    assert few.value == many.value == 1.0
+    assert few.low < 0.5
+    assert many.low > 0.97
+
+
+@given(st.integers(0, 10_000))
+def test_equal_areas_are_equal_bits(seed):
+    """Selection takes the earliest of equals: rounding must not choose."""
+    generator = np.random.default_rng(seed)
+    labels = np.r_[np.zeros(20, int), np.ones(21, int)]
+    areas = [auroc(labels, generator.permutation(41) + 0.0).value for _ in range(20)]
+    assert len({round(area * 420) for area in areas}) == len(set(areas))
+
+
+def test_scores_that_are_all_alike_are_not_certain():
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    constant = auroc(labels, np.ones(6))
+    assert (constant.value, constant.low, constant.high) == (0.5, 0.0, 1.0)
+    assert paired_delong_p(labels, np.arange(6.0), np.ones(6)) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_scores_that_are_no_numbers_are_refused(wrong):
+    with pytest.raises(ValueError, match="finite"):
+        auroc(np.array([0, 1]), np.array([0.0, wrong]))
+
+
+@pytest.mark.parametrize("labels", [[0, 0], [1, 1]])
+def test_one_class_is_refused(labels):
+    with pytest.raises(ValueError, match="normal and anomalous"):
+        auroc(np.array(labels), np.array([0.0, 1.0]))
+
+
+def test_every_order_of_four_images():
+    for scores in itertools.product(range(3), repeat=4):
+        labels = np.array([0, 1, 0, 1])
+        expected = roc_auc_score(labels, scores)
+        assert auroc(labels, np.array(scores, float)).value == expected
+
+
+@given(problems)
+def test_best_f1_is_brute_forces(rows):
+    labels, scores = arrays(rows)
+    f1s = {t: f1_score(labels, scores >= t) for t in sorted(set(scores), reverse=True)}
+    best = max(f1s.values())
+    threshold, f1, accuracy = f1_threshold(labels, scores)
+    assert f1 == pytest.approx(best, abs=1e-12)
+    assert threshold == next(t for t, value in f1s.items() if value > best - 1e-12)
+    assert accuracy == pytest.approx(np.mean((scores >= threshold) == labels), abs=1e-12)
+
+
+@given(st.integers(1, 20), st.integers(0, 20), st.integers(0, 10_000))
+def test_best_f1_of_separable_scores_is_one(n_anomalous, n_normal, seed):
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.repeat([1, 0], [n_anomalous, n_normal]))
+    scores = (labels + generator.random(len(labels)) / 2).astype(np.float32)
+    threshold, f1, accuracy = f1_threshold(labels, scores)
+    assert (f1, accuracy) == (1.0, 1.0)
+    assert threshold == scores[labels == 1].min()
+
+
+def test_among_equal_f1_the_highest_threshold_wins():
+    labels = np.array([1, 0, 0, 1])  # F1 is 2/3 at 4 as well as at 1
+    assert f1_threshold(labels, np.array([4.0, 3.0, 2.0, 1.0])) == (4.0, 2 / 3, 0.75)
+
+
+def test_f1_refuses_what_has_none():
+    with pytest.raises(ValueError, match="anomalous"):
+        f1_threshold(np.zeros(3, int), np.arange(3.0))
+    with pytest.raises(ValueError, match="finite"):
+        f1_threshold(np.array([0, 1]), np.array([0.0, math.nan]))

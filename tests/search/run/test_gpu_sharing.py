@@ -1,0 +1,301 @@
+"""Runs that share GPUs: what the engine hands out, and a sweep on GPUs that are not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from anomtune.search.decide.work import Confirmation, Work
+from anomtune.search.run import trial as trial_module
+from anomtune.search.run.capacity import Capacity
+from anomtune.search.run.engine import PoolScheduler, PoolSearcher, _Adapters
+from anomtune.search.run.packing import CONTEXT_BYTES, SHARES, memory_limit
+from anomtune.search.run.trial import TrialResult, TrialSpec, gpu_memory, limit_memory
+from anomtune.search.store.records import Cost, RecordStore, Rung, StudyKey
+from anomtune.search.store.storage import Storage
+from tests.search.conftest import FACTS, sweep_dict
+
+GIB = 1 << 30
+
+
+class Engine:
+    """The engine's adapters as Tune uses them, on a node that exists only here."""
+
+    def __init__(self, config, simulation, gpus=2):
+        self.simulation = simulation
+        pool = simulation.pool(config)
+        work = Work(pool, Confirmation(config, pool, {}, lambda record: None))
+        nodes = [{"CPU": 16.0, "GPU": float(gpus)}]
+        capacity = Capacity(config, lambda: nodes)
+        self.adapters = _Adapters(config, work, self._spec, capacity)
+        self.searcher, self.scheduler = PoolSearcher(self.adapters), PoolScheduler(self.adapters)
+        self.serial = 0
+
+    def _spec(self, record, gpu):
+        return SimpleNamespace(model_dump=lambda: {"gpu": gpu, "number": record.number})
+
+    def start(self) -> dict[str, dict]:
+        """Starts all that can start now."""
+        started = {}
+        while isinstance(suggestion := self.searcher.suggest(str(self.serial)), dict):
+            assert suggestion["shape"].get("GPU", 0) == suggestion["spec"]["gpu"]
+            started[str(self.serial)] = suggestion["spec"]
+            self.serial += 1
+        assert self.adapters.failure is None
+        return started
+
+    def report(self, name: str, peak: float, step: int = 1) -> None:
+        result = self._result(name, peak, step)
+        self.scheduler.on_trial_result(None, SimpleNamespace(trial_id=name), result)
+
+    def complete(self, name: str, peak: float, seconds: float = 1.0) -> None:
+        result = self._result(name, peak, 4, facts=FACTS, seconds=seconds)
+        self.searcher.on_trial_complete(name, result)
+        assert self.adapters.failure is None
+
+    def run_out(self, name: str) -> None:
+        self.searcher.on_trial_complete(name, {"out_of_memory": True, "done": True})
+        assert self.adapters.failure is None
+
+    def record(self, number: int):
+        return self.simulation.records()[StudyKey("a", "toy")][number]
+
+    def _result(self, name, peak, step, facts=None, seconds=1.0):
+        cost = Cost(
+            train_seconds=seconds * step,
+            iterations=step,
+            peak_memory_bytes=int(peak * GIB),
+            gpu=self.adapters.runs[name].gpu,
+            gpu_memory_bytes=16 * GIB,
+        )
+        rung = Rung(step=step, auroc=0.5, auroc_low=0, auroc_high=1)
+        return {"result": TrialResult(rung=rung, cost=cost, facts=facts).model_dump_json()}
+
+
+@pytest.fixture
+def engine(make_sweep, simulation):
+    simulation.categories = ("a",)
+
+    def make(gpus=2, **changes):
+        changes = {"trials": 30, "confirm": 0, "sampler": "random"} | changes
+        return Engine(make_sweep(**changes), simulation, gpus)
+
+    return make
+
+
+def gpus(started: dict[str, dict]) -> list[float]:
+    return [spec["gpu"] for spec in started.values()]
+
+
+def test_the_first_runs_have_whole_gpus_and_the_next_what_they_need(engine):
+    sweep = engine()
+    first = sweep.start()
+    assert gpus(first) == [1, 1]
+    sweep.report("0", peak=2)
+    assert sweep.start() == {}  # both are taken
+    sweep.complete("0", peak=2)
+    assert gpus(sweep.start()) == [1 / 4] * 4
+    assert sweep.record(0).cost.gpu == 1
+
+
+def test_a_later_start_goes_on_packed(engine):
+    sweep = engine()
+    sweep.start()
+    sweep.complete("0", peak=2)
+    again = engine()
+    assert gpus(again.start()) == [1 / 4] * 8
+
+
+def test_a_run_without_memory_is_retried_in_the_next_larger_share_and_its_record_stays(engine):
+    sweep = engine(gpus=1)
+    sweep.start()
+    sweep.complete("0", peak=2)
+    sharing = sweep.start()
+    assert gpus(sharing) == [1 / 4] * 4
+    unlucky = sharing["1"]["number"]
+    sweep.run_out("1")
+    assert sweep.record(unlucky).state == "RUNNING"
+    assert sweep.start() == {}  # it is the next, and wants more than is left
+    sweep.complete("2", peak=2)
+    retried = sweep.start()
+    assert list(retried.values()) == [{"gpu": 1 / 3, "number": unlucky}]
+    sweep.complete("5", peak=4)
+    cost = sweep.record(unlucky).cost
+    assert (cost.gpu, cost.ran_out_with) == (1 / 3, 1 / 4)
+    assert gpus(sweep.start()) == [1 / 3]
+
+
+def test_a_config_that_no_gpu_holds_fails_with_its_reason_and_changes_nothing(engine):
+    sweep = engine(gpus=1, trials=6)
+    sweep.start()
+    sweep.complete("0", peak=2)
+    sharing = sweep.start()
+    unlucky = sharing["1"]["number"]
+    for share in (1 / 4, 1 / 3, 1):
+        [name] = [name for name, run in sweep.adapters.runs.items() if run.record.number == unlucky]
+        assert sweep.adapters.runs[name].gpu == share
+        assert sweep.record(unlucky).state == "RUNNING"
+        sweep.run_out(name)
+        for other in list(sweep.adapters.runs):
+            sweep.complete(other, peak=2)
+        sweep.start()
+    failed = sweep.record(unlucky)
+    assert failed.state == "FAIL"
+    assert failed.error == "out of GPU memory with 1/3 of a GPU, and again with a whole GPU"
+    assert failed.traceback is None
+    assert sweep.adapters.packer.smallest == 1 / 4
+
+
+@pytest.mark.parametrize(
+    ("gpu", "reason"),
+    [
+        ("auto", "out of GPU memory with a whole GPU"),
+        (0.5, "out of GPU memory with 1/2 of a GPU; resources.gpu can give it more"),
+        (2, "out of GPU memory with 2 GPUs"),
+    ],
+)
+def test_there_is_no_retry_where_there_is_no_larger_share(engine, gpu, reason):
+    sweep = engine(resources={"gpu": gpu})
+    started = sweep.start()
+    sweep.run_out("0")
+    assert sweep.record(started["0"]["number"]).error == reason
+
+
+def test_one_config_without_memory_does_not_end_the_packing_of_others(engine):
+    sweep = engine()
+    sweep.start()
+    sweep.run_out("0")
+    sweep.complete("1", peak=2)
+    assert gpus(sweep.start()) == [1 / 4] * 8
+
+
+def test_runs_that_slow_each_other_stop_sharing(engine):
+    sweep = engine(gpus=1)
+    sweep.start()
+    sweep.complete("0", peak=5)
+    pair = sweep.start()
+    assert gpus(pair) == [1 / 2] * 2
+    for name in pair:
+        sweep.complete(name, peak=5, seconds=3)
+    assert gpus(sweep.start()) == [1]
+
+
+def test_without_gpus_nothing_is_shared(engine):
+    sweep = engine(gpus=0)
+    assert gpus(sweep.start()) == [0.0] * 10  # the study's random ones, on 16 cores
+    assert all(run.kind is None for run in sweep.adapters.runs.values())
+
+
+def test_a_share_is_enforced(monkeypatch):
+    limits = []
+    fake = SimpleNamespace(
+        get_device_properties=lambda device: SimpleNamespace(total_memory=16 * GIB),
+        set_per_process_memory_fraction=limits.append,
+    )
+    monkeypatch.setattr(trial_module.torch, "cuda", fake)
+    device = torch.device("cuda")
+    assert gpu_memory(device) == 16 * GIB
+    limit_memory(device, 1.0)
+    assert limits == []
+    limit_memory(device, 0.25)
+    assert limits == [pytest.approx(0.25 - CONTEXT_BYTES / (16 * GIB))]
+    limit_memory(torch.device("cpu"), 0.25)
+    assert gpu_memory(torch.device("cpu")) is None
+    assert len(limits) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "gpu", "retry"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 0.5, True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), 0.5, True),
+        (RuntimeError("CUDA error: out of memory"), 1.0, True),
+        (RuntimeError("shapes do not match"), 0.5, False),
+        (ValueError("out of memory"), 0.5, False),
+        (torch.OutOfMemoryError("CUDA out of memory"), 0.0, False),
+    ],
+)
+def test_a_worker_tells_memory_from_other_failures(error, gpu, retry):
+    from anomtune.search.run.worker import TrialActor
+
+    def failing():
+        raise error
+        yield
+
+    actor = object.__new__(TrialActor)
+    actor._spec = TrialSpec.model_construct(gpu=gpu)
+    actor._results = failing()
+    result = actor.step()
+    assert ("out_of_memory" in result) == retry
+    assert ("error" in result) != retry
+    assert result["done"]
+
+
+def test_a_process_whose_gpu_refuses_further_work_is_not_used_again():
+    from anomtune.search.run.worker import TrialActor
+
+    def failing():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        yield
+
+    actor = object.__new__(TrialActor)
+    actor._spec = TrialSpec.model_construct(gpu=1.0)
+    actor._results = failing()
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        actor.step()  # Tune ends the process, and the engine begins the run again in another
+
+
+@pytest.mark.ray
+def test_a_sweep_on_gpus_that_are_not_there(tmp_path, toy_data):
+    methods = {
+        "toy": {
+            # GiB that the run is to need; trial 0 has none, which means 2.
+            "space": {"marker": {"choices": ["2", "5", "40"]}},
+        }
+    }
+    sweep = sweep_dict(
+        toy_data, trials=12, confirm=0, sampler="random", pruner="none", methods=methods,
+        resources={"accelerator": "A100"},
+        dataset={"name": "folder", "root": str(toy_data), "categories": ["plate"]},
+    )  # fmt: skip
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+    script = Path(__file__).parent / "gpu_sweep.py"
+    environment = os.environ | {"FAKE_GPU_LOG": str(tmp_path / "log")}
+    command = [sys.executable, str(script), str(tmp_path / "sweep.json"), str(tmp_path / "out")]
+    # In a process of its own: the session's Ray has no GPUs.
+    subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parent.parent.parent)
+
+    records = RecordStore(Storage(tmp_path / "out")).read_all()[StudyKey("plate", "toy")]
+    assert len(records) == 12
+    for record in records:
+        if record.params["marker"] == "40":
+            assert record.state == "FAIL"
+            assert record.error.startswith("out of GPU memory with ")
+            assert record.error.endswith("a whole GPU")
+        else:
+            assert record.state == "COMPLETE", record.error
+            assert record.cost.gpu in SHARES
+            limit = memory_limit(record.cost.gpu, 16 * GIB)
+            assert int(record.params["marker"] or 2) * GIB <= limit
+    assert any(" and again with a whole GPU" in record.error for record in records if record.error)
+
+    runs = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert {run["share"] for run in runs} > {1.0}
+    assert {run["gpu"] for run in runs} == {0, 1}
+    for gpu in (0, 1):
+        on_it = [run for run in runs if run["gpu"] == gpu]
+        for moment in [run["begin"] for run in on_it]:
+            there = [run["share"] for run in on_it if run["begin"] <= moment < run["end"]]
+            assert sum(there) <= 1 + 1e-3
+    assert any(
+        one["gpu"] == two["gpu"] and one["begin"] < two["begin"] < one["end"]
+        for one in runs
+        for two in runs
+    )

@@ -1,0 +1,193 @@
+"""One confirm run: what it measures on held-out images, and what it leaves beside its record."""
+
+from __future__ import annotations
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import f1_score, roc_auc_score
+
+from anomtune.datasets.opening import open_dataset
+from anomtune.datasets.splits.split import Validation, load_search_split, load_test_split
+from anomtune.errors import DataError
+from anomtune.registry import METHODS
+from anomtune.search.config import DatasetConfig, ValidationConfig
+from anomtune.search.detector.predict import load_model
+from anomtune.search.run.held_out import run_confirm
+from anomtune.search.run.trial import TrialSpec, as_images
+from anomtune.search.store.records import ConfirmRecord, RecordStore
+from anomtune.search.store.storage import Storage
+from tests.conftest import draw_category
+
+
+def open_split(root, category, validation) -> str:
+    dataset = open_dataset("folder", root)
+    return load_search_split(
+        dataset, category, 32, Validation(**validation.model_dump())
+    ).split_hash
+
+
+@pytest.fixture
+def make_spec(tmp_path):
+    def make(root, category="plate", **changes) -> TrialSpec:
+        validation = changes.pop("validation", ValidationConfig())
+        keep = changes.pop("keep", False)
+        return TrialSpec(
+            directory=str(tmp_path / "sweep"),
+            record_path="confirm/plate/toy/00000-1",
+            dataset=DatasetConfig(name="folder", root=str(root)),
+            category=category,
+            validation=validation,
+            image_size=32,
+            method="toy",
+            params=METHODS.get("toy").Hyperparameters(quality=0.8, **changes).model_dump(),
+            rungs=4,
+            seed=1,
+            threads=1,
+            gpu=0,
+            split_hash=open_split(root, category, validation),
+            keep=keep,
+        )
+
+    return make
+
+
+def record_of(spec: TrialSpec, **changes) -> ConfirmRecord:
+    return ConfirmRecord(
+        dataset="folder",
+        category=spec.category,
+        method=spec.method,
+        number=0,
+        seed=spec.seed,
+        state="COMPLETE",
+        params=spec.params,
+        split_hash=spec.split_hash,
+        **changes,
+    )
+
+
+@pytest.mark.parametrize("side", [0, 48])
+def test_a_run_scores_exactly_the_held_out_images(toy_data, make_spec, side) -> None:
+    spec = make_spec(toy_data, side=side)
+    (found,) = run_confirm(spec)
+    kind = METHODS.get("toy")
+    detector = kind(kind.Hyperparameters(quality=0.8, side=side), image_size=32, seed=1)
+    held_out = load_test_split(
+        open_dataset("folder", toy_data), "plate", 32, Validation(), input_size=side or None
+    )
+    assert held_out.images.shape[1] == (side or 32)
+    assert held_out.masks.shape[1] == 32
+    detector.fit(torch.zeros(1, 3, 8, 8), 8)
+    maps = detector.anomaly_maps(as_images(held_out.images, detector.device))
+    scores = detector.image_scores(maps).numpy()
+    test = found.test
+    assert test.auroc == pytest.approx(roc_auc_score(held_out.labels, scores))
+    assert test.auroc_low < test.auroc <= test.auroc_high
+    assert (test.n_normal, test.n_anomalous) == (3, 3)
+    assert test.pixel_auroc == pytest.approx(
+        roc_auc_score(held_out.masks.ravel(), maps.numpy().ravel()), abs=1e-3
+    )
+    assert 0 <= test.aupro <= 1
+    assert 0 <= test.aupro_per_image <= 1
+    best = max(f1_score(held_out.labels, scores >= t) for t in scores)
+    assert test.f1 == pytest.approx(best)
+    assert 0.5 <= test.accuracy <= 1
+    assert found.shifted == {}
+    assert found.cost.train_seconds >= 0
+    kept = RecordStore(Storage(spec.directory)).read_held_out(record_of(spec))
+    np.testing.assert_array_equal(kept.labels, held_out.labels)
+    np.testing.assert_allclose(kept.scores, scores, rtol=1e-6)
+
+
+def test_images_that_changed_after_the_split_are_not_opened(tmp_path, toy_data, make_spec) -> None:
+    """Added images move others from validation to the held-out side."""
+    root = shutil.copytree(toy_data, tmp_path / "data")
+    spec = make_spec(root)
+    list(run_confirm(spec))
+    draw_category(root / "plate", train=6, good=9, bad=9, seed=5)
+    with pytest.raises(DataError, match="not those that the sweep started with"):
+        list(run_confirm(spec))
+
+
+def test_held_out_scores_that_are_no_numbers_fail_nothing(toy_data, make_spec, monkeypatch) -> None:
+    spec = make_spec(toy_data)
+    calls = []
+
+    def scores(self, maps):
+        calls.append(len(maps))
+        fill = 0.5 if len(calls) == 1 else float("nan")
+        return torch.full((len(maps),), fill)
+
+    monkeypatch.setattr("anomtune_toy.Toy.image_scores", scores)
+    (found,) = run_confirm(spec)
+    assert found.val_auroc == 0.5
+    assert found.test.auroc is None
+    assert found.test.f1 is None
+    assert found.test.pixel_auroc is not None
+
+
+def test_held_out_maps_that_are_no_numbers_are_left_out(toy_data, make_spec, monkeypatch) -> None:
+    spec = make_spec(toy_data)
+    maps_of = METHODS.get("toy").anomaly_maps
+    calls = []
+
+    def maps(self, images):
+        calls.append(len(images))
+        found = maps_of(self, images)
+        return found if len(calls) == 1 else torch.full_like(found, float("nan"))
+
+    monkeypatch.setattr("anomtune_toy.Toy.anomaly_maps", maps)
+    (found,) = run_confirm(spec)
+    assert found.test.auroc is None
+    assert (found.test.pixel_auroc, found.test.aupro, found.test.aupro_per_image) == (None,) * 3
+
+
+def test_where_nothing_is_held_out_there_are_no_figures(toy_data, make_spec) -> None:
+    spec = make_spec(toy_data, validation=ValidationConfig(protocol="test"), keep=True)
+    (found,) = run_confirm(spec)
+    assert found.test is None
+    assert found.val_auroc > 0
+    assert found.examples == []
+    assert RecordStore(Storage(spec.directory)).read_held_out(record_of(spec)) is None
+
+
+def test_defects_without_a_mask_count_for_images_alone(tmp_path, toy_data, make_spec) -> None:
+    root = shutil.copytree(toy_data, tmp_path / "data")
+    shutil.rmtree(root / "plate" / "ground_truth")
+    (found,) = run_confirm(make_spec(root))
+    assert found.test.auroc is not None
+    assert (found.test.pixel_auroc, found.test.aupro) == (None, None)
+
+
+def test_the_kept_run_leaves_its_detector_and_examples(toy_data, make_spec) -> None:
+    spec = make_spec(toy_data, keep=True)
+    (found,) = run_confirm(spec)
+    assert [example.kind for example in found.examples] == [
+        "missed",
+        "typical anomaly",
+        "found",
+        "false alarm",
+        "typical normal",
+    ]
+    missed, typical, best, alarm, normal = (example.score for example in found.examples)
+    assert missed <= typical <= best
+    assert normal <= alarm
+    assert all(example.defect == "spot" for example in found.examples[:3])
+    store = RecordStore(Storage(spec.directory))
+    png = store.read_examples(record_of(spec, examples=found.examples))
+    picture = Image.open(io.BytesIO(png))
+    assert picture.width > 3 * 32
+    assert picture.height > 5 * 32
+    model = load_model(f"{spec.directory}/{spec.record_path}")
+    assert model.config.threshold > 0
+
+
+def test_other_runs_leave_only_scores(toy_data, make_spec) -> None:
+    spec = make_spec(toy_data)
+    (found,) = run_confirm(spec)
+    assert found.examples == []
+    assert Storage(spec.directory).list("", "") == ["confirm/plate/toy/00000-1.npz"]

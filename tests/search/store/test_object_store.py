@@ -1,0 +1,242 @@
+"""A sweep directory in an object store, on a real S3 server (moto) on loopback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from anomtune.errors import SweepError
+from anomtune.search.detector.saved import load_detector
+from anomtune.search.results.leaderboard import write_tables
+from anomtune.search.store import lock
+from anomtune.search.store.lock import DirectoryLock
+from anomtune.search.store.records import RecordStore, TrialRecord, open_sweep
+from anomtune.search.store.storage import Storage
+from tests.search.conftest import sweep_dict
+
+pytest.importorskip("moto.server", reason="needs moto[server], an S3 server for tests")
+
+
+SERVER = """
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(*server.get_host_and_port(), sep=":", flush=True)
+input()
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of a server in a process of its own: it would take turns with ours."""
+    import boto3
+
+    running = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    address = running.stdout.readline().strip()
+    boto3.client(
+        "s3",
+        endpoint_url=f"http://{address}",
+        region_name="us-east-1",
+        aws_access_key_id="key",
+        aws_secret_access_key="secret",
+    ).create_bucket(Bucket="bucket")
+    yield address
+    running.communicate("")
+
+
+@pytest.fixture
+def place(server, monkeypatch) -> str:
+    """The URI of a folder that nothing is in."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # no request may leave this machine
+    return f"s3://bucket/{uuid.uuid4().hex}?endpoint_override={server}&scheme=http"
+
+
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    """Lets owners and those who wait for them do so faster."""
+    for name in ("_BEAT", "_LEASE", "_PATIENCE", "_SETTLE"):
+        monkeypatch.setattr(lock, name, getattr(lock, name) / 30)
+
+
+def test_files(place):
+    storage = Storage(place)
+    assert storage.local_root is None
+    assert storage.read("a/b.json") is None
+    assert storage.list("a", "") == []
+    storage.write("a/b.json", b"1")
+    storage.write("a/b.json", b"2", durable=True)
+    storage.write("a/c/d.json", b"3" * 12_000_000)  # more than one part
+    storage.append("a/log", b"x")
+    storage.append("a/log", b"y")
+    assert storage.list("", ".json") == ["a/b.json", "a/c/d.json"]
+    paths = ["a/log", "a/b.json", "nothing", "a/c/d.json"]
+    assert list(storage.read_many(paths)) == [b"xy", b"2", None, b"3" * 12_000_000]
+    for _ in range(2):
+        storage.delete("a/log")
+        storage.delete_folder("a/c")
+        assert storage.list("", "") == ["a/b.json"]
+
+
+def test_a_reader_never_sees_half_an_object(place, monkeypatch):
+    storage = Storage(place)
+    storage.write("a", b"short")
+    filesystem, replaced = storage._fs, []
+
+    class Slow:
+        """Between what a reader asks first and what it asks then, the object is replaced."""
+
+        def open_input_stream(self, path):
+            stream = filesystem.open_input_stream(path)
+            if not replaced:
+                replaced.append(path)
+                Storage(place).write("a", b"a longer one")
+            return stream
+
+    monkeypatch.setattr(storage, "_fs", Slow())
+    assert storage.read("a") == b"a longer one"
+
+
+def test_moving_a_folder_replaces_another(place):
+    storage = Storage(place)
+    for path in ("from/x/config.yaml", "from/x/weights", "to/x/other", "from/y/config.yaml"):
+        storage.write(path, path.encode())
+    for _ in range(2):
+        storage.move_folder("from/x", "to/x")
+        assert storage.list("", "") == ["from/y/config.yaml", "to/x/config.yaml", "to/x/weights"]
+    assert storage.read("to/x/weights") == b"from/x/weights"
+
+
+def test_credentials_in_the_uri_are_refused_and_not_shown():
+    for uri in ("s3://KEYNAME:WORD@bucket/a", "s3://bucket/a?secret_key=WORD"):
+        with pytest.raises(SweepError, match="set them in the environment") as caught:
+            Storage(uri)
+        assert "WORD" not in str(caught.value)
+
+
+def test_a_bucket_that_is_not_there(place):
+    with pytest.raises(SweepError, match=r"cannot write: .*bucket does not exist"):
+        Storage(place.replace("bucket/", "bukket/")).write("a", b"")
+
+
+def test_one_owner_at_a_time(place, quick):
+    storage = Storage(place)
+    storage.write("sweep.yaml", b"")
+    with DirectoryLock(storage) as owner, pytest.raises(SweepError, match="another sweep owns"):
+        DirectoryLock(Storage(place)).__enter__()
+    owner.check()  # its mark was renewed a moment ago
+    begin = time.monotonic()
+    with DirectoryLock(storage):
+        pass
+    assert time.monotonic() - begin < lock._PATIENCE, "a released directory is free at once"
+
+
+@pytest.mark.parametrize("machine", ["here", "elsewhere"])
+def test_a_dead_owner_is_followed(place, quick, machine):
+    storage = Storage(place)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    here = {"machine": lock._machine()} if machine == "here" else {"machine": "elsewhere"}
+    mark = {"host": "h", "pid": dead.pid, "token": "t", "beat": 7} | here
+    storage.write("owner.json", json.dumps(mark).encode())
+    notes: list[str] = []
+    begin = time.monotonic()
+    with DirectoryLock(storage, notes.append):
+        waited = time.monotonic() - begin
+        assert (waited >= lock._PATIENCE) == (machine == "elsewhere") == bool(notes)
+    assert storage.list("", "") == []  # no sweep began
+
+
+def test_who_lost_the_directory_writes_no_more(place, quick):
+    storage = Storage(place)
+    with DirectoryLock(storage) as owner:
+        owner.check()
+        storage.write("owner.json", b'{"host": "other", "pid": 1, "token": "another"}')
+        time.sleep(2 * lock._BEAT)  # the owner's next look
+        with pytest.raises(SweepError, match="process 1 on other"):
+            owner.check()
+    assert json.loads(storage.read("owner.json"))["token"] == "another"
+
+
+def test_a_store_that_fails_for_a_while_is_forgiven(place, quick, monkeypatch):
+    storage = Storage(place)
+    with DirectoryLock(storage) as owner:
+
+        def fail(*_, **__):
+            raise SweepError("no network")
+
+        monkeypatch.setattr(storage, "write", fail)
+        time.sleep(2 * lock._LEASE)
+        with pytest.raises(SweepError, match="no network"):
+            owner.check()
+        monkeypatch.undo()
+        owner.check()
+
+
+@pytest.mark.ray
+def test_a_whole_sweep_is_killed_and_goes_on(place, tmp_path, toy_data):
+    config = sweep_dict(
+        toy_data,
+        trials=5,
+        confirm={"top": 1, "seeds": [1, 2]},
+        methods={"toy": {"fixed": {"seconds": 0.03}}},
+    )
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(config))
+    store = RecordStore(Storage(place))
+
+    def start() -> subprocess.Popen:
+        command = [sys.executable, "-m", "anomtune.cli.main", "sweep", tmp_path / "sweep.yaml"]
+        return subprocess.Popen(
+            [*command, "--dir", place], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def trials() -> dict[str, TrialRecord]:
+        return {r.path: r for study in store.read_all().values() for r in study}
+
+    before: dict[str, TrialRecord] = {}
+    for count in (3, 6):  # with the labels of two categories
+        driver = start()
+        while driver.poll() is None and len(store.storage.list("trials", ".npy")) < count:
+            time.sleep(0.1)
+        driver.kill()
+        driver.communicate()
+        after = trials()
+        assert {path: after[path] for path in before} == before
+        before = {path: record for path, record in after.items() if record.state != "RUNNING"}
+    driver = start()
+    try:
+        out, err = driver.communicate(timeout=300)
+    finally:
+        driver.kill()
+    assert driver.returncode == 0, err
+    after = trials()
+    assert {path: after[path] for path in before} == before
+    assert sorted(after) == [
+        f"trials/{category}/toy/{n:05}" for category in ("plate", "ring") for n in range(5)
+    ]
+    assert {record.state for record in after.values()} <= {"COMPLETE", "PRUNED"}
+    for record in after.values():
+        assert (store.read_scores(record) is None) == (record.state == "PRUNED")
+    runs = [run for study in store.read_confirmed().values() for run in study]
+    assert {run.state for run in runs} == {"COMPLETE"}
+    config, _ = open_sweep(place)
+    assert write_tables(config, store).num_rows == 2
+    address, _, options = place.partition("?")
+    for category in ("plate", "ring"):  # also reads what a move has copied
+        load_detector(f"{address}/models/{category}/toy?{options}")
+    assert "token" not in json.loads(store.storage.read("owner.json"))
+    assert place in out

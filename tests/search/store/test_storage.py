@@ -1,0 +1,115 @@
+"""A sweep directory: whole files, one owner, nothing outside it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from anomtune.errors import SweepError
+from anomtune.search.store import lock
+from anomtune.search.store.lock import DirectoryLock
+from anomtune.search.store.storage import Storage
+
+
+def _write_for_ever(root: str) -> None:
+    storage = Storage(root)
+    for index in range(10**9):
+        storage.write("record.json", b"%d" % (index % 10) * 100_000)
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path):
+    for delay in (0.05, 0.013, 0.021, 0.034, 0.008):
+        writer = multiprocessing.get_context("fork").Process(
+            target=_write_for_ever, args=(str(tmp_path),)
+        )
+        writer.start()
+        while not (tmp_path / "record.json").exists():
+            time.sleep(0.001)
+        time.sleep(delay)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        content = (tmp_path / "record.json").read_bytes()
+        assert len(content) == 100_000
+        assert len(set(content)) == 1
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path):
+    writer = multiprocessing.get_context("fork").Process(
+        target=_write_for_ever, args=(str(tmp_path),)
+    )
+    writer.start()
+    try:
+        storage = Storage(tmp_path)
+        for _ in range(2000):
+            content = storage.read("record.json")
+            assert content is None or len(set(content)) == 1
+    finally:
+        writer.kill()
+        writer.join()
+
+
+def test_read_list_append_delete(tmp_path):
+    storage = Storage(tmp_path)
+    assert storage.read("a/b.json") is None
+    assert storage.list("a", ".json") == []
+    storage.write("a/b.json", b"1")
+    storage.write("a/c/d.json", b"2", durable=True)
+    storage.append("a/log", b"x")
+    storage.append("a/log", b"y")
+    assert storage.read("a/log") == b"xy"
+    assert storage.list("a", ".json") == ["a/b.json", "a/c/d.json"]
+    storage.delete_folder("a/c")
+    storage.delete_folder("a/c")
+    assert storage.list("", ".json") == ["a/b.json"]
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/x"])
+def test_no_path_leaves_the_root(tmp_path, path):
+    with pytest.raises(SweepError, match="leaves the sweep directory"):
+        Storage(tmp_path / "sweep").write(path, b"")
+
+
+def test_other_filesystems_are_uris(tmp_path):
+    storage = Storage((tmp_path / "sweep").as_uri())
+    storage.write("a.json", b"1")
+    assert (tmp_path / "sweep/a.json").read_bytes() == b"1"
+    with pytest.raises(SweepError, match="not a usable directory"):
+        Storage("nonsense://bucket/x")
+
+
+def test_one_owner_at_a_time(tmp_path):
+    storage = Storage(tmp_path)
+    with DirectoryLock(storage), pytest.raises(SweepError, match=f"process {os.getpid()} on"):
+        DirectoryLock(Storage(tmp_path)).__enter__()
+    with DirectoryLock(storage):
+        pass
+
+
+def test_a_file_system_without_locks_has_one_owner_all_the_same(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    quick = {"_BEAT": 0.05, "_LEASE": 0.15, "_PATIENCE": 0.25, "_SETTLE": 0.01}
+    for name, seconds in quick.items():
+        monkeypatch.setattr(lock, name, seconds)
+    # As on different machines, where nobody can see whether the other's process lives.
+    monkeypatch.setattr(lock, "_machine", lambda: None)
+    another = DirectoryLock(Storage(tmp_path / "sweep"))
+    with DirectoryLock(Storage(tmp_path / "sweep")) as owner:
+        owner.check()
+        with pytest.raises(SweepError, match="another sweep owns"):
+            another.__enter__()
+    assert list((tmp_path / "sweep").iterdir()) == []
+
+
+def test_errors_name_file_reason_and_remedy(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SweepError, match=r"file/a.json: cannot write: .*start again"):
+        Storage(tmp_path / "file").write("a.json", b"")
