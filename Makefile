@@ -3,15 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types format benchmark clean
+.PHONY: demo test check lint types format docs benchmark clean
 
 demo: $(VENV)/.demo
 	$(BIN)/anomtune sweep
 
-# Ray has the machine to itself; the others share it, a core each.
+# All tests. Those that start a Ray of their own wait most of the time: they run side by side too.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray" -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray" -n auto --dist worksteal
 	$(BIN)/python -m pytest -m ray
+
+# The habit of every few minutes: lint, types, and the tests that take no time.
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not ray and not slow" -n auto --dist worksteal
 
 lint: $(VENV)/.dev types
 	$(BIN)/ruff check .
@@ -20,12 +24,16 @@ lint: $(VENV)/.dev types
 # The folders are sub-packages of "anomtune" only once installed: show mypy that layout.
 types: $(VENV)/.dev
 	@rm -rf build/types && mkdir -p build/types/anomtune
-	@ln -sn "$(CURDIR)"/anomtune/* "$(CURDIR)/search" "$(CURDIR)/models" "$(CURDIR)/datasets" "$(CURDIR)/cluster" build/types/anomtune
+	@ln -sn "$(CURDIR)"/anomtune/* $(addprefix "$(CURDIR)"/,search models datasets cluster) build/types/anomtune
 	MYPYPATH=build/types $(BIN)/mypy -p anomtune
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What is generated from the code.
+docs: $(VENV)/.dev
+	$(BIN)/python -m anomtune.search.results.documentation
 
 benchmark: $(VENV)/.dev
 	@for script in tests/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -9,6 +9,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+#: Exit codes of the command: 0 done, 1 not all of it is usable, 2 bad input, 3 interrupted and
+#: resumable.
+UNUSABLE, BAD_INPUT, INTERRUPTED = 1, 2, 3
+
 
 class AnomtuneError(Exception):
     """Whatever anomtune refuses or cannot do."""

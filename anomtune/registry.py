@@ -79,8 +79,6 @@ class Registry(Generic[T]):
         if wrong := self._misfit(item):
             raise self.error(f"{self.kind} {name!r}: {wrong}")
         self._registered[name] = item
-        if isinstance(item, type) and self.kind == "dataset":
-            item.name = name  # type: ignore[attr-defined]
         return item
 
     def names(self) -> tuple[str, ...]:
@@ -211,3 +209,9 @@ def adopt(given: Mapping[str, Mapping[str, Any]]) -> None:
     for registry in ALL:
         for name, item in given.get(registry.kind, {}).items():
             registry.register(name, item)
+
+
+register_method = METHODS.register
+register_dataset = DATASETS.register
+register_sampler = SAMPLERS.register
+register_pruner = PRUNERS.register

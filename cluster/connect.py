@@ -19,20 +19,13 @@ from urllib.parse import urlsplit
 import requests
 
 from anomtune.errors import SweepError
+from anomtune.search.run.ray_internals import CLIENT_ADDRESSES, CLIENT_LOGGERS
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 #: Seconds that a dashboard may take to answer.
 _PATIENCE = 10.0
-#: Ray's own client lets these replace the address that it is given.
-_OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-#: What they tell of uploads and connections is of no use to people.
-_CHATTY = (
-    "ray._private.runtime_env.packaging",
-    "ray.dashboard.modules.dashboard_sdk",
-    "ray.dashboard.modules.job.sdk",
-)
 
 
 def dashboard_url(address: str) -> str:
@@ -150,10 +143,10 @@ def connect(address: str, *, allow_unauthenticated: bool = False) -> JobSubmissi
     from ray.exceptions import AuthenticationError  # noqa: PLC0415 - slow, and not for refusals
     from ray.job_submission import JobSubmissionClient  # noqa: PLC0415
 
-    for name in _CHATTY:
+    for name in CLIENT_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        with _without(_OVERRIDES):
+        with _without(CLIENT_ADDRESSES):
             return JobSubmissionClient(url, headers=headers)
     except AuthenticationError:
         raise SweepError(

@@ -31,13 +31,15 @@ from rich.text import Text
 
 from anomtune.datasets.io.remote import is_uri, mask_uri
 from anomtune.datasets.io.store import cache_root
-from anomtune.errors import DataError, MethodError, SweepError
+from anomtune.errors import AnomtuneError, StorageError
+from anomtune.files import temporary_name
 from anomtune.registry import DATASETS
 from anomtune.search.config import SweepConfig
 from anomtune.search.decide.study import plan_search
+from anomtune.search.preparation import prepare_method
 from anomtune.search.run.probe import NoAnswer, Node, ask_nodes, live_nodes, probe_storage
-from anomtune.search.store.storage import Storage, temporary_name
-from anomtune.search.sweep import prepare_method
+from anomtune.search.run.ray_internals import RAYLET_PID
+from anomtune.search.store.storage import Storage
 
 #: Seconds for a node's answer; weights that it has not got may be downloaded meanwhile.
 _PATIENCE = 300.0
@@ -205,7 +207,7 @@ def _chosen_gpus() -> dict[str, str]:
     On a shared machine the others are in use by somebody else. What counts in a Ray task is the
     environment that the node was started in: Ray changes that of the task.
     """
-    raylet = os.environ.get("RAY_RAYLET_PID")
+    raylet = os.environ.get(RAYLET_PID)
     if raylet is None:
         chosen = dict(os.environ)
     else:
@@ -243,7 +245,7 @@ def look_for_weights(config: SweepConfig | None) -> str | None:
         settings = DATASETS.get(config.dataset.name).settings
         for name, method in config.methods.items():
             prepare_method(plan_search(name, method, settings), config.dataset.root)
-    except (SweepError, DataError, MethodError) as error:
+    except AnomtuneError as error:
         return str(error)
     return ""
 
@@ -367,7 +369,7 @@ def _probe_storage(storage: Storage, nodes: Sequence[Node]) -> Mapping[Node, str
     with _no_new_folder(storage):
         try:
             return probe_storage(storage, nodes)
-        except SweepError as error:
+        except StorageError as error:
             return dict.fromkeys(nodes, str(error))
 
 
@@ -379,10 +381,10 @@ def _try_storage(storage: Storage) -> str | None:
         try:
             storage.write(name, token.encode())
             return None if storage.read(name) == token.encode() else "what is written is not read"
-        except SweepError as error:
+        except StorageError as error:
             return str(error)
         finally:
-            with suppress(SweepError):
+            with suppress(StorageError):
                 storage.delete(name)
 
 

@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import ClientError
 
-from anomtune.cli.terminal import INTERRUPTED, UNUSABLE
 from anomtune.datasets.io.remote import has_secrets, is_uri
-from anomtune.errors import SweepError
+from anomtune.errors import INTERRUPTED, UNUSABLE, SweepError
 from anomtune.search.config import SweepConfig
+from anomtune.search.run.ray_internals import JOB_STOP_WAIT
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 _FILE = "sweep.yaml"
-_PARTS = ("search", "models", "datasets", "cluster")
+_PARTS = ("search", "models", "datasets", "cluster")  # besides the root package itself
 #: Seconds between SIGTERM and SIGKILL when a job is stopped. Ray's three are too few for the
 #: trials that run to be let go and the tables to be written.
 _STOP_PATIENCE = "60"
@@ -203,7 +203,7 @@ def run_command(
             (folder / name).write_text(text)
         environment: dict[str, Any] = {
             "working_dir": str(folder),
-            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": _STOP_PATIENCE},
+            "env_vars": {JOB_STOP_WAIT: _STOP_PATIENCE},
         }
         if ship:
             environment["py_modules"] = [str(path) for path in unpacked_wheel(Path(scratch))]
@@ -211,7 +211,7 @@ def run_command(
             return str(
                 client.submit_job(
                     # Not the script `anomtune`, which only an installation has.
-                    entrypoint=f"exec python -m anomtune.cli.main {shlex.join(command)}",
+                    entrypoint=f"exec python -m anomtune {shlex.join(command)}",
                     submission_id=identity,
                     runtime_env=environment,
                     metadata={"anomtune": metadata.version("anomtune"), **facts},
@@ -229,9 +229,11 @@ def unpacked_wheel(scratch: Path) -> list[Path]:
         The folder of the package and that of its metadata.
     """
     package = scratch / "anomtune"
-    for part in _PARTS:
-        source = import_module(f"anomtune.{part}").__path__[0]
-        shutil.copytree(source, package / part, ignore=shutil.ignore_patterns("__pycache__"))
+    ignored = shutil.ignore_patterns("__pycache__")
+    for part in ("", *_PARTS):
+        file = import_module(f"anomtune.{part}".rstrip(".")).__file__
+        assert file is not None
+        shutil.copytree(Path(file).parent, package / part, ignore=ignored, dirs_exist_ok=True)
     distribution = metadata.distribution("anomtune")
     info = scratch / f"anomtune-{distribution.version}.dist-info"
     info.mkdir()

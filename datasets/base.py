@@ -90,12 +90,18 @@ class Dataset(ABC):
         root: Folder of the dataset, or ``None`` for datasets that need none.
     """
 
+    #: What messages and commands call it: the name it was opened by, else that of its class.
     name: str
     #: Whether a category's anomalies are the other categories (MNIST, CIFAR-10): then nothing may
     #: learn from those.
     one_class: bool = False
     #: Hyperparameters that the papers set on this dataset, for every method that has them.
     settings: Mapping[str, Any] = MappingProxyType({})
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" not in vars(cls):
+            cls.name = cls.__name__
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root

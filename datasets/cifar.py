@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from anomtune.datasets.base import Published
-from anomtune.datasets.io.classes import Listing, OneClassDataset, image_files, some
-from anomtune.datasets.io.files import entries, is_folder
+from anomtune.datasets.io.classes import Listing, OneClassDataset, some
+from anomtune.datasets.io.files import entries, images_below, is_folder
 from anomtune.datasets.io.imagefile import hash_pixels
 from anomtune.datasets.io.packed import (
     Packed,
@@ -173,12 +173,12 @@ class CIFAR10(OneClassDataset):
         if _is_binary(home):
             yield from (home / name for names in _BATCHES.values() for name in names)
         else:
-            yield from image_files(home / "train" / category)
+            yield from images_below(home / "train" / category)
             for kind in self.classes:
-                yield from image_files(home / "test" / kind)
+                yield from images_below(home / "test" / kind)
         for folder, _ in self._corrupted():
             for kind in self.classes:
-                yield from image_files(folder / "test" / kind)
+                yield from images_below(folder / "test" / kind)
 
     def _beside(self) -> tuple[Path, ...]:
         return tuple(folder for folder, _ in self._corrupted())

@@ -28,10 +28,10 @@ from anomtune.datasets.io.files import (
     folders,
     is_dangling,
     is_folder,
+    is_image,
     some,
     whereabouts,
 )
-from anomtune.datasets.io.imagefile import EXTENSIONS
 from anomtune.errors import DataError
 
 _PARTS = ("train", "test", "ground_truth")
@@ -61,7 +61,7 @@ class Layout:
     unused: Mapping[str, str] = field(default_factory=dict)
 
 
-class FolderDataset(FileDataset):
+class Folder(FileDataset):
     """A folder of images in the layout of MVTec AD.
 
     Args:
@@ -187,7 +187,7 @@ class FolderDataset(FileDataset):
                 inner = folders(kind) if self._layout(category).mask_folders else []
                 for folder in (kind, *inner):
                     for entry in entries(folder):
-                        if Path(entry.name).suffix.lower() in EXTENSIONS:
+                        if is_image(entry):
                             yield Path(entry.path)
 
 
@@ -213,7 +213,7 @@ class _Scan(Listing):
             if is_dangling(entry):
                 self.problem(name, MISSING)
             elif not entry.is_dir():
-                loose += [name] if Path(name).suffix.lower() in EXTENSIONS else []
+                loose += [name] if is_image(entry) else []
             elif name in self.layout.unused:
                 self.warn(name, f"not used: {self.layout.unused[name]}")
             elif name not in _PARTS:

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from anomtune.datasets.base import GOOD, Published
 from anomtune.datasets.folder import Layout
-from anomtune.datasets.io.files import entries, read_labels
-from anomtune.datasets.io.imagefile import EXTENSIONS, digest_file
+from anomtune.datasets.io.files import entries, is_image, read_labels
+from anomtune.datasets.io.imagefile import digest_file
 from anomtune.datasets.io.store import digest
 from anomtune.datasets.mvtec import PublishedFolder
 from anomtune.errors import ImageError
@@ -81,6 +81,6 @@ class MVTecLOCO(PublishedFolder):
 
 def _masks_in(folder: Path) -> list[Path]:
     try:
-        return [Path(e.path) for e in entries(folder) if Path(e.name).suffix.lower() in EXTENSIONS]
+        return [Path(e.path) for e in entries(folder) if is_image(e)]
     except OSError as error:
         raise ImageError(str(folder), f"cannot be listed ({error.strerror})") from error

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from anomtune.datasets.base import Published
-from anomtune.datasets.io.classes import ClassDataset, Listing, image_files, some
-from anomtune.datasets.io.files import is_folder
+from anomtune.datasets.io.classes import ClassDataset, Listing, some
+from anomtune.datasets.io.files import images_below, is_folder
 from anomtune.datasets.io.fundus import VERSION as FUNDUS_VERSION
 from anomtune.datasets.io.fundus import crop_fundus
 from anomtune.datasets.io.store import digest
@@ -72,7 +72,7 @@ class _Tabled(_Medical):
         home = self._find()
         if self._is_prepared():
             for inside in (f"train/{_NORMAL}", f"test/{_NORMAL}", f"test/{_ABNORMAL}"):
-                yield from image_files(home / inside)
+                yield from images_below(home / inside)
         else:
             yield from self._original_files(home)
 
@@ -128,9 +128,9 @@ class OCT2017(_Medical):
 
     def _files(self, category: str) -> Iterator[Path]:
         home = self._find()
-        yield from image_files(home / "train" / _NORMAL)
+        yield from images_below(home / "train" / _NORMAL)
         for kind in self._test_classes():
-            yield from image_files(home / "test" / kind)
+            yield from images_below(home / "test" / kind)
 
     def _test_classes(self) -> tuple[str, ...]:
         prepared = is_folder(self._find() / "test" / _ABNORMAL)
@@ -212,7 +212,7 @@ class APTOS2019(_Tabled):
     def _original_files(self, home: Path) -> Iterator[Path]:
         if (home / "train.csv").is_file():
             yield home / "train.csv"
-        yield from image_files(home / "train_images")
+        yield from images_below(home / "train_images")
 
 
 class ISIC2018(_Tabled):
@@ -281,7 +281,7 @@ class ISIC2018(_Tabled):
 
     def _original_files(self, home: Path) -> Iterator[Path]:
         for part in ("Training", "Validation"):
-            yield from image_files(home / f"{self._STEM}_{part}_Input")
+            yield from images_below(home / f"{self._STEM}_{part}_Input")
             table = home / self._table(home, part)
             if table.is_file():
                 yield table

@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from anomtune.datasets.base import Published
-from anomtune.datasets.io.classes import Listing, OneClassDataset, image_files
-from anomtune.datasets.io.files import is_folder
+from anomtune.datasets.io.classes import Listing, OneClassDataset
+from anomtune.datasets.io.files import images_below, is_folder
 from anomtune.datasets.io.imagefile import hash_pixels
+from anomtune.datasets.io.mnist_m import Digits, MnistM, find_mnist_m
 from anomtune.datasets.io.packed import Packed, PackedError, packed_key, parse_key, read_idx_pair
-from anomtune.datasets.mnist_m import Digits, MnistM, find_mnist_m
 
 Part = Literal["train", "test"]
 PARTS: tuple[Part, ...] = ("train", "test")
@@ -119,7 +119,7 @@ class MNIST(_IdxDataset):
 
     60,000 training and 10,000 test images; the counts per digit were counted in the files. MNIST-M,
     the same digits before parts of photos, is the domain ``mnist_m`` if it is the published
-    archive, and ``mnist_m-rebuilt`` otherwise: see `anomtune.datasets.mnist_m`.
+    archive, and ``mnist_m-rebuilt`` otherwise: see `anomtune.datasets.io.mnist_m`.
     """
 
     name = "mnist"
@@ -179,7 +179,7 @@ class MNIST(_IdxDataset):
     def _files(self, category: str) -> Iterator[Path]:
         if self._is_png():
             for folder in (f"training/{category}", *(f"testing/{kind}" for kind in self.classes)):
-                yield from image_files(self._find() / folder)
+                yield from images_below(self._find() / folder)
         else:
             yield from super()._files(category)
         if (mnist_m := self._mnist_m()) is not None:
@@ -220,7 +220,7 @@ class MNIST(_IdxDataset):
         # The usual PNG files are named by that order.
         found: dict[int, tuple[str, int]] = {}
         for digit in range(10):
-            for path in image_files(self._find() / _PNG_FOLDER["test"] / str(digit)):
+            for path in images_below(self._find() / _PNG_FOLDER["test"] / str(digit)):
                 if path.stem.isascii() and path.stem.isdigit():
                     key = path.relative_to(self._find()).as_posix()
                     found[int(path.stem)] = (key, digit)

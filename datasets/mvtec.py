@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from anomtune.datasets.base import GOOD, Problem, Published
-from anomtune.datasets.folder import FolderDataset, Layout
+from anomtune.datasets.folder import Folder, Layout
 from anomtune.datasets.io.files import is_folder
 
 
-class PublishedFolder(FolderDataset):
+class PublishedFolder(Folder):
     """A published dataset in MVTec's layout, whose categories and defect types are known.
 
     Any folder with the name of a category is one, so that a category that was not copied whole is

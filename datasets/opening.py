@@ -7,7 +7,7 @@ from pathlib import Path
 from anomtune.datasets.base import Dataset
 from anomtune.datasets.io.remote import local_root
 from anomtune.datasets.splits.shift import CorruptedDataset, Shift
-from anomtune.errors import DataError
+from anomtune.errors import AnomtuneError
 from anomtune.registry import DATASETS
 
 
@@ -22,13 +22,15 @@ def open_dataset(name: str, root: Path | str | None, shift: Shift | None = None)
 
     Raises:
         DataError: If there is no such dataset, its root cannot be fetched, or it refuses it.
+        StorageError: If a fetched root cannot be written to the cache.
     """
     kind = DATASETS.get(name)
     folder = None if root is None else local_root(root)
     try:
         dataset: Dataset = kind(folder)
+        dataset.name = name
         return dataset if shift is None else CorruptedDataset(dataset, shift)
-    except DataError:
+    except AnomtuneError:
         raise
     except Exception as error:
         raise DATASETS.unusable(name, f"{type(error).__name__}: {error}") from error

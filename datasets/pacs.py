@@ -22,8 +22,8 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from anomtune.datasets.base import Published
-from anomtune.datasets.io.classes import Listing, OneClassDataset, image_files, some
-from anomtune.datasets.io.files import entries, folders, is_folder
+from anomtune.datasets.io.classes import Listing, OneClassDataset, some
+from anomtune.datasets.io.files import entries, folders, images_below, is_folder
 
 _PHOTO = "photo"
 _ART = "art_painting"
@@ -204,7 +204,7 @@ class PACS(OneClassDataset):
         for top in tops:
             for domain in (*_DOMAINS, "art"):
                 for kind in self.classes:
-                    yield from image_files(home / top / domain / kind)
+                    yield from images_below(home / top / domain / kind)
         if not self._is_divided():
             yield from self._lists().values()
 

@@ -19,7 +19,7 @@ from anomtune.datasets.base import GOOD, Dataset, Problem, Sample
 from anomtune.datasets.drawing.scenes import PRODUCTS, SIZE
 from anomtune.datasets.drawing.shapes import Field, grid, noise
 from anomtune.datasets.io.store import digest
-from anomtune.errors import DataError
+from anomtune.errors import DataError, StorageError
 
 VERSION = 1  # Raise it when any image changes: cached categories are found by it.
 N_TRAIN = 40
@@ -31,7 +31,7 @@ _VISIBLE = 8.0
 _LEAST_PIXELS = 10
 
 
-class SyntheticDataset(Dataset):
+class Synthetic(Dataset):
     """Five drawn products (three textures, two objects) that need no files.
 
     Args:
@@ -74,10 +74,10 @@ class SyntheticDataset(Dataset):
         raise DataError(f"synthetic: no mask {key!r} in {category!r}")
 
     def write(self, root: Path) -> None:
-        """Writes the dataset as PNG files in the layout that `FolderDataset` reads.
+        """Writes the dataset as PNG files in the layout that `Folder` reads.
 
         Raises:
-            DataError: If a file cannot be written.
+            StorageError: If a file cannot be written.
         """
         try:
             for category in self.categories():
@@ -87,7 +87,7 @@ class SyntheticDataset(Dataset):
                         mask = self.read_mask(category, sample.mask)
                         _save(root / category / sample.mask, mask.astype(np.uint8) * 255)
         except OSError as error:
-            raise DataError(
+            raise StorageError(
                 f"{root}: cannot be written ({error.strerror or error}); choose another folder"
             ) from error
 

@@ -21,10 +21,10 @@ from anomtune.datasets.io.files import (
     entries,
     folders,
     is_folder,
+    is_image,
     read_labels,
     some,
 )
-from anomtune.datasets.io.imagefile import EXTENSIONS
 from anomtune.datasets.mvtec import PublishedFolder, missing_categories
 from anomtune.errors import DataError
 
@@ -159,7 +159,7 @@ class VisA(FileDataset):
             parent = self._place(category) / part
             for folder in folders(parent) if parent.is_dir() else []:
                 for entry in entries(folder):
-                    if Path(entry.name).suffix.lower() in EXTENSIONS:
+                    if is_image(entry):
                         yield Path(entry.path)
 
 
@@ -320,7 +320,7 @@ def _parse(line: int, row: dict[str, str]) -> _Row:
             and len(plain.parts) == len(start) + 2
             and not {"..", "."} & set(text.split("/"))
             and not {"\\", "\0"} & set(text)
-            and plain.suffix.lower() in EXTENSIONS
+            and is_image(plain)
         ):
             fault = fault or (
                 f"{column} {text!r} does not lie in {'/'.join(start)}/<folder>/; "

@@ -11,7 +11,7 @@ negatives are ImageNet's images. Any folder of natural images does; without one 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -19,23 +19,23 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from anomtune.errors import MethodError, TrainingDivergedError
-from anomtune.models.base import Detector, Histogram, Report
 from anomtune.models.hyperparameters import Choice, FloatRange, Hyperparameters, IntRange
 from anomtune.models.images.color_transfer import Transfer
 from anomtune.models.images.dead_leaves import dead_leaves
-from anomtune.models.images.negatives import draw_negatives, upload
+from anomtune.models.images.negatives import draw_negatives
 from anomtune.models.layers.backbones import Backbone, Weights, prepare_weights
-from anomtune.models.layers.gaussian_mixture import GaussianMixture
-from anomtune.models.layers.maps import ScoreRule, gaussian_smooth, image_scores
+from anomtune.models.layers.maps import ScoreRule, gaussian_smooth
 from anomtune.models.layers.mixture_network import (
     MixtureNetwork,
     contrastive_loss,
     outliers,
-    whitening,
+    some_of,
 )
-from anomtune.models.training.trainer import BatchOrder, Trainer, mixed_precision, normalise
+from anomtune.models.training.gradient_detector import GradientDetector
+from anomtune.models.training.report import Histogram, Report
 
 Calibration = Literal["quantile", "volume"]
 
@@ -47,11 +47,11 @@ _FINAL_FEATURES = 1_000_000
 _DRAWN = 96
 _DRAWN_SIDE = 256
 
-#: Images per batch where no gradient is needed, and images that the diagnostic looks at.
-_BATCH = 16
+#: Images that the diagnostic looks at.
 _DIAGNOSED = 32
 
-_BINS = 20
+#: Limits of the diagnostic's bins.
+_EDGES = tuple(index / 20 for index in range(21))
 
 
 class GMMContrastiveHyperparameters(Hyperparameters):
@@ -213,45 +213,30 @@ class GMMContrastiveHyperparameters(Hyperparameters):
         return None if self.negatives == "procedural" else self.negatives
 
 
-class GMMContrastive(Detector[GMMContrastiveHyperparameters]):
-    """The detector of one category; see `Detector` for the arguments.
+class GMMContrastive(GradientDetector[GMMContrastiveHyperparameters]):
+    """The detector of one category; see `Detector` for the arguments."""
 
-    Raises:
-        MethodError: If the image size does not suit, or weights cannot be had.
-    """
-
-    Hyperparameters = GMMContrastiveHyperparameters
     network: MixtureNetwork
-    training_state = (*Trainer.TRAINING_STATE, "draws")
+    # The network halves images four times.
+    multiple_of = 16
+    smallest_input = 32
 
-    def __init__(
-        self,
-        hyperparameters: GMMContrastiveHyperparameters,
-        *,
-        image_size: int,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-    ) -> None:
-        super().__init__(hyperparameters, image_size=image_size, device=device, seed=seed)
-        if image_size < 32 or image_size % 16:
-            raise MethodError(
-                f"image_size {image_size} does not suit the network, which halves images four "
-                f"times: use {max(32, round(image_size / 16) * 16)} or another multiple of 16"
-            )
-        hp = hyperparameters
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would seed the GPUs' generators as well.
-            torch.default_generator.manual_seed(seed)
-            network = MixtureNetwork(hp.backbone, hp.weights)
-        self.network = network.to(self.device).to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(), hp.lr, weight_decay=hp.weight_decay, fused=True
-        )
-        order = BatchOrder(hp.batch_size, seed)
-        self._trainer = Trainer(self.network, [optimizer], order, self.device)
-        self._draws = torch.Generator().manual_seed(seed)
+    def __init__(self, hyperparameters: GMMContrastiveHyperparameters, **where: Any) -> None:
+        super().__init__(hyperparameters, **where)
         self._positives = torch.empty(0)
         self._drawn: Tensor | None = None
+
+    def build(self) -> MixtureNetwork:
+        """Returns the network, without mixtures; see `Detector.build`."""
+        hp = self.hyperparameters
+        return MixtureNetwork(
+            hp.backbone, hp.weights, floor=hp.covariance_floor, diagonal=hp.diagonal_covariance
+        )
+
+    def build_optimizers(self) -> list[Optimizer]:
+        """Returns AdamW; see `GradientDetector.build_optimizers`."""
+        hp, weights = self.hyperparameters, self.network.parameters()
+        return [torch.optim.AdamW(weights, hp.lr, weight_decay=hp.weight_decay, fused=True)]
 
     @classmethod
     def prepare(cls, hyperparameters: GMMContrastiveHyperparameters) -> None:
@@ -279,102 +264,67 @@ class GMMContrastive(Detector[GMMContrastiveHyperparameters]):
         as they were before it, with names that end in ``_before``.
 
         Raises:
-            MethodError: If there are no images, or no negatives.
+            MethodError: If there are no images, they have a wrong size, or there are no negatives.
             TrainingDivergedError: If the loss or a feature is not finite.
         """
-        if len(images) == 0:
-            raise MethodError("there is no training image")
-        hp = self.hyperparameters
+        self.check_training_images(images)
         report: Report = {}
         if self.iteration == 0:
             self._initialise(images)
             report |= self._misclassified(images, "_before")
-        try:
-            if hp.fine_tune:
-                report |= self._trainer.fit(
-                    images,
-                    iterations,
-                    self._loss,
-                    before_step=self._clip,
-                    after_step=self._follow,
-                )
-            else:
-                self._trainer.iteration += iterations
-        finally:
-            self.iteration = self._trainer.iteration
+        if self.hyperparameters.fine_tune:
+            report |= super().fit(images, iterations)
+        else:
+            self.iteration += iterations
         self._finish(images)
         return report | self._misclassified(images, "")
 
-    @torch.inference_mode()
-    def anomaly_maps(self, images: Tensor) -> Tensor:
+    def maps(self, images: Tensor) -> Tensor:
         """Returns maps of ``-log G(u)``; see `Detector.anomaly_maps`.
 
         Raises:
             MethodError: If the detector has not been fitted.
         """
-        if self.network.final.components == 0:
+        network = self.network
+        if network.final.components == 0:
             raise MethodError("the detector has no mixture yet: fit it first")
-        self.network.eval()
-        with mixed_precision(self.device):
-            patches = self.network.patches(normalise(images, self.device))
-        side = self.image_size // self.network.features.stride
-        density = self.network.final.log_densities(self.network.project(patches))
+        density = network.final.log_densities(network.project(network.patches(images)))
+        side = self.input_size // network.features.stride
         maps = -density.view(-1, 1, side, side)
         maps = F.interpolate(maps, size=self.image_size, mode="bilinear", align_corners=False)
         return gaussian_smooth(maps.squeeze(1), self.hyperparameters.sigma)
 
-    def image_scores(self, maps: Tensor) -> Tensor:
-        """Returns scores; see `Detector.image_scores`."""
-        return image_scores(maps, self.hyperparameters.score)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Returns the state; see `Detector.state_dict`."""
-        return {**self._trainer.state_dict(), "draws": self._draws.get_state()}
-
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes over a state; see `Detector.load_state_dict`."""
-        self.network.allocate(
-            self._mixture(*state["network.online.means"].shape),
-            self._mixture(*state["network.final.means"].shape),
-        )
-        self._trainer.load_state_dict(state)
-        self._draws.set_state(state["draws"].cpu())
-        self.iteration = self._trainer.iteration
+        online, dimensions = state["network.online.means"].shape
+        self.network.allocate(online, len(state["network.final.means"]), dimensions)
+        super().load_state_dict(state)
 
-    def _loss(self, batch: Tensor, iteration: int) -> Tensor:
-        """Returns the loss of normal images uint8 ``(B, 3, I, I)`` against new negatives."""
+    def loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
+        """Returns the loss of normal images against new negatives; see `GradientDetector.loss`."""
         hp = self.hyperparameters
-        negatives = self._negatives(hp.batch_size, batch, self._draws)
-        both = torch.cat([batch.to(self.device, non_blocking=True), negatives])
-        patches = self.network.patches(normalise(both, self.device))
-        positions = len(patches) // len(both)
-        border = len(batch) * positions
-        positive = self._subsample(patches[:border])
-        features = self.network.project(torch.cat([positive, self._subsample(patches[border:])]))
+        negatives = self._negatives(hp.batch_size, images, self.generator)
+        both = torch.cat([images, negatives])
+        patches = self.network.patches(both)
+        border = len(images) * len(patches) // len(both)
+        positive = some_of(patches[:border], hp.features_per_step, self.generator)
+        negative = some_of(patches[border:], hp.features_per_step, self.generator)
+        features = self.network.project(torch.cat([positive, negative]))
         self._positives = features[: len(positive)].detach()
         log_odds = self.network.log_odds(features)
         inside, outside = log_odds[: len(positive)], log_odds[len(positive) :]
-        if hp.outlier_filter:
-            kept = outliers(outside, hp.outlier_fraction)
-        else:
-            kept = torch.ones_like(outside, dtype=torch.bool)
+        kept = outliers(outside, hp.outlier_fraction if hp.outlier_filter else 1.0)
         return contrastive_loss(inside, outside, kept)
 
-    def _clip(self, iteration: int) -> None:
+    def before_step(self, iteration: int, total: int) -> None:
+        """Clips the gradient."""
         nn.utils.clip_grad_norm_(self.network.parameters(), self.hyperparameters.clip_norm)
 
-    def _follow(self, iteration: int) -> None:
+    def after_step(self, iteration: int, total: int) -> None:
         """Lets the mixture follow the features of the step's normal images."""
         if self.hyperparameters.eta > 0:
             self.network.online.update(self._positives, self.hyperparameters.eta)
         self._positives = torch.empty(0)
-
-    def _subsample(self, patches: Tensor) -> Tensor:
-        limit = self.hyperparameters.features_per_step
-        if len(patches) <= limit:
-            return patches
-        chosen = torch.randperm(len(patches), generator=self._draws)[:limit]
-        return patches[upload(chosen, self.device)]
 
     def _negatives(self, count: int, normal: Tensor, generator: torch.Generator) -> Tensor:
         hp = self.hyperparameters
@@ -400,28 +350,12 @@ class GMMContrastive(Detector[GMMContrastiveHyperparameters]):
             raise MethodError(f"negatives: no image was found in {folder!r}")
         return self.foreign
 
-    def _mixture(self, components: int, dimensions: int) -> GaussianMixture:
-        hp = self.hyperparameters
-        return GaussianMixture(
-            components,
-            dimensions,
-            floor=hp.covariance_floor,
-            diagonal=hp.diagonal_covariance,
-        )
-
     @torch.no_grad()
     def _initialise(self, images: Tensor) -> None:
         """Makes projection, first mixture and border from the features of all images."""
         hp, network = self.hyperparameters, self.network
-        mean, projection, count = whitening(self._patches(images, _FIRST_FEATURES), hp.dimensions)
-        dimensions = len(projection)
-        # With fewer features than the covariances have free values, normal images that were not
-        # seen lie far outside.
-        values = dimensions if hp.diagonal_covariance else dimensions * (dimensions + 1) // 2
-        components = max(1, min(hp.components, count // values))
-        network.allocate(*(self._mixture(components, dimensions) for _ in range(2)))
-        network.mean, network.projection = mean, projection
-        features = self._projected(images, _FIRST_FEATURES)
+        network.whiten(images, _FIRST_FEATURES, hp.dimensions, hp.components)
+        features = network.features_of(images, _FIRST_FEATURES)
         network.online.initialise(features, torch.Generator().manual_seed(self.seed))
         network.online.fit(features, hp.em_steps)
         if hp.calibration == "quantile":
@@ -430,7 +364,7 @@ class GMMContrastive(Detector[GMMContrastiveHyperparameters]):
         else:
             generator = torch.Generator().manual_seed(0)
             negatives = self._negatives(_DIAGNOSED, images, generator)
-            both = torch.cat([features, self._projected(negatives, _FIRST_FEATURES)])
+            both = torch.cat([features, network.features_of(negatives, _FIRST_FEATURES)])
             log_volume = (both.amax(0) - both.amin(0)).log().sum()
             network.tau = math.log(hp.alpha / (1 - hp.alpha)) - log_volume
 
@@ -442,7 +376,7 @@ class GMMContrastive(Detector[GMMContrastiveHyperparameters]):
         """
         self.network.final.load_state_dict(self.network.online.state_dict())
         if self.hyperparameters.fine_tune:
-            features = self._projected(images, _FINAL_FEATURES)
+            features = self.network.features_of(images, _FINAL_FEATURES)
             if not math.isfinite(self.network.final.fit(features, self.hyperparameters.em_steps)):
                 raise TrainingDivergedError(
                     f"features are not finite after iteration {self.iteration}: "
@@ -456,30 +390,10 @@ class GMMContrastive(Detector[GMMContrastiveHyperparameters]):
         negatives = self._negatives(len(some), some, torch.Generator().manual_seed(0))
         report: Report = {}
         for name, sign, shown in (("positive", -1, some), ("negative", 1, negatives)):
-            features = self._projected(shown, _FINAL_FEATURES)
+            features = self.network.features_of(shown, _FINAL_FEATURES)
             log_odds = self.network.online.log_densities(features) - self.network.tau
             weights = (sign * log_odds).sigmoid()
             report[f"{name}_weight{suffix}"] = float(weights.mean())
-            counts = weights.cpu().histc(_BINS, 0, 1).long().tolist()
-            edges = tuple(index / _BINS for index in range(_BINS + 1))
-            report[f"{name}_weights{suffix}"] = Histogram(edges, tuple(counts))
+            counts = weights.cpu().histc(len(_EDGES) - 1, 0, 1).long().tolist()
+            report[f"{name}_weights{suffix}"] = Histogram(_EDGES, tuple(counts))
         return report
-
-    def _projected(self, images: Tensor, limit: int) -> Tensor:
-        """Returns the whitened features ``(<= limit, d)`` of images."""
-        return torch.cat([self.network.project(part) for part in self._patches(images, limit)])
-
-    def _patches(self, images: Tensor, limit: int) -> Iterator[Tensor]:
-        """Yields features ``(n, C)``, batch by batch; where all are too many, random ones."""
-        self.network.eval()
-        positions = (self.input_size // self.network.features.stride) ** 2
-        share = max(1, min(positions, limit // len(images)))
-        generator = torch.Generator().manual_seed(0)
-        for batch in torch.split(images, _BATCH):
-            with mixed_precision(self.device):
-                patches = self.network.patches(normalise(batch, self.device))
-            if share < positions:
-                chosen = torch.rand(len(batch), positions, generator=generator).argsort(1)
-                rows = torch.arange(len(batch)).unsqueeze(1) * positions
-                patches = patches[upload((rows + chosen[:, :share]).flatten(), self.device)]
-            yield patches.float()

@@ -14,19 +14,19 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torchvision.transforms.functional import rgb_to_grayscale
 
-from anomtune.models.base import Report
 from anomtune.models.hyperparameters import Choice, FloatRange
 from anomtune.models.images.augmix import AugMix, OperationList
+from anomtune.models.images.pixels import normalise
 from anomtune.models.layers.feature_matching import MatchedEncoder, Matching
 from anomtune.models.layers.losses import Loss, alpha_schedule, feature_loss, global_loss
 from anomtune.models.layers.maps import Pair
 from anomtune.models.rd4ad import ReverseDistillation
 from anomtune.models.training.distillation import DistillationDetector, DistillationHyperparameters
-from anomtune.models.training.trainer import normalise
+from anomtune.models.training.report import Report
 
 Stages = Literal["1", "2", "3", "1,2", "1,3", "2,3", "1,2,3"]
 
@@ -118,51 +118,39 @@ class GNL(DistillationDetector[GNLHyperparameters]):
     but arbitrary one. Before the first `fit` there is no reference, and nothing is matched.
     """
 
-    Hyperparameters = GNLHyperparameters
     network: ReverseDistillation
-    training_state = (*DistillationDetector.training_state, "augmix.")
+    extra_state = ("reference",)
 
-    def __init__(
-        self,
-        hyperparameters: GNLHyperparameters,
-        *,
-        image_size: int,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-    ) -> None:
-        super().__init__(hyperparameters, image_size=image_size, device=device, seed=seed)
-        self._augmix = AugMix(hyperparameters.augmix, seed)
+    def __init__(self, hyperparameters: GNLHyperparameters, **where: Any) -> None:
+        super().__init__(hyperparameters, **where)
+        self._augmix = AugMix(hyperparameters.augmix, self.generator)
         self._has_views = hyperparameters.weight_abs > 0 or hyperparameters.weight_lowf > 0
         #: uint8 ``(1, 3, S, S)``.
-        self._reference: Tensor | None = None
+        self.reference: Tensor | None = None
         self._matched: MatchedEncoder | None = None
 
-    def _build(self) -> tuple[nn.Module, Sequence[Optimizer]]:
-        network = ReverseDistillation(self.hyperparameters.backbone, self.hyperparameters.weights)
-        network.to(self.device).to(memory_format=torch.channels_last)
-        parameters = network.student.parameters()
-        return network, [
-            torch.optim.Adam(parameters, self.hyperparameters.lr, betas=(0.5, 0.999), fused=True)
-        ]
+    def build(self) -> ReverseDistillation:
+        """Returns RD4AD's network; see `Detector.build`."""
+        return ReverseDistillation(self.hyperparameters.backbone, self.hyperparameters.weights)
+
+    def build_optimizers(self) -> list[Optimizer]:
+        """Returns the student's Adam; see `GradientDetector.build_optimizers`."""
+        return [self.network.student_optimizer(self.hyperparameters.lr)]
 
     def fit(self, images: Tensor, iterations: int) -> Report:
-        """Trains on, and chooses the reference the first time; see `Detector.fit`.
-
-        Raises:
-            MethodError: If there are no images.
-            TrainingDivergedError: If the loss is not finite.
-        """
-        if self._reference is None and len(images) > 0:
+        """Trains on, and chooses the reference the first time; see `GradientDetector.fit`."""
+        self.check_training_images(images)
+        if self.reference is None:
             index = 0
             if self.hyperparameters.reference == "random":
                 generator = torch.Generator().manual_seed(self.seed)
                 index = int(torch.randint(len(images), (), generator=generator))
-            self._reference = images[index : index + 1].to(self.device, copy=True).contiguous()
+            self.reference = images[index : index + 1].to(self.device, copy=True).contiguous()
         return super().fit(images, iterations)
 
-    def _input(self, batch: Tensor) -> Tensor:
+    def batch(self, images: Tensor, rows: Tensor) -> Tensor:
         """Returns original, AugMix view and grey view one after another, ``(3 B, 3, S, S)``."""
-        pixels = batch.to(self.device, non_blocking=True)
+        pixels = images[rows].to(self.device, non_blocking=True)
         original = normalise(pixels, self.device)
         if not self._has_views:
             return original
@@ -172,7 +160,8 @@ class GNL(DistillationDetector[GNLHyperparameters]):
         views = torch.cat([original, mixed, grey])
         return views.contiguous(memory_format=torch.channels_last)
 
-    def _loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
+    def loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
+        """Returns the loss of the views of a batch; see `GradientDetector.loss`."""
         hp, student = self.hyperparameters, self.network.student
         with torch.no_grad():
             # In eval mode no image sees another, so that all views can pass together. The student
@@ -196,14 +185,15 @@ class GNL(DistillationDetector[GNLHyperparameters]):
                 loss = loss + hp.weight_lowf * global_loss([(decoded[0], lowest)])
         return loss
 
-    def _pairs(self, images: Tensor) -> Sequence[Pair]:
+    def pairs(self, images: Tensor) -> Sequence[Pair]:
+        """Returns pairs of features that are matched to the reference; see the base class."""
         hp = self.hyperparameters
-        if hp.fdm == "none" or hp.fdm_weight == 0 or self._reference is None:
-            return super()._pairs(images)
+        if hp.fdm == "none" or hp.fdm_weight == 0 or self.reference is None:
+            return super().pairs(images)
         if self._matched is None:
             self._matched = MatchedEncoder(
                 self.network.encoder,
-                normalise(self._reference, self.device),
+                normalise(self.reference, self.device),
                 hp.fdm,
                 hp.fdm_weight,
                 [int(stage) for stage in hp.fdm_stages.split(",")],
@@ -211,18 +201,7 @@ class GNL(DistillationDetector[GNLHyperparameters]):
         targets = self._matched(images)
         return list(zip(targets, self.network.student(targets)[0], strict=True))
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Returns the state; see `Detector.state_dict`."""
-        state = super().state_dict()
-        state["augmix.generator"] = self._augmix.generator.get_state()
-        if self._reference is not None:
-            state["reference"] = self._reference.clone()
-        return state
-
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes over a state; see `Detector.load_state_dict`."""
         super().load_state_dict(state)
-        self._augmix.generator.set_state(state["augmix.generator"].cpu())
-        reference = state.get("reference")
-        self._reference = None if reference is None else reference.to(self.device, copy=True)
         self._matched = None

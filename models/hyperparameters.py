@@ -1,4 +1,4 @@
-"""Hyperparameters that carry their search ranges, and the errors of a method.
+"""Hyperparameters that carry their search ranges.
 
 This module does not import torch, so that configurations can be read and checked quickly.
 """
@@ -75,11 +75,25 @@ def _check_bounds(low: float, high: float, log: bool) -> None:
 class Hyperparameters(BaseModel):
     """Everything about a method that can be set: the defaults are the paper's values.
 
-    A field is searched by default if its annotation carries a range::
+    A field is searched by default if its annotation carries a range. Every field has a
+    ``description`` that ends with the source of its default and range.
 
-        lr: Annotated[float, FloatRange(low=1e-3, high=1e-2, log=True)] = 5e-3
-
-    Every field has a ``description`` that ends with the source of its default and range.
+    >>> from typing import Annotated
+    >>> from pydantic import Field
+    >>>
+    >>> class MineHyperparameters(Hyperparameters):
+    ...     epochs: int = Field(default=20, ge=1, description="Passes. Source: ours.")
+    ...     lr: Annotated[float, FloatRange(low=1e-3, high=1e-2, log=True)] = Field(
+    ...         default=5e-3, gt=0, description="Learning rate of Adam. Source: ours."
+    ...     )
+    ...
+    ...     def training_iterations(self, n_images: int) -> int:
+    ...         return self.epochs * n_images
+    >>>
+    >>> MineHyperparameters(epochs=3).training_iterations(10)
+    30
+    >>> MineHyperparameters.search_space()
+    {'lr': FloatRange(low=0.001, high=0.01, log=True)}
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -127,8 +141,9 @@ class Hyperparameters(BaseModel):
 
         Synthetic validation then leaves them out, for all methods of the sweep: else it would
         praise the method for what it was shown. The names are those of
-        `anomtune.datasets.splits.damage`: ``cut_paste``, ``blur``, ``occlusion``, ``texture``, ``roughen``, ``elastic``. Damage is
-        local; noise or augmentation that befalls whole images is none. It may depend on fields
-        that are searched over choices, not on those with a numeric range.
+        `anomtune.datasets.splits.damage`: ``cut_paste``, ``blur``, ``occlusion``, ``texture``,
+        ``roughen``, ``elastic``. Damage is local; noise or augmentation that befalls whole images
+        is none. It may depend on fields that are searched over choices, not on those with a
+        numeric range.
         """
         return frozenset()

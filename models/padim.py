@@ -17,12 +17,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from anomtune.errors import MethodError
-from anomtune.models.base import Report
 from anomtune.models.hyperparameters import IntRange
+from anomtune.models.images.pixels import normalise
 from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
 from anomtune.models.layers.blocks import block_size
+from anomtune.models.layers.precision import mixed_precision
 from anomtune.models.training.one_pass import OnePassDetector, OnePassHyperparameters
-from anomtune.models.training.trainer import mixed_precision, normalise
+from anomtune.models.training.report import Report
 
 #: Added to the diagonal of the covariances (paper, eq. 1).
 _EPSILON = 0.01
@@ -189,14 +190,15 @@ class PaDiM(OnePassDetector[PaDiMHyperparameters]):
     more; beyond 6 GiB it is refused.
     """
 
-    Hyperparameters = PaDiMHyperparameters
     network: PatchGaussians
 
-    def _build(self) -> nn.Module:
+    def build(self) -> PatchGaussians:
+        """Returns encoder and empty statistics; see `Detector.build`."""
         hp = self.hyperparameters
-        return PatchGaussians(hp.backbone, hp.weights, hp.channels, self._generator)
+        return PatchGaussians(hp.backbone, hp.weights, hp.channels, self.generator)
 
-    def _learn(self, images: Tensor) -> Report:
+    def learn(self, images: Tensor) -> Report:
+        """Fills the statistics; see `OnePassDetector.learn`."""
         statistics: _Samples | _Moments | None = None
         for batch in self._batches(images):
             features = self.network(batch).flatten(2).permute(2, 0, 1)
@@ -211,8 +213,7 @@ class PaDiM(OnePassDetector[PaDiMHyperparameters]):
         self.network.fill(mean, factor)
         return {"variance": variance}
 
-    @torch.inference_mode()
-    def anomaly_maps(self, images: Tensor) -> Tensor:
+    def maps(self, images: Tensor) -> Tensor:
         """Returns maps; see `Detector.anomaly_maps`.
 
         Raises:

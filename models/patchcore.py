@@ -15,14 +15,15 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from anomtune.errors import MethodError
-from anomtune.models.base import Report
 from anomtune.models.hyperparameters import Choice, FloatRange
+from anomtune.models.images.pixels import normalise
 from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
 from anomtune.models.layers.blocks import split_rows
 from anomtune.models.layers.coreset import CoresetBuilder
 from anomtune.models.layers.patch_features import PatchFeatures
+from anomtune.models.layers.precision import mixed_precision
 from anomtune.models.training.one_pass import OnePassDetector, OnePassHyperparameters
-from anomtune.models.training.trainer import mixed_precision, normalise
+from anomtune.models.training.report import Report
 
 #: Numbers in one block of the distances of patches to the bank: 4 MB, which a CPU's caches hold.
 _BLOCK = 1 << 20
@@ -158,14 +159,15 @@ class MemoryBank(nn.Module):
 class PatchCore(OnePassDetector[PatchCoreHyperparameters]):
     """The detector of one category; see `Detector` for the arguments."""
 
-    Hyperparameters = PatchCoreHyperparameters
     network: MemoryBank
 
-    def _build(self) -> nn.Module:
+    def build(self) -> MemoryBank:
+        """Returns encoder and empty bank; see `Detector.build`."""
         hp = self.hyperparameters
         return MemoryBank(hp.backbone, hp.weights, hp.neighbourhood)
 
-    def _learn(self, images: Tensor) -> Report:
+    def learn(self, images: Tensor) -> Report:
+        """Fills the bank; see `OnePassDetector.learn`."""
         hp = self.hyperparameters
         builder: CoresetBuilder | None = None
         for batch in self._batches(images):
@@ -176,7 +178,7 @@ class PatchCore(OnePassDetector[PatchCoreHyperparameters]):
                     min(max(1, round(hp.coreset_ratio * n_patches)), hp.max_bank),
                     min(n_patches, _HELD * hp.max_bank),
                     hp.projected_channels,
-                    self._generator,
+                    self.generator,
                 )
             builder.add(patches.flatten(0, 2))
         assert builder is not None
@@ -184,8 +186,7 @@ class PatchCore(OnePassDetector[PatchCoreHyperparameters]):
         self.network.fill(bank)
         return {"bank_size": float(len(bank)), "covering_radius": radius}
 
-    @torch.inference_mode()
-    def anomaly_maps(self, images: Tensor) -> Tensor:
+    def maps(self, images: Tensor) -> Tensor:
         """Returns maps; see `Detector.anomaly_maps`.
 
         A map is scaled so that its maximum is the image's score: the distance of the farthest

@@ -8,7 +8,6 @@ the paper compares points (``region``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -69,22 +68,26 @@ class ReverseDistillation(nn.Module):
             targets = self.encoder(images)
         return list(zip(targets, self.student(targets)[0], strict=True))
 
+    def student_optimizer(self, lr: float) -> torch.optim.Adam:
+        """Returns the optimiser of the papers that train this network (RD4AD, GNL)."""
+        return torch.optim.Adam(self.student.parameters(), lr, betas=(0.5, 0.999), fused=True)
+
 
 class RD4AD(DistillationDetector[RD4ADHyperparameters]):
     """The detector of one category; see `Detector` for the arguments."""
 
-    Hyperparameters = RD4ADHyperparameters
     network: ReverseDistillation
 
-    def _build(self) -> tuple[nn.Module, Sequence[Optimizer]]:
-        network = ReverseDistillation(self.hyperparameters.backbone, self.hyperparameters.weights)
-        network.to(self.device).to(memory_format=torch.channels_last)
-        parameters = network.student.parameters()
-        return network, [
-            torch.optim.Adam(parameters, self.hyperparameters.lr, betas=(0.5, 0.999), fused=True)
-        ]
+    def build(self) -> ReverseDistillation:
+        """Returns the network; see `Detector.build`."""
+        return ReverseDistillation(self.hyperparameters.backbone, self.hyperparameters.weights)
 
-    def _loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
+    def build_optimizers(self) -> list[Optimizer]:
+        """Returns the student's Adam; see `GradientDetector.build_optimizers`."""
+        return [self.network.student_optimizer(self.hyperparameters.lr)]
+
+    def loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
+        """Returns the loss of normalised images; see `GradientDetector.loss`."""
         # With hard-normal mining, ReContrast's schedule.
         alpha = alpha_schedule(iteration, total)
         return feature_loss(self.hyperparameters.loss, self.network(images), alpha=alpha)

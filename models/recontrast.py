@@ -9,7 +9,7 @@ output heads per view, and the mean, not the sum, of both directions as loss.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
@@ -18,15 +18,16 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from anomtune.models.base import Report
 from anomtune.models.hyperparameters import Choice, FloatRange
+from anomtune.models.images.pixels import normalise
 from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
 from anomtune.models.layers.batch_norm import use_partial_norm
 from anomtune.models.layers.losses import Loss, alpha_schedule, feature_loss
 from anomtune.models.layers.maps import Pair
+from anomtune.models.layers.precision import mixed_precision
 from anomtune.models.layers.reverse_distillation import Student
 from anomtune.models.training.distillation import DistillationDetector, DistillationHyperparameters
-from anomtune.models.training.trainer import mixed_precision, normalise
+from anomtune.models.training.report import Report
 
 #: Training images that the diversity of features is measured on.
 _PROBED = 16
@@ -231,12 +232,12 @@ class ContrastNetwork(nn.Module):
 class ReContrast(DistillationDetector[ReContrastHyperparameters]):
     """The detector of one category; see `Detector` for the arguments."""
 
-    Hyperparameters = ReContrastHyperparameters
     network: ContrastNetwork
 
-    def _build(self) -> tuple[nn.Module, Sequence[Optimizer]]:
+    def build(self) -> ContrastNetwork:
+        """Returns the network; see `Detector.build`."""
         hp = self.hyperparameters
-        network = ContrastNetwork(
+        return ContrastNetwork(
             hp.backbone,
             hp.weights,
             train_encoder=hp.train_encoder,
@@ -244,8 +245,11 @@ class ReContrast(DistillationDetector[ReContrastHyperparameters]):
             encoder_bn=hp.encoder_bn,
             partial_threshold=hp.partial_threshold,
         )
-        network.to(self.device).to(memory_format=torch.channels_last)
-        optimizers = [
+
+    def build_optimizers(self) -> list[Optimizer]:
+        """Returns the student's AdamW and, if it learns, the encoder's."""
+        hp, network = self.hyperparameters, self.network
+        return [
             torch.optim.AdamW(
                 module.parameters(), lr, eps=hp.adam_eps, weight_decay=1e-5, fused=True
             )
@@ -255,24 +259,22 @@ class ReContrast(DistillationDetector[ReContrastHyperparameters]):
             )
             if trained
         ]
-        self._optimizers = optimizers
-        return network, optimizers
 
     def fit(self, images: Tensor, iterations: int) -> Report:
-        """Trains on; see `DistillationDetector.fit`. Reports ``feature_diversity`` as well."""
+        """Trains on; see `GradientDetector.fit`. Reports ``feature_diversity`` as well."""
         return {
             **super().fit(images, iterations),
             "feature_diversity": self._feature_diversity(images),
         }
 
-    def _before_step(self, iteration: int) -> None:
+    def before_step(self, iteration: int, total: int) -> None:
         """Resets as the stable scripts do: a restart that the encoder does not take part in."""
         every = self.hyperparameters.reset_every
         if every == 0 or iteration < every:
             return
         since = iteration % every
         if since == 0:
-            self._optimizers[0].state.clear()
+            self.optimizers[0].state.clear()
         if since < self.hyperparameters.encoder_pause:
             # Without a gradient a parameter takes no step, nor does it decay.
             self.network.encoder.zero_grad(set_to_none=True)
@@ -293,7 +295,8 @@ class ReContrast(DistillationDetector[ReContrastHyperparameters]):
         points = F.normalize(features.float(), dim=1)
         return float(points.std(dim=(0, 2, 3), correction=0).mean())
 
-    def _loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
+    def loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
+        """Returns the loss of normalised images; see `GradientDetector.loss`."""
         hp = self.hyperparameters
         pairs = self.network(images)
         if hp.stop_grad:

@@ -8,20 +8,22 @@ the map. Training and map follow the official code; the paper's text adds the de
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
-from anomtune.models.base import Detector, Report
 from anomtune.models.hyperparameters import Choice, FloatRange, Hyperparameters, IntRange
-from anomtune.models.layers.maps import image_scores
+from anomtune.models.images.pixels import symmetric_range
+from anomtune.models.layers.precision import mixed_precision
 from anomtune.models.layers.score_network import ScoreNetwork, perturbation_std
-from anomtune.models.training.trainer import BatchOrder, Trainer, mixed_precision
+from anomtune.models.training.gradient_detector import GradientDetector
 
 #: Times are drawn from here to 1; at 0 the score is not defined.
 _SMALLEST_TIME = 1e-5
@@ -176,110 +178,89 @@ def warmed_up_decay(decay: float, updates: int) -> float:
     return min(decay, (1 + updates) / (10 + updates))
 
 
-class SPR(Detector[SPRHyperparameters]):
+def follow_weights(
+    decay: float, averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor | int
+) -> None:
+    """Moves averages towards the weights, as `torch.optim.swa_utils.AveragedModel` asks for it.
+
+    Args:
+        decay: Decay per step, after the warm-up.
+        averages: What is moved.
+        weights: Where to.
+        updates: Number of this update, from 1.
+    """
+    rate = 1 - warmed_up_decay(decay, int(updates))
+    torch._foreach_lerp_(averages, weights, rate)
+
+
+class SPR(GradientDetector[SPRHyperparameters]):
     """The detector of one category; see `Detector` for the arguments.
 
     ``network`` is what learns; maps come from a moving average of its weights.
     """
 
-    Hyperparameters = SPRHyperparameters
     network: ScoreNetwork
-    training_state = (*Trainer.TRAINING_STATE, "network.", "seeds")
+    extra_state = ("average",)
+    training_state = (*GradientDetector.training_state, "network.")
 
-    def __init__(
-        self,
-        hyperparameters: SPRHyperparameters,
-        *,
-        image_size: int,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-    ) -> None:
-        super().__init__(hyperparameters, image_size=image_size, device=device, seed=seed)
-        hp = hyperparameters
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would seed the GPUs' generators as well.
-            torch.default_generator.manual_seed(seed)
-            network = ScoreNetwork(hp.width, hp.sigma)
-        self.network = network.to(self.device).to(memory_format=torch.channels_last)
-        self._average = copy.deepcopy(self.network).eval().requires_grad_(False)
-        self._weights: list[Tensor] = [p for p in self.network.parameters() if p.requires_grad]
-        self._average_weights: list[Tensor] = [
-            average
-            for average, p in zip(
-                self._average.parameters(), self.network.parameters(), strict=True
-            )
-            if p.requires_grad
-        ]
-        self._optimizer = torch.optim.AdamW(
-            self._weights, hp.lr, weight_decay=hp.weight_decay, fused=True
-        )
-        order = BatchOrder(hp.batch_size, seed)
-        self._trainer = Trainer(self.network, [self._optimizer], order, self.device)
-        # The seeds of each step's noise come from the CPU, so that a state fits every device.
-        self._seeds = torch.Generator().manual_seed(seed)
-        self._generator = torch.Generator(self.device)
-        self._test_noise = _test_noise(hp.draws, self.input_size).to(
+    def __init__(self, hyperparameters: SPRHyperparameters, **where: Any) -> None:
+        super().__init__(hyperparameters, **where)
+        follow = partial(follow_weights, hyperparameters.ema_decay)
+        self.average = AveragedModel(self.network, multi_avg_fn=follow)
+        self.average.update_parameters(self.network)  # The first update only copies.
+        self.average.eval().requires_grad_(False)
+        # Seeded at each step by the detector's generator.
+        self._noise = torch.Generator(self.device)
+        self._test_noise = _test_noise(hyperparameters.draws, self.input_size).to(
             self.device, memory_format=torch.channels_last
         )
 
-    @property
-    def score_rule(self) -> str:
-        """The map's maximum."""
-        return "max"
+    def build(self) -> ScoreNetwork:
+        """Returns the network; see `Detector.build`."""
+        return ScoreNetwork(self.hyperparameters.width, self.hyperparameters.sigma)
 
-    def fit(self, images: Tensor, iterations: int) -> Report:
-        """Trains on; see `Detector.fit`.
-
-        Raises:
-            MethodError: If there are no images.
-            TrainingDivergedError: If the loss is not finite.
-        """
+    def build_optimizers(self) -> list[Optimizer]:
+        """Returns AdamW; see `GradientDetector.build_optimizers`."""
         hp = self.hyperparameters
-        total = hp.training_iterations(len(images))
+        learning = [p for p in self.network.parameters() if p.requires_grad]
+        return [torch.optim.AdamW(learning, hp.lr, weight_decay=hp.weight_decay, fused=True)]
 
-        def loss(batch: Tensor, iteration: int) -> Tensor:
-            return self._loss(_scaled(batch, self.device))
+    def batch(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Returns images in ``[-1, 1]``; see `GradientDetector.batch`."""
+        return symmetric_range(images[rows], self.device)
 
-        def set_lr(iteration: int) -> None:
-            self._optimizer.param_groups[0]["lr"] = decayed_lr(hp.lr, iteration, total)
+    def before_step(self, iteration: int, total: int) -> None:
+        """Sets the learning rate."""
+        lr = decayed_lr(self.hyperparameters.lr, iteration, total)
+        self.optimizers[0].param_groups[0]["lr"] = lr
 
-        @torch.no_grad()
-        def update_average(iteration: int) -> None:
-            rate = 1 - warmed_up_decay(hp.ema_decay, iteration + 1)
-            torch._foreach_lerp_(self._average_weights, self._weights, rate)
+    def after_step(self, iteration: int, total: int) -> None:
+        """Lets the average follow the weights."""
+        self.average.update_parameters(self.network)
 
-        try:
-            return {
-                **self._trainer.fit(
-                    images, iterations, loss, before_step=set_lr, after_step=update_average
-                )
-            }
-        finally:
-            self.iteration = self._trainer.iteration
-
-    def _loss(self, images: Tensor) -> Tensor:
-        self._generator.manual_seed(int(torch.randint(2**31, (), generator=self._seeds)))
-        t = torch.rand(len(images), device=self.device, generator=self._generator)
+    def loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
+        """Returns the loss of images in ``[-1, 1]``; see `GradientDetector.loss`."""
+        self._noise.manual_seed(int(torch.randint(2**31, (), generator=self.generator)))
+        t = torch.rand(len(images), device=self.device, generator=self._noise)
         t = t * (1 - _SMALLEST_TIME) + _SMALLEST_TIME
         # Drawn in the order in which the images lie in memory: another is several times as slow.
         shape = images.permute(0, 2, 3, 1).shape
-        noise = torch.randn(shape, device=self.device, generator=self._generator)
+        noise = torch.randn(shape, device=self.device, generator=self._noise)
         noise = noise.permute(0, 3, 1, 2)
         return score_matching_loss(self.network, images, t, noise, self.hyperparameters.sigma)
 
-    @torch.inference_mode()
-    def anomaly_maps(self, images: Tensor) -> Tensor:
+    def maps(self, images: Tensor) -> Tensor:
         """Returns maps; see `Detector.anomaly_maps`.
 
         The noise of each draw is the same for every image, seed and batch: maps of two images
         then differ by the images alone.
         """
         hp = self.hyperparameters
-        batch = _scaled(images, self.device)
+        batch = symmetric_range(images, self.device)
         total = torch.zeros_like(batch[:, 0])
         for noise in self._test_noise:
             with mixed_precision(self.device):
-                error = restoration_error(self._average, batch, hp.t_star, noise, hp.sigma)
+                error = restoration_error(self.average, batch, hp.t_star, noise, hp.sigma)
             total += error.square().mean(1)
         maps = F.interpolate(
             (total / hp.draws).unsqueeze(1),
@@ -288,38 +269,6 @@ class SPR(Detector[SPRHyperparameters]):
             align_corners=False,
         )
         return mean_filter(maps.squeeze(1), hp.smoothing)
-
-    def image_scores(self, maps: Tensor) -> Tensor:
-        """Returns scores; see `Detector.image_scores`."""
-        return image_scores(maps, "max")
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Returns the state; see `Detector.state_dict`."""
-        average = self._average.state_dict()
-        return {
-            **self._trainer.state_dict(),
-            **{
-                f"average.{key}": value.clone(memory_format=torch.contiguous_format)
-                for key, value in average.items()
-            },
-            "seeds": self._seeds.get_state(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over a state; see `Detector.load_state_dict`."""
-        self._trainer.load_state_dict(state)
-        prefix = "average."
-        self._average.load_state_dict(
-            {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-        )
-        self._seeds.set_state(state["seeds"].cpu())
-        self.iteration = self._trainer.iteration
-
-
-def _scaled(images: Tensor, device: torch.device) -> Tensor:
-    """Returns uint8 images ``(B, 3, I, I)`` as float32 in ``[-1, 1]``."""
-    pixels = images.to(device, non_blocking=True)
-    return pixels.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
 
 
 def _test_noise(draws: int, size: int) -> Tensor:

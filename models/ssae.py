@@ -18,19 +18,21 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from anomtune.errors import MethodError
-from anomtune.models.base import Detector, Report
 from anomtune.models.hyperparameters import Choice, FloatRange, IntRange
 from anomtune.models.images.augmentation import Augmentation, augment, random_crops
-from anomtune.models.images.corruptions import (
+from anomtune.models.images.corruption_settings import (
     CorruptionHyperparameters,
-    Corruptor,
     corruption_weights,
 )
+from anomtune.models.images.corruptions import Corruptor
+from anomtune.models.images.pixels import unit_range
 from anomtune.models.images.repair_objectives import amplify_objective, filter_objective
+from anomtune.models.layers.precision import mixed_precision
 from anomtune.models.layers.sdc_autoencoder import SDCAutoencoder
 from anomtune.models.layers.separable import box_window, filter_maps
 from anomtune.models.layers.ssim import ssim_distance
-from anomtune.models.training.trainer import BatchOrder, Trainer, mixed_precision
+from anomtune.models.training.gradient_detector import GradientDetector
+from anomtune.models.training.report import Report
 
 #: Progressive training: equal parts of the iterations with crops of these parts of the side.
 _STAGES = 4
@@ -151,41 +153,24 @@ class SSAEHyperparameters(CorruptionHyperparameters):
         return "categories" if self.textures == "auto" else self.textures
 
 
-class SSAE(Detector[SSAEHyperparameters]):
+class SSAE(GradientDetector[SSAEHyperparameters]):
     """The detector of one category; see `Detector` for the arguments.
 
     ``network`` is a list: one autoencoder, or two for the ensemble.
     """
 
-    Hyperparameters = SSAEHyperparameters
     network: nn.ModuleList
-    training_state = (*Trainer.TRAINING_STATE, "generator", "split")
+    extra_state = ("split", "average")
+    training_state = (*GradientDetector.training_state, "split")
 
-    def __init__(
-        self,
-        hyperparameters: SSAEHyperparameters,
-        *,
-        image_size: int,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-    ) -> None:
-        super().__init__(hyperparameters, image_size=image_size, device=device, seed=seed)
-        hp = hyperparameters
-        self._objectives = ("1", "4") if hp.objective == "ensemble" else (hp.objective,)
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would seed the GPUs' generators as well.
-            torch.default_generator.manual_seed(seed)
-            network = nn.ModuleList(SDCAutoencoder(hp.width, hp.f) for _ in self._objectives)
-        self.network = network.to(self.device).to(memory_format=torch.channels_last)
-        optimizer = torch.optim.Adam(self.network.parameters(), hp.lr, fused=True)
-        order = BatchOrder(hp.batch_size, seed)
-        self._trainer = Trainer(self.network, [optimizer], order, self.device)
-        self._generator = torch.Generator().manual_seed(seed)
+    def __init__(self, hyperparameters: SSAEHyperparameters, **where: Any) -> None:
+        super().__init__(hyperparameters, **where)
         #: All training images in a random order; the first ones are held out for validation.
-        self._order = torch.empty(0, dtype=torch.int64)
-        side = hp.resolution
+        self.split = torch.empty(0, dtype=torch.int64)
+        side = hyperparameters.resolution
         #: The mean map of each network over the validation images (equation 13).
-        self._average = torch.zeros(len(self._objectives), side, side, device=self.device)
+        self.average = torch.zeros(len(self.network), side, side, device=self.device)
+        self._corruptor: Corruptor | None = None
 
     @classmethod
     def prepare(cls, hyperparameters: SSAEHyperparameters) -> None:
@@ -196,6 +181,17 @@ class SSAE(Detector[SSAEHyperparameters]):
                 f"textures: there is no folder {folder}: put images there (DTD, for instance), "
                 "or use textures auto or procedural"
             )
+
+    def build(self) -> nn.ModuleList:
+        """Returns the networks; see `Detector.build`."""
+        hp = self.hyperparameters
+        return nn.ModuleList(SDCAutoencoder(hp.width, hp.f) for _ in self._objectives)
+
+    @property
+    def _objectives(self) -> tuple[str, ...]:
+        """The objective of each network."""
+        objective = self.hyperparameters.objective
+        return ("1", "4") if objective == "ensemble" else (objective,)
 
     @property
     def score_rule(self) -> str:
@@ -215,40 +211,24 @@ class SSAE(Detector[SSAEHyperparameters]):
             MethodError: If there are no images, they have a wrong size, or textures are missing.
             TrainingDivergedError: If the loss is not finite.
         """
-        self._check_size(images)
-        train, held_out = self._split(len(images))
-        corruptor = self._corruptor()
-        total = self.hyperparameters.training_iterations(len(images))
-
-        def loss(rows: Tensor, iteration: int) -> Tensor:
-            return self._loss(images, rows, corruptor, iteration / total)
-
-        try:
-            # The trainer draws from the numbers of the images, so that no image is copied.
-            report: Report = {**self._trainer.fit(train.to(images.device), iterations, loss)}
-        finally:
-            self.iteration = self._trainer.iteration
+        self._corruptor = self._new_corruptor()
+        report = super().fit(images, iterations)
         if iterations > 0:
-            report["validation_error"] = self._validate(images, held_out)
+            report["validation_error"] = self._validate(images, self._held_out(len(images)))
         return report
 
-    def _check_size(self, images: Tensor) -> None:
-        side = self.hyperparameters.resolution
-        if images.shape[-2:] != (side, side):
-            raise MethodError(
-                f"the images are {images.shape[-1]} pixels wide: give the detector images of "
-                f"its resolution, {side}"
-            )
-
-    def _split(self, n_images: int) -> tuple[Tensor, Tensor]:
-        """Returns the numbers of the training and of the validation images."""
-        if len(self._order) != n_images:
-            self._order = torch.randperm(n_images, generator=self._generator)
-        held_out = max(1, round(0.05 * n_images))
+    def training_rows(self, n_images: int) -> Tensor:
+        """Returns the numbers of the images that are not held out."""
+        if len(self.split) != n_images:
+            self.split = torch.randperm(n_images, generator=self.generator)
         # A single image has to serve for both.
-        return self._order[min(held_out, n_images - 1) :], self._order[:held_out]
+        return self.split[min(len(self._held_out(n_images)), n_images - 1) :]
 
-    def _corruptor(self) -> Corruptor:
+    def _held_out(self, n_images: int) -> Tensor:
+        """Returns the numbers of the validation images, once there is a split."""
+        return self.split[: max(1, round(0.05 * n_images))]
+
+    def _new_corruptor(self) -> Corruptor:
         hp = self.hyperparameters
         source = hp.foreign_images()
         if source not in (None, "categories") and self.foreign is None:
@@ -256,14 +236,22 @@ class SSAE(Detector[SSAEHyperparameters]):
         foreign = self.foreign if source is not None else None
         return Corruptor(hp, hp.resolution, self.device, foreign)
 
-    def _loss(self, images: Tensor, rows: Tensor, corruptor: Corruptor, progress: float) -> Tensor:
-        """Returns the loss of some images when a part of the iterations is done."""
+    def batch(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Returns crops in ``[0, 1]``, as large as is due; see `GradientDetector.batch`."""
         hp = self.hyperparameters
+        progress = self.iteration / hp.iterations
         size = crop_size(hp.resolution, progress) if hp.progressive else hp.resolution
+        # Cut out before anything is copied: crops may be much smaller than images.
+        crops = random_crops(images, len(rows), size, self.generator, rows)
+        return unit_range(crops, self.device)
+
+    def loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
+        """Returns the loss of repairing crops in ``[0, 1]``; see `GradientDetector.loss`."""
+        hp, corruptor = self.hyperparameters, self._corruptor
+        assert corruptor is not None
         with torch.autocast(self.device.type, enabled=False):
-            crops = random_crops(images, len(rows), size, self._generator, rows)
-            normal = augment(_pixels(crops, self.device), hp.augment, self._generator)
-            corrupted, mask = corruptor(normal, self._generator)
+            normal = augment(images, hp.augment, self.generator)
+            corrupted, mask = corruptor(normal, self.generator)
         loss = torch.zeros((), device=self.device)
         for network, objective in zip(self.network, self._objectives, strict=True):
             output = network(corrupted)
@@ -282,14 +270,14 @@ class SSAE(Detector[SSAEHyperparameters]):
     def _validate(self, images: Tensor, held_out: Tensor) -> float:
         """Measures the average maps; returns the mean squared error on validation images."""
         self.network.eval()
-        maps = torch.zeros_like(self._average)
+        maps = torch.zeros_like(self.average)
         error = torch.zeros((), device=self.device)
         for rows in torch.split(held_out, self.hyperparameters.batch_size):
-            pixels = _pixels(images[rows.to(images.device)], self.device)
+            pixels = unit_range(images[rows.to(images.device)], self.device)
             for index, output in enumerate(self._reconstruct(pixels)):
                 maps[index] += self._smooth_difference(pixels, output).sum(0)
                 error += (output - pixels).square().mean((1, 2, 3)).sum()
-        self._average = maps / len(held_out)
+        self.average = maps / len(held_out)
         return float(error) / (len(held_out) * len(self.network))
 
     def _reconstruct(self, pixels: Tensor) -> list[Tensor]:
@@ -305,21 +293,14 @@ class SSAE(Detector[SSAEHyperparameters]):
             maps = (pixels - output).square().mean(1)
         return filter_maps(maps, box_window(hp.k), hp.n)
 
-    @torch.inference_mode()
-    def anomaly_maps(self, images: Tensor) -> Tensor:
-        """Returns maps; see `Detector.anomaly_maps`.
-
-        Raises:
-            MethodError: If the images do not have the size of the network's input.
-        """
-        self._check_size(images)
-        self.network.eval()
-        pixels = _pixels(images, self.device)
+    def maps(self, images: Tensor) -> Tensor:
+        """Returns maps; see `Detector.anomaly_maps`."""
+        pixels = unit_range(images, self.device)
         maps = torch.stack(
             [self._smooth_difference(pixels, output) for output in self._reconstruct(pixels)]
         )
         if self.hyperparameters.t > 0:
-            weights = (1 - self._average).clamp(0, 1) ** self.hyperparameters.t  # equation 14
+            weights = (1 - self.average).clamp(0, 1) ** self.hyperparameters.t  # equation 14
             maps = maps * weights.unsqueeze(1)
         combined = maps.amax(0)
         size = self.image_size
@@ -328,26 +309,6 @@ class SSAE(Detector[SSAEHyperparameters]):
         return F.interpolate(
             combined.unsqueeze(1), size=(size, size), mode="bilinear", antialias=True
         ).squeeze(1)
-
-    def image_scores(self, maps: Tensor) -> Tensor:
-        """Returns the sum of each map; see `Detector.image_scores`."""
-        return maps.flatten(1).sum(1)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Returns the state; see `Detector.state_dict`."""
-        return self._trainer.state_dict() | {
-            "generator": self._generator.get_state(),
-            "split": self._order.clone(),
-            "average": self._average.clone(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over a state; see `Detector.load_state_dict`."""
-        self._trainer.load_state_dict(state)
-        self.iteration = self._trainer.iteration
-        self._generator.set_state(state["generator"].cpu())
-        self._order = state["split"].cpu().clone()
-        self._average = state["average"].to(self.device, copy=True)
 
 
 def crop_size(resolution: int, progress: float) -> int:
@@ -359,9 +320,3 @@ def crop_size(resolution: int, progress: float) -> int:
     """
     stage = min(_STAGES, int(_STAGES * progress) + 1)
     return min(resolution, max(16, round(resolution * stage / _STAGES / 8) * 8))
-
-
-def _pixels(images: Tensor, device: torch.device) -> Tensor:
-    """Returns uint8 images as float32 in ``[0, 1]``."""
-    pixels = images.to(device, non_blocking=True)
-    return pixels.to(torch.float32, memory_format=torch.channels_last).div_(255)

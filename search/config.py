@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -16,34 +17,33 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from anomtune.datasets.base import Dataset
+from anomtune.datasets.io.remote import local_root
+from anomtune.datasets.opening import open_dataset
+from anomtune.datasets.splits.shift import CorruptedDataset, Shift
+from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import SweepError, suggest
+from anomtune.registry import DATASETS, PRUNERS, SAMPLERS
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+#: The key of a sweep directory's own sweep.yaml that says which version wrote it.
+MADE_BY = "made_by"
+
 #: What torch, NumPy and Parquet all take.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-class ShiftConfig(_Section):
-    """Corrupted copies of the test images, as shifted domains (see :mod:`anomtune.datasets.splits.shift`).
-
-    They neither train nor validate: confirm runs report them apart.
-    """
-
-    corruptions: Annotated[tuple[str, ...], Field(min_length=1)] = (
-        "brightness",
-        "contrast",
-        "defocus_blur",
-        "gaussian_noise",
-    )
-    severity: int = Field(3, ge=1, le=5)
+#: Side of the square maps in pixels.
+ImageSize = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
 
 
 class DatasetConfig(_Section):
@@ -52,19 +52,27 @@ class DatasetConfig(_Section):
     name: str
     root: str | None = None
     categories: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    shift: ShiftConfig | None = None
+    shift: Shift | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _dataset_names_itself(cls, given: Any) -> Any:
+        if not isinstance(given, Dataset):
+            return given
+        original, shift = given, None
+        if isinstance(given, CorruptedDataset):
+            original, shift = given.original, given.shift
+        root = None if given.root is None else str(given.root)
+        return {"name": DATASETS.name_of(type(original)), "root": root, "shift": shift}
 
-class ValidationConfig(_Section):
-    """Which images steer the search (see :mod:`anomtune.datasets.splits.split`).
+    def open(self) -> Dataset:
+        """Opens the dataset.
 
-    To ``without_damage`` a sweep adds the kinds of damage that one of its methods trains on.
-    """
-
-    protocol: Literal["labelled", "synthetic", "test"] = "labelled"
-    fraction: float = Field(0.5, gt=0, lt=1)
-    seed: Seed = 0
-    without_damage: tuple[str, ...] = ()
+        Raises:
+            DataError: If there is no such dataset, it refuses its root, or a remote root cannot be
+                fetched.
+        """
+        return open_dataset(self.name, None if self.root is None else _local(self.root), self.shift)
 
 
 class MethodConfig(_Section):
@@ -119,17 +127,25 @@ class SweepConfig(_Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     dataset: DatasetConfig
-    validation: ValidationConfig = ValidationConfig()
+    validation: Validation = Validation()
     methods: dict[str, MethodConfig] = Field(min_length=1)
-    image_size: int = Field(256, ge=32, le=4096, multiple_of=32)
+    image_size: ImageSize = 256
     trials: int = Field(50, ge=1)
     rungs: int = Field(8, ge=1)
-    sampler: Literal["tpe", "random", "gp", "cmaes"] = "tpe"
-    pruner: Literal["successive_halving", "hyperband", "median", "none"] = "successive_halving"
+    sampler: str = "tpe"
+    pruner: str = "successive_halving"
     confirm: ConfirmConfig = ConfirmConfig()
     resources: ResourcesConfig = ResourcesConfig()
     concurrency: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     seed: Seed = 0
+
+    @field_validator("sampler", "pruner")
+    @classmethod
+    def _is_known(cls, name: str, info: ValidationInfo) -> str:
+        registry = SAMPLERS if info.field_name == "sampler" else PRUNERS
+        if ":" not in name and name not in registry.names():
+            raise ValueError(f"no {registry.kind} of that name{suggest(name, registry.names())}")
+        return name
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -154,6 +170,12 @@ class SweepConfig(_Section):
         """Returns a hash of the config, independent of the order and layout of the file."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+@lru_cache(maxsize=8)
+def _local(root: str) -> Path:
+    """Returns the local copy of a root; a process lists a remote one once."""
+    return local_root(root)
 
 
 class _Loader(yaml.SafeLoader):
@@ -205,13 +227,14 @@ def load_sweep(path: Path | None, overrides: Sequence[str] = ()) -> SweepConfig:
     else:
         origin = str(path)
         try:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not a text file"
             raise SweepError(f"{origin}: cannot read the sweep file: {reason}") from None
     data = read_yaml(text, origin)
     if not isinstance(data, dict):
         raise SweepError(f"{origin}: a sweep file is a mapping of keys, see the README")
+    data.pop(MADE_BY, None)  # the resolved file of a sweep directory is a sweep file too
     for override in overrides:
         _apply_override(data, override)
     return parse_sweep(data, origin)
@@ -243,7 +266,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     # A key that may be one thing or another has an error for each.
     same = [item for item in rest if _plain_location(item["loc"]) == location]
     messages = [item["msg"].removeprefix("Value error, ") for item in (first, *same)]
-    shown = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
+    said = isinstance(first["input"], dict) or first["type"] == "value_error"
+    shown = "" if said else f", not {first['input']!r}"
     quote = "; put it in quotes" if first["type"] == "string_type" else ""
     return f"{where}: {' or: '.join(messages)}{shown}{quote}"
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from anomtune.cli.terminal import INTERRUPTED, UNUSABLE, console
+from anomtune.cli.terminal import console
+from anomtune.errors import INTERRUPTED, UNUSABLE
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -26,12 +27,6 @@ Unauthenticated = Annotated[
     typer.Option("--allow-unauthenticated", help="Use a dashboard that lets everybody in."),
 ]
 Identity = Annotated[str, typer.Argument(metavar="ID", help="As `anomtune jobs` lists it.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the commands to the application."""
-    for command in (submit, jobs, status, logs, stop, doctor):
-        app.command()(command)
 
 
 def submit(

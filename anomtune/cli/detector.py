@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from anomtune.cli.terminal import UNUSABLE, console, refuse
+from anomtune.cli.terminal import console, refuse
+from anomtune.errors import UNUSABLE
 
 ModelFolder = Annotated[
     Path, typer.Argument(metavar="MODEL_DIR", help="The folder of a saved model.")
@@ -26,10 +27,9 @@ def train(
     """Train one config, set its threshold and save the detector."""
     _check_device(device)
     from anomtune.errors import TrainingDivergedError
-    from anomtune.models.base import Report
-    from anomtune.search.detector.saved import CONFIG, WEIGHTS, save_model
-    from anomtune.search.detector.train import train_config
-    from anomtune.search.store.storage import Storage
+    from anomtune.models.training.report import Report
+    from anomtune.search.detector.saved import CONFIG, WEIGHTS
+    from anomtune.search.detector.train import train as train_detector
 
     names = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
     if out.is_file() or not names <= {CONFIG, WEIGHTS}:
@@ -42,18 +42,20 @@ def train(
         log.print(f"iteration {iteration} of {total}{shown}", style="dim", highlight=False)
 
     try:
-        detector, saved = train_config(config, device=device, monitor=tell)
+        model = train_detector(config, device=device, on_progress=tell)
     except TrainingDivergedError as error:
         log.print(f"{config}: {error}", style="bold red", markup=False, highlight=False)
         raise typer.Exit(UNUSABLE) from None
-    save_model(Storage(out), "", detector, saved)
-    found = saved.validation
+    model.save(out)
+    found, threshold = model.config.measured, model.config.threshold
     low, high = found.interval
     print(
         f"validation AUROC {found.auroc:.4f} (95 % interval {low:.4f} to {high:.4f}, "
         f"{found.n_normal} normal and {found.n_anomalous} anomalous images)"
     )
-    print(f"threshold {saved.threshold:.6g}: F1 {found.f1:.4f}, accuracy {found.accuracy:.4f}")
+    print(
+        f"threshold {threshold:.6g}: F1 {found.f1:.4f}, accuracy {found.accuracy:.4f}"
+    )
     print(f"model in {out}; next: anomtune predict {shlex.quote(str(out))} IMAGES --out RESULTS")
 
 
@@ -74,8 +76,9 @@ def predict(
     for path in images:
         if not os.path.lexists(path):
             refuse(f"{path}: no such file or folder")
+    from anomtune.datasets.io.files import image_files
     from anomtune.errors import DataError, ImageError
-    from anomtune.search.detector.predict import image_files, load_model
+    from anomtune.search.detector.predict import load_model
     from anomtune.search.detector.predictions import Results
 
     if next(image_files(images), None) is None:

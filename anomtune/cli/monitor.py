@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,16 +13,31 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from anomtune.cli.tables import figure
-from anomtune.search.decide.pool import Study
-from anomtune.search.decide.work import Work
+from anomtune.search.decide.progress import StudyProgress
+from anomtune.search.events import (
+    ConfirmEnded,
+    ConfirmStarted,
+    Event,
+    Note,
+    RungReached,
+    SearchEnded,
+    SweepEnded,
+    SweepStarted,
+    TrialEnded,
+    TrialStarted,
+)
+from anomtune.search.results.duration import duration
+from anomtune.search.results.figures import figure
+from anomtune.search.store.records import StudyKey
 
 #: Seconds between two lines where the output is a file or a pipe.
 _LINE_EVERY = 15.0
 
+_COUNTED = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+
 
 class Monitor:
-    """Shows the progress of a sweep.
+    """Shows the progress of a sweep: the observer of `anomtune.run` in a terminal.
 
     Args:
         console: Where to; a live table on a terminal, a line now and then elsewhere.
@@ -31,17 +47,34 @@ class Monitor:
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._clock = clock
+        self._progress: _Shown | None = None
         self._live: Live | None = None
         self._stop = threading.Event()
         self._lines: threading.Thread | None = None
 
-    def note(self, text: str) -> None:
-        """Prints a line about what is being prepared."""
-        self._console.print(text, style="dim", markup=False, highlight=False)
+    def __call__(self, event: Event) -> None:
+        """Takes what happens."""
+        match event:
+            case Note(text):
+                self._console.print(text, style="dim", markup=False, highlight=False)
+            case SweepStarted(slots, studies):
+                self._progress = _Shown(studies, slots, self._clock)
+                self._start(self._progress)
+            case SweepEnded():
+                self.stop()
+            case _:
+                if self._progress is not None:
+                    self._progress.update(event)
 
-    def running(self, work: Work, slots: int) -> None:
-        """Begins to show the work."""
-        progress = _Progress(work, slots, self._clock)
+    def stop(self) -> None:
+        """Ends the show."""
+        self._stop.set()
+        if self._live is not None:
+            self._live.stop()
+        if self._lines is not None:
+            self._lines.join()
+
+    def _start(self, progress: _Shown) -> None:
         self._stop.clear()
         if self._console.is_terminal:
             self._live = Live(
@@ -55,40 +88,62 @@ class Monitor:
         self._lines = threading.Thread(target=self._print_lines, args=(progress,), daemon=True)
         self._lines.start()
 
-    def stopped(self) -> None:
-        """Ends the show."""
-        self._stop.set()
-        if self._live is not None:
-            self._live.stop()
-        if self._lines is not None:
-            self._lines.join()
-
-    def _print_lines(self, progress: _Progress) -> None:
+    def _print_lines(self, progress: _Shown) -> None:
         while not self._stop.wait(_LINE_EVERY):
             self._console.print(progress.line(), markup=False, highlight=False)
 
 
-class _Progress:
-    def __init__(self, work: Work, slots: int, clock: Callable[[], float]) -> None:
-        self._work = work
-        self._pool = work.pool
+class _Shown:
+    """The studies as the events tell of them; drawn by a thread of its own."""
+
+    def __init__(
+        self, studies: tuple[StudyProgress, ...], slots: int, clock: Callable[[], float]
+    ) -> None:
+        # What ran when an earlier start was killed is handed out anew.
+        self._studies = {study.key: replace(study, running=0, confirming=0) for study in studies}
         self._slots = slots
         self._clock = clock
         self._began = clock()
-        self._before = work.remaining
+        self._before = self._owed()
+
+    def update(self, event: Event) -> None:
+        """Takes what happened to a study."""
+        if isinstance(event, Note | SweepStarted | SweepEnded | RungReached):
+            return
+        key = StudyKey(event.category, event.method)
+        study = self._studies[key]
+        match event:
+            case TrialStarted():
+                study = replace(study, running=study.running + 1)
+            case TrialEnded(number=number, state=state, auroc=auroc):
+                name = _COUNTED[state]
+                study = replace(study, running=study.running - 1)
+                study = replace(study, **{name: getattr(study, name) + 1})
+                if auroc is not None:
+                    study = replace(study, best=max(auroc, study.best or 0.0))
+                    study = replace(study, default=auroc) if number == 0 else study
+            case SearchEnded(confirm_runs=number):
+                study = replace(study, confirm_target=number)
+            case ConfirmStarted():
+                study = replace(study, confirming=study.confirming + 1)
+            case ConfirmEnded():
+                study = replace(
+                    study, confirming=study.confirming - 1, confirmed=study.confirmed + 1
+                )
+        self._studies[key] = study
 
     def line(self) -> str:
         """Returns the state of the sweep in a line."""
-        pool = self._pool
-        total = sum(pool.target(study) for study in pool.studies.values())
-        parts = [f"{total - pool.remaining}/{total} trials", f"{self._work.running} running"]
-        pruned = sum(study.finished["PRUNED"] for study in pool.studies.values())
-        failed = sum(study.finished["FAIL"] for study in pool.studies.values())
-        parts += [f"{pruned} pruned"] if pruned else []
-        parts += [f"{failed} failed"] if failed else []
-        confirm = self._work.confirmation.remaining
+        studies = list(self._studies.values())
+        ended, target = (sum(getattr(s, name) for s in studies) for name in ("ended", "target"))
+        running = sum(study.running + study.confirming for study in studies)
+        parts = [f"{ended}/{target} trials", f"{running} running"]
+        for word in ("pruned", "failed"):
+            number = sum(getattr(study, word) for study in studies)
+            parts += [f"{number} {word}"] if number else []
+        confirm = self._owed() - (target - ended)
         parts += [f"{confirm} to confirm"] if confirm else []
-        return ", ".join([*parts, f"{self._elapsed()} gone", self._left()])
+        return ", ".join([*parts, f"{duration(self._clock() - self._began)} gone", self._left()])
 
     def table(self, height: int) -> RenderableType:
         """Returns the state of every study, busy ones first if they do not all fit."""
@@ -96,48 +151,29 @@ class _Progress:
         table.add_column("study", no_wrap=True)
         for title in ("trials", "running", "pruned", "failed", "best", "default"):
             table.add_column(title, justify="right")
-        studies = list(self._pool.studies.values())
+        studies = list(self._studies.values())
         room = max(3, height - 5)
         hidden = len(studies) - room
         if hidden > 0:
             studies = sorted(studies, key=lambda study: not study.running)[: room - 1]
         for study in studies:
-            table.add_row(*self._row(study))
+            table.add_row(
+                escape(str(study.key)),
+                f"{study.ended}/{study.target}",
+                *(str(number or "") for number in (study.running, study.pruned, study.failed)),
+                figure(study.best),
+                figure(study.default),
+            )
         rest = [Text(f"... and {hidden + 1} more studies", style="dim")] if hidden > 0 else []
         return Group(table, *rest, Text(self.line(), style="bold"))
 
-    def _row(self, study: Study) -> list[str]:
-        best = study.best
-        default = study.records.get(0)
-        return [
-            escape(str(study.key)),
-            f"{study.finished.total()}/{self._pool.target(study)}",
-            _count(len(study.running)),
-            _count(study.finished["PRUNED"]),
-            _count(study.finished["FAIL"]),
-            figure(best.value if best else None),
-            figure(default.value if default else None),
-        ]
-
-    def _elapsed(self) -> str:
-        return duration(self._clock() - self._began)
+    def _owed(self) -> int:
+        return sum(study.owed for study in self._studies.values())
 
     def _left(self) -> str:
-        done = self._before - self._work.remaining
+        owed = self._owed()
+        done = self._before - owed
         if done < self._slots:
             return "time left: not known yet"
         each = (self._clock() - self._began) / done
-        return f"about {duration(each * self._work.remaining)} left"
-
-
-def _count(number: int) -> str:
-    return str(number) if number else ""
-
-
-def duration(seconds: float) -> str:
-    """Returns a time in words: ``2 h 05 min``, ``3 min 20 s``, ``45 s``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if not hours and not minutes:
-        return f"{rest} s"
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+        return f"about {duration(each * owed)} left"

@@ -1,56 +1,47 @@
-"""The leaderboard as people read it in a terminal."""
+"""The leaderboard and the status of a sweep as people read them in a terminal."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyarrow as pa
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from anomtune.search.results.columns import columns_named, is_of_plugin
+from anomtune.search.results.figures import figure
+from anomtune.search.results.status import SweepStatus, status_line
+
+#: Columns of the leaderboard that a terminal has room for: the figures that a decision needs.
+_BEFORE = ("category", "rank", "method", "val_auroc", "val_auroc_low", "gain")
+_AFTER = ("trials", "train_seconds", "image_ms", "parameters")
+#: Between them, those of these in which anything was measured, and metrics of plug-ins.
+_MEASURED = ("confirmed_auroc_mean", "test_auroc_mean", "shifted_auroc_mean")
+
+_TO_THE_LEFT = {"category", "method"}
 
 
 def leaderboard_table(board: pa.Table) -> Table:
-    """Returns the leaderboard as people read it: the figures that a decision needs."""
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column("category", no_wrap=True)
-    table.add_column("rank", justify="right")
-    table.add_column("method", no_wrap=True)
+    """Returns the leaderboard as people read it."""
     rows = board.to_pylist()
-    confirmed = [
-        (title, column)
-        for title, column in (
-            ("confirmed", "confirmed_auroc_mean"),
-            ("held out", "test_auroc_mean"),
-            ("shifted", "shifted_auroc_mean"),
+    names = board.schema.names
+    columns = columns_named(names)
+    optional = [*_MEASURED, *filter(is_of_plugin, names)]
+    measured = [name for name in optional if any(row[name] is not None for row in rows)]
+    shown = [columns[name] for name in (*_BEFORE, *measured, *_AFTER)]
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for column in shown:
+        left = column.name in _TO_THE_LEFT
+        table.add_column(
+            escape(column.title), justify="left" if left else "right", no_wrap=column.name != "rank"
         )
-        if any(row[column] is not None for row in rows)
-    ]
-    for title in ("AUROC", "95 % interval", "gain", *(title for title, _ in confirmed)):
-        table.add_column(title, justify="right", no_wrap=True)
-    for title in ("trials", "train s", "ms/image", "params"):
-        table.add_column(title, justify="right", no_wrap=True)
     before = None
     for row in rows:
         if before not in (None, row["category"]):
             table.add_section()
-        interval = (
-            f"{row['val_auroc_low']:.3f}-{row['val_auroc_high']:.3f}"
-            if row["val_auroc"] is not None
-            else ""
-        )
-        table.add_row(
-            escape(row["category"]) if row["category"] != before else "",
-            f"{'=' if row['tied'] else ''}{row['rank']}",
-            row["method"],
-            figure(row["val_auroc"]),
-            interval,
-            "" if row["gain"] is None else f"{row['gain']:+.3f}",
-            *(_spread(row, column) for _, column in confirmed),
-            _trials(row),
-            "" if row["train_seconds"] is None else f"{row['train_seconds']:.1f}",
-            "" if row["image_ms"] is None else f"{row['image_ms']:.1f}",
-            "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.1f}M",
-        )
+        # A category is named once.
+        first = row["category"] if row["category"] != before else ""
+        table.add_row(escape(first), *(escape(column.format(row)) for column in shown[1:]))
         before = row["category"]
     return table
 
@@ -67,16 +58,23 @@ def leaderboard_note(board: pa.Table) -> str:
     return note
 
 
-def _spread(row: dict[str, Any], column: str) -> str:
-    std = row.get(column.replace("_mean", "_std"))
-    return figure(row[column]) + (f" ±{std:.3f}" if std is not None else "")
-
-
-def _trials(row: dict[str, Any]) -> str:
-    extra = [f"{row[name]} {name}" for name in ("pruned", "failed") if row[name]]
-    return f"{row['trials']}" + (f" ({', '.join(extra)})" if extra else "")
-
-
-def figure(value: float | None) -> str:
-    """Returns an AUROC with three digits, a dash where there is none."""
-    return "-" if value is None else f"{value:.3f}"
+def status_table(status: SweepStatus) -> Group:
+    """Returns the status of a sweep as people read it."""
+    confirms = any(study.confirm_target for study in status.studies)
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("study", no_wrap=True)
+    titles = ["trials", "running", "pruned", "failed", "best", "default"]
+    for title in [*titles, *(["confirmed"] if confirms else [])]:
+        table.add_column(title, justify="right")
+    for study in status.studies:
+        table.add_row(
+            escape(str(study.key)),
+            f"{study.ended}/{study.target}",
+            str(study.running or ""),
+            str(study.pruned or ""),
+            str(study.failed or ""),
+            figure(study.best),
+            figure(study.default),
+            *([f"{study.confirmed}/{study.confirm_target}"] if confirms else []),
+        )
+    return Group(table, Text(status_line(status), style="bold"))

@@ -1,4 +1,4 @@
-"""What every command of the terminal shares: consoles, exit codes and the line of a refusal."""
+"""What every command of the terminal shares: consoles and the line of a refusal."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
-#: Exit codes: 0 done, 1 not all of it is usable, 2 bad input, 3 interrupted, resumable.
-UNUSABLE, BAD_INPUT, INTERRUPTED = 1, 2, 3
+from anomtune.errors import BAD_INPUT
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -64,8 +64,8 @@ def open_category(dataset: Dataset, category: str, image_size: int) -> CategoryA
         image_size: Side ``S`` of the square images, in pixels. The aspect ratio is not kept.
 
     Raises:
-        DataError: If the category has a fatal problem, an image cannot be decoded, or the cache
-            cannot be written.
+        DataError: If the category has a fatal problem or an image cannot be decoded.
+        StorageError: If the cache cannot be written.
     """
     if image_size < 1:
         raise DataError(f"image_size {image_size}: must be at least 1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar
@@ -19,7 +19,6 @@ from anomtune.datasets.io.files import (
     whereabouts,
 )
 from anomtune.datasets.io.files import Listing as FileListing
-from anomtune.datasets.io.imagefile import EXTENSIONS
 from anomtune.errors import DataError
 
 
@@ -220,19 +219,3 @@ def some(names: Sequence[str], most: int = 5) -> str:
     """Names the first few of many: ``a, b and 7 more``."""
     shown = ", ".join(names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
-
-
-def image_files(folder: Path) -> Iterator[Path]:
-    """Yields the image files of a folder and of the folders in it."""
-    if folder.is_dir():
-        for entry in entries(folder):
-            if entry.is_dir():
-                yield from _image_files(Path(entry.path))
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-                yield Path(entry.path)
-
-
-def _image_files(folder: Path) -> Iterator[Path]:
-    for entry in entries(folder):
-        if os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-            yield Path(entry.path)

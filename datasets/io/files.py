@@ -1,11 +1,11 @@
-"""What datasets that lie in a folder share: listing files, naming them safely, reading them."""
+"""What datasets that lie in a folder share: finding files, naming them safely, reading them."""
 
 from __future__ import annotations
 
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -135,7 +135,7 @@ class Listing:
         keys, others = [], []
         for entry in entries(folder):
             key = f"{where}/{entry.name}"
-            if Path(entry.name).suffix.lower() not in EXTENSIONS:
+            if not is_image(entry):
                 others += [] if entry.name in ignore else [entry.name]
             elif entry.is_file():
                 keys.append(key)
@@ -146,6 +146,40 @@ class Listing:
         if others:
             self.warn(where, f"{some(others)} ignored: not a PNG, JPEG, BMP or TIFF file")
         return keys
+
+
+def image_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+    """Yields files as they are given, and in place of a folder what `images_below` finds."""
+    for given in map(Path, paths):
+        if is_folder(given):
+            yield from images_below(given)
+        else:
+            yield given
+
+
+def images_below(folder: Path) -> Iterator[Path]:
+    """Yields the image files anywhere below a folder, by name; nothing if there is no such folder.
+
+    Hidden files and folders are left out, links to folders are not followed. A folder that cannot
+    be listed is yielded itself: reading it fails for the same reason, and says so.
+    """
+    try:
+        found = entries(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError:
+        yield folder
+        return
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            yield from images_below(Path(entry.path))
+        elif is_image(entry):
+            yield Path(entry.path)
+
+
+def is_image(file: os.PathLike[str]) -> bool:
+    """Whether a file is an image, by its name."""
+    return os.path.splitext(file)[1].lower() in EXTENSIONS
 
 
 def some(names: list[str]) -> str:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from anomtune.datasets.base import Dataset, Sample
 from anomtune.datasets.io import store
 from anomtune.datasets.io.cache import map_array, start_array, workers
+from anomtune.datasets.io.files import images_below
 from anomtune.datasets.io.imagefile import EXTENSIONS, digest_file, read_rgb, resize_image
 from anomtune.errors import DataError
 
@@ -29,18 +30,14 @@ _FORMAT = 1  # Raise it when files are read otherwise.
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Returns the image files below a folder, sorted.
+    """Returns the image files below a folder, by name.
 
     Raises:
         DataError: If it is no folder or holds no image.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give one that holds images")
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
-    )
+    files = [path for path in images_below(folder) if path.is_file()]
     if not files:
         raise DataError(f"{folder}: holds no image ({', '.join(sorted(EXTENSIONS))})")
     return files

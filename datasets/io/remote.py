@@ -121,7 +121,8 @@ def local_root(root: Path | str) -> Path:
 
     Raises:
         DataError: If there is nothing at that place, it cannot be reached or read, it holds names
-            that cannot be files here, it changes while it is read, or the cache cannot be written.
+            that cannot be files here, or it changes while it is read.
+        StorageError: If the cache cannot be written.
     """
     if not is_uri(root):
         return Path(root).expanduser()

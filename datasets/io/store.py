@@ -20,7 +20,8 @@ from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from anomtune.errors import DataError
+from anomtune.errors import StorageError
+from anomtune.files import TEMPORARY, write_whole
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ def cache_root() -> Path:
     """Returns the folder of the cache on this node; it need not exist.
 
     Raises:
-        DataError: If it lies in a home directory that there is not.
+        StorageError: If it lies in a home directory that there is not.
     """
     try:
         if chosen := os.environ.get("ANOMTUNE_CACHE"):
@@ -40,7 +41,7 @@ def cache_root() -> Path:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         return Path(base).expanduser().absolute() / "anomtune"
     except RuntimeError as error:  # a user without a home, as in some containers
-        raise DataError(
+        raise StorageError(
             f"no place for the image cache ({error}); set the environment variable "
             "ANOMTUNE_CACHE to a folder with room"
         ) from error
@@ -64,7 +65,8 @@ def obtain(kind: str, key: str, build: Callable[[Path], None], load: Callable[[P
             one that is absent or damaged (a damaged one is built again).
 
     Raises:
-        DataError: If the cache cannot be written, or from ``build``.
+        StorageError: If the cache cannot be written.
+        AnomtuneError: From ``build``.
     """
     family = cache_root() / kind
     place = family / key
@@ -88,18 +90,16 @@ def remember(key: str, value: str) -> None:
     """Notes a value under a key, atomically.
 
     Raises:
-        DataError: If the cache cannot be written.
+        StorageError: If the cache cannot be written.
     """
     index = cache_root() / "index"
     try:
         index.mkdir(parents=True, exist_ok=True)
         with FileLock(index / ".lock"):
-            # Only the holder of the lock has a draft: others are of killed writers.
-            for leftover in index.glob("*.tmp"):
+            # Only the holder of the lock writes: what is there is of killed writers.
+            for leftover in index.glob(f"*{TEMPORARY}"):
                 leftover.unlink(missing_ok=True)
-            draft = index / f"{key}.tmp"
-            draft.write_text(value, encoding="ascii")
-            draft.replace(index / key)
+            write_whole(index / key, value.encode("ascii"))
     except OSError as error:
         raise _unwritable(error) from error
 
@@ -116,7 +116,7 @@ def recall(key: str) -> str | None:
 def _build(family: Path, key: str, build: Callable[[Path], None]) -> None:
     """Builds ``family/key``; the caller holds its lock."""
     _remove_leftovers(family, key)
-    draft = family / f"{key}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    draft = family / f"{key}.{os.getpid()}-{uuid.uuid4().hex[:8]}{TEMPORARY}"
     draft.mkdir()
     try:
         build(draft)
@@ -127,17 +127,17 @@ def _build(family: Path, key: str, build: Callable[[Path], None]) -> None:
                     os.fsync(opened.fileno())
         place = family / key
         if place.exists():
-            place.rename(draft.with_name(f"{draft.stem}-old.tmp"))
+            place.rename(draft.with_name(f"{draft.stem}-old{TEMPORARY}"))
         draft.rename(place)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    shutil.rmtree(draft.with_name(f"{draft.stem}-old.tmp"), ignore_errors=True)
+    shutil.rmtree(draft.with_name(f"{draft.stem}-old{TEMPORARY}"), ignore_errors=True)
 
 
 def _remove_leftovers(family: Path, held: str) -> None:
     """Removes what killed builders left: of ``held`` at once, of others if nobody is at work."""
-    for leftover in family.glob("*.tmp"):
+    for leftover in family.glob(f"*{TEMPORARY}"):
         owner = leftover.name.split(".", 1)[0]
         if owner == held:
             shutil.rmtree(leftover, ignore_errors=True)
@@ -149,9 +149,9 @@ def _remove_leftovers(family: Path, held: str) -> None:
             continue
 
 
-def _unwritable(error: OSError) -> DataError:
+def _unwritable(error: OSError) -> StorageError:
     reason = error.strerror or str(error)
-    return DataError(
+    return StorageError(
         f"{cache_root()}: cannot write the image cache ({reason}); set the environment variable "
         "ANOMTUNE_CACHE to a folder with room"
     )

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from anomtune.datasets.drawing.shapes import noise
+from anomtune.errors import suggest
 
 VERSION = 1  # Raise it when a mechanism draws differently: it is part of the split's identity.
 COPIES = 3
@@ -72,7 +73,7 @@ def check_without(without: Collection[str]) -> None:
     """
     for name in without:
         if name not in MECHANISMS:
-            raise ValueError(f"no damage {name!r}; there is {', '.join(MECHANISMS)}")
+            raise ValueError(f"no damage {name!r}{suggest(name, MECHANISMS)}")
     left = [name for name in MECHANISMS if name not in without]
     if len(left) < 2 or not set(left) & set(_ALWAYS_SHOW):
         raise ValueError(

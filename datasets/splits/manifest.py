@@ -7,8 +7,6 @@ or how it is compressed; the side is decided by it alone (`anomtune.datasets.spl
 from __future__ import annotations
 
 import csv
-import os
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +15,10 @@ import numpy as np
 
 from anomtune.datasets.base import Dataset
 from anomtune.datasets.io.cache import open_category
-from anomtune.datasets.splits.split import Validation, split
-from anomtune.errors import DataError
+from anomtune.datasets.splits.split import split
+from anomtune.datasets.splits.validation import Validation
+from anomtune.errors import StorageError
+from anomtune.files import replaced
 
 #: The first line of a manifest.
 COLUMNS = ("category", "file", "content_hash", "side", "label", "type")
@@ -75,25 +75,18 @@ def write_manifest(path: Path, rows: Iterable[ManifestRow]) -> None:
     """Writes a manifest as CSV, whole or not at all, by category and key.
 
     Raises:
-        DataError: If the file cannot be written.
+        StorageError: If the file cannot be written.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
-        try:
-            # Names of files need not be valid text.
-            with draft.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                table = csv.writer(file, lineterminator="\n")
-                table.writerow(COLUMNS)
-                for row in sorted(rows, key=lambda r: (r.category, r.key)):
-                    hashed = (row.pixel_hash, row.side, row.label, row.defect)
-                    table.writerow([row.category, row.key, *hashed])
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        # Names of files need not be valid text.
+        with replaced(path, text=True, durable=True, errors="surrogateescape", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(COLUMNS)
+            for row in sorted(rows, key=lambda r: (r.category, r.key)):
+                hashed = (row.pixel_hash, row.side, row.label, row.defect)
+                table.writerow([row.category, row.key, *hashed])
     except OSError as error:
-        raise DataError(
+        raise StorageError(
             f"{path}: the manifest cannot be written ({error.strerror or error}); "
             "choose another file"
         ) from error

@@ -9,17 +9,17 @@ split depends on their pixels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from scipy import fft, ndimage
 
 from anomtune.datasets.base import Dataset, Problem, Published, Sample
 from anomtune.datasets.io.imagefile import hash_pixels
 from anomtune.datasets.io.store import digest
-from anomtune.errors import DataError
+from anomtune.errors import DataError, suggest
 
 Image = npt.NDArray[np.uint8]
 
@@ -55,7 +55,9 @@ def corrupt(image: Image, name: str, severity: int, seed: int) -> Image:
     Raises:
         DataError: If there is no such corruption or severity.
     """
-    _check(name, severity)
+    _check(name)
+    if severity not in SEVERITIES:
+        raise DataError(f"severity {severity}: must be 1, 2, 3, 4 or 5")
     return CORRUPTIONS[name](image, severity, seed)
 
 
@@ -159,26 +161,27 @@ CORRUPTIONS: dict[str, Callable[[Image, int, int], Image]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Shift:
-    """Which corrupted copies of the test images to add.
+class Shift(BaseModel):
+    """Which corrupted copies of the test images to add; they neither train nor validate.
 
     Attributes:
         corruptions: Names from `CORRUPTIONS`.
         severity: 1 to 5; GNL takes 3 for MVTec AD and 5 for CIFAR-10 (METHODS.md section 5.6).
     """
 
-    corruptions: tuple[str, ...] = tuple(CORRUPTIONS)
-    severity: int = 3
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def __post_init__(self) -> None:
-        if not self.corruptions or len(set(self.corruptions)) < len(self.corruptions):
-            raise DataError(
-                f"shift.corruptions {list(self.corruptions)}: name at least one and none twice, of "
-                f"{', '.join(CORRUPTIONS)}"
-            )
-        for name in self.corruptions:
-            _check(name, self.severity)
+    corruptions: tuple[str, ...] = tuple(CORRUPTIONS)
+    severity: int = Field(3, ge=SEVERITIES[0], le=SEVERITIES[-1])
+
+    @field_validator("corruptions")
+    @classmethod
+    def _exist_once(cls, corruptions: tuple[str, ...]) -> tuple[str, ...]:
+        if not corruptions or len(set(corruptions)) < len(corruptions):
+            raise ValueError(f"name at least one and none twice, of {', '.join(CORRUPTIONS)}")
+        for name in corruptions:
+            _check(name)
+        return corruptions
 
     @property
     def domains(self) -> dict[str, str]:
@@ -194,27 +197,27 @@ class CorruptedDataset(Dataset):
     whenever it is read, so the cache keeps them like any other.
 
     Args:
-        dataset: What the images come from; all but the copies is as there.
+        original: What the images come from; all but the copies is as there.
         shift: Which copies to add.
     """
 
-    def __init__(self, dataset: Dataset, shift: Shift) -> None:
-        super().__init__(dataset.root)
-        self.name = dataset.name
+    def __init__(self, original: Dataset, shift: Shift) -> None:
+        super().__init__(original.root)
+        self.name = original.name
         # For the type checker these belong to the class; here they are the wrapped dataset's.
-        self.one_class = dataset.one_class
-        self.settings = dataset.settings
+        self.one_class = original.one_class
+        self.settings = dict(original.settings)  # the default, a proxy, cannot be pickled
         self.shift = shift
-        self._dataset = dataset
+        self.original = original
         self._domains = shift.domains
 
     def categories(self) -> tuple[str, ...]:
         """Returns the names of the categories, sorted."""
-        return self._dataset.categories()
+        return self.original.categories()
 
     def scan(self, category: str) -> tuple[tuple[Sample, ...], tuple[Problem, ...]]:
         """Lists a category and the copies: their keys end in ``@`` and the name of the domain."""
-        samples, problems = self._dataset.scan(category)
+        samples, problems = self.original.scan(category)
         taken = tuple(
             Problem(category, sample.key, f"rename it: no name may end in {domain!r}")
             for sample in samples
@@ -237,27 +240,27 @@ class CorruptedDataset(Dataset):
 
     def published(self, category: str) -> Published | None:
         """Returns what a complete download of the category holds, without copies."""
-        return self._dataset.published(category)
+        return self.original.published(category)
 
     def warnings(self) -> tuple[Problem, ...]:
         """Returns what was passed over beside the categories."""
-        return self._dataset.warnings()
+        return self.original.warnings()
 
     def fingerprint(self, category: str) -> str | None:
         """Returns a digest that changes with the files and with the corruptions."""
-        known = self._dataset.fingerprint(category)
+        known = self.original.fingerprint(category)
         return None if known is None else digest(known, VERSION, sorted(self._domains))
 
     def file_digest(self, category: str, key: str) -> str:
         """Returns a digest of the encoded bytes of an image or mask, and of what is done to it."""
         origin, domain = self._parse(key)
-        known = self._dataset.file_digest(category, origin)
+        known = self.original.file_digest(category, origin)
         return digest(known, VERSION, domain) if domain else known
 
     def read_image(self, category: str, key: str) -> Image:
         """Returns an image as ``(H, W, 3)`` RGB."""
         origin, domain = self._parse(key)
-        image = self._dataset.read_image(category, origin)
+        image = self.original.read_image(category, origin)
         if not domain:
             return image
         # From the pixels, so that a renamed image and its copies look the same.
@@ -266,10 +269,10 @@ class CorruptedDataset(Dataset):
 
     def read_mask(self, category: str, key: str) -> npt.NDArray[np.bool_]:
         """Returns a ground-truth mask as ``(H, W)``, true at anomalous pixels."""
-        return self._dataset.read_mask(category, key)
+        return self.original.read_mask(category, key)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._dataset!r}, {self.shift!r})"
+        return f"{type(self).__name__}({self.original!r}, {self.shift!r})"
 
     def _parse(self, key: str) -> tuple[str, str]:
         """Returns the key of the original and the domain, or the key itself and ""."""
@@ -277,8 +280,6 @@ class CorruptedDataset(Dataset):
         return (origin, domain) if domain in self._domains else (key, "")
 
 
-def _check(name: str, severity: int) -> None:
+def _check(name: str) -> None:
     if name not in CORRUPTIONS:
-        raise DataError(f"shift.corruptions: no corruption {name!r}; use {', '.join(CORRUPTIONS)}")
-    if severity not in SEVERITIES:
-        raise DataError(f"shift.severity {severity}: must be 1, 2, 3, 4 or 5")
+        raise DataError(f"no corruption {name!r}{suggest(name, CORRUPTIONS)}")

@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,54 +21,14 @@ from anomtune.datasets.base import GOOD, Dataset, Problem, Sample
 from anomtune.datasets.io import store
 from anomtune.datasets.io.cache import CategoryArrays, map_array, open_category, start_array
 from anomtune.datasets.splits.damage import VERSION as DAMAGE_VERSION
-from anomtune.datasets.splits.damage import check_without
 from anomtune.datasets.splits.damaged_copies import Row, damaged_rows
 from anomtune.datasets.splits.leaks import find_leaks
+from anomtune.datasets.splits.validation import Protocol, Validation
 from anomtune.errors import DataError
-
-Protocol = Literal["labelled", "synthetic", "test"]
-PROTOCOLS: tuple[Protocol, ...] = ("labelled", "synthetic", "test")
 
 _FORMAT = 1  # Of the split's identity.
 _ENTRY_FORMAT = 2  # Of the directories in the cache.
 _REMEDY = "use validation.protocol: synthetic"
-
-
-@dataclass(frozen=True, slots=True)
-class Validation:
-    """How the validation images are chosen.
-
-    Attributes:
-        protocol: ``labelled`` divides the dataset's test images into validation and held-out test;
-            ``synthetic`` holds out normal training images and damages copies of them; ``test``
-            validates on the whole test part, as the papers do.
-        fraction: Share of the images that goes to validation, of each defect type (``labelled``)
-            or of the training images (``synthetic``); unused by ``test``.
-        seed: Chooses among the splits of one kind.
-        without_damage: Kinds of damage (see `splits.damage`) that ``synthetic`` leaves out,
-            because a method to be judged trains on them; nothing with other protocols.
-    """
-
-    protocol: Protocol = "labelled"
-    fraction: float = 0.5
-    seed: int = 0
-    without_damage: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise DataError(
-                f"validation.protocol {self.protocol!r}: must be one of {', '.join(PROTOCOLS)}"
-            )
-        if not 0 < self.fraction < 1:
-            raise DataError(f"validation.fraction {self.fraction}: must lie between 0 and 1")
-        if self.without_damage and self.protocol != "synthetic":
-            raise DataError(
-                f"validation.without_damage: nothing is damaged under {self.protocol!r}; remove it"
-            )
-        try:
-            check_without(self.without_damage)
-        except ValueError as error:
-            raise DataError(f"validation.without_damage: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,8 +221,8 @@ def load_search_split(
             default: ``image_size``.
 
     Raises:
-        DataError: If the images cannot be read or not be divided that way, or the cache cannot be
-            written.
+        DataError: If the images cannot be read or not be divided that way.
+        StorageError: If the cache cannot be written.
     """
     size = input_size or image_size
     arrays, parts = _open(dataset, category, size, validation)
@@ -335,6 +294,7 @@ def load_test_split(
 
     Raises:
         DataError: As `load_search_split`, and if nothing is held out.
+        StorageError: If the cache cannot be written.
     """
     size = input_size or image_size
     arrays, parts = _open(dataset, category, size, validation)

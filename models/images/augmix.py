@@ -54,12 +54,12 @@ class AugMix:
 
     Args:
         operations: GNL's list for MVTec, or its longer one for PACS.
-        seed: Seed of all draws, which are the same on every device.
+        generator: Where all draws come from, on the CPU: they are the same on every device.
     """
 
-    def __init__(self, operations: OperationList, seed: int) -> None:
+    def __init__(self, operations: OperationList, generator: torch.Generator) -> None:
         self.operations = OPERATIONS[operations]
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = generator
 
     def __call__(self, images: Tensor) -> Tensor:
         """Returns float32 views in pixel values of uint8 images ``(B, 3, H, W)``."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomtune.models.images.color_transfer import Transfer, transfer_colors
+from anomtune.models.images.pixels import upload
 
 
 @torch.no_grad()
@@ -74,10 +75,3 @@ def random_resized_crops(images: Tensor, size: int, draws: Tensor) -> Tensor:
     grid = F.affine_grid(torch.stack(rows, 1), [len(images), 3, size, size], align_corners=False)
     pixels = images.float() / 255
     return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-
-
-def upload(numbers: Tensor, device: torch.device) -> Tensor:
-    """Returns small tensors of the CPU on the device; a GPU is not waited for."""
-    if device.type == "cuda":
-        numbers = numbers.pin_memory()
-    return numbers.to(device, non_blocking=True)

@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anomtune.errors import MethodError, suggest
+
+#: The rules of `image_scores` that methods of the reverse distillation kind choose from.
 ScoreRule = Literal["max", "mean", "top1"]
 
 #: Target and prediction of one scale, each ``(B, C, h, w)``.
@@ -83,17 +86,25 @@ def _smoothing_matrix(n: int, sigma: float, device: torch.device, dtype: torch.d
     return matrix.to(device, dtype)
 
 
-def image_scores(maps: Tensor, rule: ScoreRule) -> Tensor:
+def image_scores(maps: Tensor, rule: str) -> Tensor:
     """Returns one score per map: ``(N, H, W)`` -> ``(N,)``.
 
     Args:
         maps: Anomaly maps.
-        rule: ``max`` (papers), ``mean`` (ReContrast on ISIC2018) or ``top1``, the mean of the
-            highest 1 % of the pixels (ReContrast, official "stable" scripts).
+        rule: ``max`` (papers), ``mean`` (ReContrast on ISIC2018), ``top1``, the mean of the
+            highest 1 % of the pixels (ReContrast, official "stable" scripts), or ``sum`` (SSAE).
+
+    Raises:
+        MethodError: If there is no such rule.
     """
     pixels = maps.flatten(1)
-    if rule == "max":
-        return pixels.amax(1)
-    if rule == "mean":
-        return pixels.mean(1)
-    return pixels.topk(max(1, pixels.shape[1] // 100), dim=1).values.mean(1)
+    match rule:
+        case "max":
+            return pixels.amax(1)
+        case "mean":
+            return pixels.mean(1)
+        case "top1":
+            return pixels.topk(max(1, pixels.shape[1] // 100), dim=1).values.mean(1)
+        case "sum":
+            return pixels.sum(1)
+    raise MethodError(f"no score rule {rule!r}{suggest(rule, ('max', 'mean', 'top1', 'sum'))}")

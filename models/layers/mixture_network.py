@@ -10,9 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomtune.models.images.pixels import normalise, upload
 from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
 from anomtune.models.layers.gaussian_mixture import GaussianMixture
 from anomtune.models.layers.patch_features import PatchFeatures
+from anomtune.models.layers.precision import mixed_precision
+
+#: Images per batch where no gradient is needed.
+_BATCH = 16
 
 
 class MixtureNetwork(nn.Module):
@@ -29,25 +34,52 @@ class MixtureNetwork(nn.Module):
     Args:
         backbone: Name of the backbone.
         weights: Its weights.
+        floor: Added to the variances of the mixtures.
+        diagonal: Whether their covariances are diagonal instead of full.
     """
 
     mean: Tensor
     projection: Tensor
     tau: Tensor
 
-    def __init__(self, backbone: Backbone, weights: Weights) -> None:
+    def __init__(
+        self, backbone: Backbone, weights: Weights, *, floor: float, diagonal: bool
+    ) -> None:
         super().__init__()
+        self._floor, self._diagonal = floor, diagonal
         self.features = PatchFeatures(load_backbone(backbone, weights))
         self.register_buffer("mean", torch.zeros(self.features.channels))
         self.register_buffer("tau", torch.zeros(()))
-        self.allocate(GaussianMixture(0, 0), GaussianMixture(0, 0))
+        self.allocate(0, 0, 0)
 
-    def allocate(self, online: GaussianMixture, final: GaussianMixture) -> None:
-        """Takes two mixtures and a projection to their dimensions, on the network's device."""
+    def new_mixture(self, components: int, dimensions: int) -> GaussianMixture:
+        """Returns an empty mixture of the network's kind."""
+        return GaussianMixture(components, dimensions, floor=self._floor, diagonal=self._diagonal)
+
+    def allocate(self, online: int, final: int, dimensions: int) -> None:
+        """Makes room for mixtures of so many components and a projection, on the same device."""
         device = self.mean.device
-        self.online, self.final = online.to(device), final.to(device)
-        shape = (online.means.shape[1], self.features.channels)
+        self.online = self.new_mixture(online, dimensions).to(device)
+        self.final = self.new_mixture(final, dimensions).to(device)
+        shape = (dimensions, self.features.channels)
         self.register_buffer("projection", torch.zeros(shape, device=device))
+
+    def whiten(self, images: Tensor, limit: int, dimensions: int, components: int) -> None:
+        """Makes the projection, and room for the mixtures, from features of images.
+
+        Args:
+            images: uint8 ``(N, 3, I, I)``.
+            limit: At most so many features are looked at.
+            dimensions: At most so many are kept, see `whitening`.
+            components: At most so many. With fewer features than the covariances have free
+                values, normal images that were not seen lie far outside.
+        """
+        mean, projection, count = whitening(self.sample(images, limit), dimensions)
+        kept = len(projection)
+        values = kept if self._diagonal else kept * (kept + 1) // 2
+        components = max(1, min(components, count // values))
+        self.allocate(components, components, kept)
+        self.mean, self.projection = mean, projection
 
     def train(self, mode: bool = True) -> MixtureNetwork:
         """Sets the mode; the backbone always stays in eval mode."""
@@ -56,8 +88,34 @@ class MixtureNetwork(nn.Module):
         return self
 
     def patches(self, images: Tensor) -> Tensor:
-        """Returns features ``(B h w, C)`` of normalised images ``(B, 3, I, I)``, row by row."""
-        return self.features(images).permute(0, 2, 3, 1).flatten(0, 2)  # type: ignore[no-any-return]
+        """Returns features ``(B h w, C)`` of uint8 images ``(B, 3, I, I)``, row by row."""
+        device = self.mean.device
+        with mixed_precision(device):
+            features: Tensor = self.features(normalise(images, device))
+        return features.permute(0, 2, 3, 1).flatten(0, 2)
+
+    def sample(self, images: Tensor, limit: int) -> Iterator[Tensor]:
+        """Yields float32 patches ``(n, C)``, batch by batch; where all are too many, random ones.
+
+        Args:
+            images: uint8 ``(N, 3, I, I)``, any number, in the order that decides the choice.
+            limit: At most so many patches, but one of each image.
+        """
+        self.eval()
+        positions = (images.shape[-1] // self.features.stride) ** 2
+        share = max(1, min(positions, limit // len(images)))
+        generator = torch.Generator().manual_seed(0)
+        for batch in torch.split(images, _BATCH):
+            patches = self.patches(batch)
+            if share < positions:
+                chosen = torch.rand(len(batch), positions, generator=generator).argsort(1)
+                rows = torch.arange(len(batch)).unsqueeze(1) * positions
+                patches = patches[upload((rows + chosen[:, :share]).flatten(), patches.device)]
+            yield patches.float()
+
+    def features_of(self, images: Tensor, limit: int) -> Tensor:
+        """Returns whitened features ``(<= limit, d)`` of images; see `sample`."""
+        return torch.cat([self.project(part) for part in self.sample(images, limit)])
 
     def project(self, patches: Tensor) -> Tensor:
         """Returns whitened features ``(N, d)``, float32, of patches ``(N, C)``."""
@@ -95,6 +153,14 @@ def outliers(log_odds: Tensor, fraction: float) -> Tensor:
     lowest = log_odds.detach().topk(math.ceil(fraction * len(log_odds)), largest=False).indices
     # Where enough are outside, the lowest are among them.
     return (log_odds < 0).index_fill(0, lowest, True)
+
+
+def some_of(patches: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+    """Returns at most ``limit`` of the patches ``(N, C)``, at random."""
+    if len(patches) <= limit:
+        return patches
+    chosen = torch.randperm(len(patches), generator=generator)[:limit]
+    return patches[upload(chosen, patches.device)]
 
 
 def whitening(batches: Iterator[Tensor], dimensions: int) -> tuple[Tensor, Tensor, int]:

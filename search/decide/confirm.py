@@ -11,21 +11,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
-from typing import Literal
 
 from anomtune.search.config import ConfirmConfig
 from anomtune.search.store.records import ConfirmRecord, TrialRecord, best_record, canonical
-
-TestFigure = Literal[
-    "auroc",
-    "auroc_low",
-    "auroc_high",
-    "pixel_auroc",
-    "aupro",
-    "aupro_per_image",
-    "f1",
-    "accuracy",
-]
 
 
 @dataclass(frozen=True)
@@ -55,9 +43,9 @@ class Confirmed:
         """Mean AUROC on held-out images of the training images' domain, if there are any."""
         return self.test_mean("auroc")
 
-    def test_mean(self, figure: TestFigure) -> float | None:
-        """Mean of one of `DomainFigures` on those images; ``None`` if it was not measured."""
-        return _mean(getattr(run.test, figure) for run in self.runs if run.test is not None)
+    def test_mean(self, metric: str) -> float | None:
+        """Mean of a metric on those images; ``None`` if it was not measured."""
+        return _mean(run.test.figures.get(metric) for run in self.runs if run.test is not None)
 
     @property
     def test_std(self) -> float | None:

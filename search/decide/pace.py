@@ -15,8 +15,8 @@ from typing import NamedTuple
 from anomtune.search.store.records import StudyKey, TrialRecord
 
 
-class Progress(NamedTuple):
-    """How far a study is.
+class Candidate(NamedTuple):
+    """A study that may be given the next slot.
 
     Attributes:
         key: The study.
@@ -59,7 +59,7 @@ class Pace:
             known.whole_seconds += seconds
             known.whole_trials += 1
 
-    def choose(self, studies: Sequence[Progress]) -> StudyKey | None:
+    def choose(self, studies: Sequence[Candidate]) -> StudyKey | None:
         """Returns the study that starts the next trial; ``None`` if none can.
 
         Every study is to hand out its last trial so early that it ends with the sweep: what it
@@ -75,7 +75,7 @@ class Pace:
         longest = max(whole.values(), default=0.0)
         left = self._seconds_left(studies, longest)
 
-        def urgency(study: Progress) -> tuple[bool, float]:
+        def urgency(study: Candidate) -> tuple[bool, float]:
             waiting = 1 - study.started / study.target
             length = whole.get(study.key.method, longest)
             late = left > 0 and length >= left
@@ -90,7 +90,7 @@ class Pace:
             if known.whole_trials
         }
 
-    def _seconds_left(self, studies: Sequence[Progress], longest: float) -> float:
+    def _seconds_left(self, studies: Sequence[Candidate], longest: float) -> float:
         """Returns how long the sweep goes on if as many trials run at once as now."""
         slots, work = 1, 0.0
         for study in studies:

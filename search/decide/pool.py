@@ -6,27 +6,27 @@ only state that outlives it: a new pool built from them goes on exactly where th
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
 from anomtune.errors import SweepError
 from anomtune.search.config import SweepConfig, explain
-from anomtune.search.decide.pace import Pace, Progress
-from anomtune.search.decide.study import (
-    SearchPlan,
-    make_pruner,
-    make_sampler,
-    optuna_trial,
-    startup_trials,
+from anomtune.search.decide.optuna_internals import (
+    contains,
+    fast_truncated_normal,
+    pruner_state,
+    quiet,
 )
+from anomtune.search.decide.pace import Candidate, Pace
+from anomtune.search.decide.progress import trial_target
+from anomtune.search.decide.pruners import make_pruner
+from anomtune.search.decide.samplers import make_sampler, startup_trials
+from anomtune.search.decide.study import SearchPlan, optuna_trial
 from anomtune.search.store.records import (
     Cost,
     Facts,
@@ -115,7 +115,7 @@ class Pool:
             for method, plan in plans.items()
         }
         #: Of every study; only one changes at a time, and all are looked at for each trial.
-        self._progress = {key: self._progress_of(study) for key, study in self.studies.items()}
+        self._candidates = {key: self._candidate(study) for key, study in self.studies.items()}
 
     @property
     def remaining(self) -> int:
@@ -147,7 +147,7 @@ class Pool:
             The trial's record, or ``None`` if no study can start one now.
         """
         while True:
-            key = self._pace.choose(list(self._progress.values()))
+            key = self._pace.choose(list(self._candidates.values()))
             if key is None:
                 return None
             record = self._start(self.studies[key])
@@ -168,11 +168,7 @@ class Pool:
         if rung.step not in study.search.get_trials(deepcopy=False)[number].intermediate_values:
             trial.report(rung.auroc, rung.step)
             prune = trial.should_prune() and number > 0
-        record.pruner_state = {
-            name: value
-            for name, value in study.search.get_trials(deepcopy=False)[number].system_attrs.items()
-            if isinstance(value, float)
-        }
+        record.pruner_state = dict(pruner_state(study.search, number))
         self._save(record)
         return not prune
 
@@ -198,7 +194,7 @@ class Pool:
         record.error, record.traceback = error, traceback
         record.state = state
         study.finished[state] += 1
-        self._progress[key] = self._progress_of(study)
+        self._candidates[key] = self._candidate(study)
         self._pace.learn(record)
         self._save(record)
         told = self._told_state(study, record)
@@ -210,27 +206,26 @@ class Pool:
 
     def target(self, study: Study) -> int:
         """Returns how many trials a study is to have."""
-        # Where nothing is searched, one trial says all. Records beyond the sweep's number are
-        # kept, and what was begun of them is finished.
-        wanted = self._config.trials if study.plan.space else 1
-        return max(wanted, len(study.records))
+        return trial_target(self._config, len(study.records), searched=bool(study.plan.space))
 
-    def _progress_of(self, study: Study) -> Progress:
+    def searched(self, study: Study) -> bool:
+        """Whether a study has ended all of them."""
+        return study.finished.total() == self.target(study)
+
+    def _candidate(self, study: Study) -> Candidate:
         target, started, running = self.target(study), study.started, len(study.running)
         modelled = study.finished["COMPLETE"] + study.finished["PRUNED"]
         random_left = startup_trials(self._config.trials) - modelled
         free = random_left <= 0 or running < random_left
-        return Progress(study.key, target, started, running, started < target and free)
+        return Candidate(study.key, target, started, running, started < target and free)
 
     def _start(self, study: Study) -> TrialRecord:
         # Waiting trials (the defaults, interrupted ones) are asked first, in order of number.
         number = study.again.popleft() if study.again else study.started
-        study.search.sampler = make_sampler(
-            self._config, str(study.key), number, study.plan.distributions
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            trial = study.search.ask(fixed_distributions=study.plan.distributions)
+        space = study.plan.distributions
+        with quiet(), fast_truncated_normal():
+            study.search.sampler = make_sampler(self._config, str(study.key), number, space)
+            trial = study.search.ask(fixed_distributions=space)
         assert trial.number == number, (trial.number, number)
         known = study.records.get(number)
         try:
@@ -260,7 +255,7 @@ class Pool:
         self._save(record)
         study.records[number] = record
         study.running[number] = trial
-        self._progress[study.key] = self._progress_of(study)
+        self._candidates[study.key] = self._candidate(study)
         if state == "FAIL":
             self.finish(study.key, number, "FAIL", error=error)
         return record
@@ -278,21 +273,16 @@ class Pool:
         split_hash: str,
         records: Mapping[StudyKey, Sequence[TrialRecord]],
     ) -> Study:
-        study = Study(
-            key,
-            plan,
-            split_hash,
-            optuna.create_study(
+        with quiet():
+            search = optuna.create_study(
                 study_name=f"{self._config.dataset.name}/{key}",
                 direction="maximize",
                 pruner=make_pruner(self._config),
-            ),
-        )
-        study.records = {record.number: record for record in records.get(key, ())}
-        for record in study.records.values():
-            _check_record(study, record)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            )
+            study = Study(key, plan, split_hash, search)
+            study.records = {record.number: record for record in records.get(key, ())}
+            for record in study.records.values():
+                _check_record(study, record)
             for number in range(max(study.records, default=0) + 1):
                 self._replay(study, number)
         return study
@@ -316,6 +306,18 @@ class Pool:
         study.search.add_trial(optuna_trial(record, told, point, study.plan.distributions))
 
 
+def check_deciders(config: SweepConfig, plans: Mapping[str, SearchPlan]) -> None:
+    """Makes sure that the sweep's sampler and pruner can be made, before anything is written.
+
+    Raises:
+        SweepError: If one of them cannot.
+    """
+    with quiet():
+        make_pruner(config)
+        for plan in plans.values():
+            make_sampler(config, plan.method, 0, plan.distributions)
+
+
 def _check_record(study: Study, record: TrialRecord) -> None:
     """Checks that a record of an earlier run belongs to the study as it is now.
 
@@ -334,7 +336,7 @@ def _check_record(study: Study, record: TrialRecord) -> None:
     for name in {**record.params, **fixed}:
         value = record.params.get(name)
         if name in record.params and name in searched:
-            fits = _contains(searched[name], value)
+            fits = contains(searched[name], value)
         else:
             fits = name in record.params and name in fixed and value == fixed[name]
         if not fits:
@@ -342,10 +344,3 @@ def _check_record(study: Study, record: TrialRecord) -> None:
                 f"{record.path}.json: was run with {name} = {value!r}, which this version of "
                 f"{record.method} does not; install the version that it was run with, or {remedy}"
             )
-
-
-def _contains(distribution: BaseDistribution, value: Any) -> bool:
-    try:
-        return distribution._contains(distribution.to_internal_repr(value))
-    except ValueError:
-        return False

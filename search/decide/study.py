@@ -1,11 +1,8 @@
-"""What a study searches: the space, trial 0, and Optuna's sampler and pruner for it."""
+"""What a study searches: the space, and trial 0."""
 
 from __future__ import annotations
 
-import hashlib
-import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +16,6 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
-from scipy.special import erf, log_ndtr
 
 from anomtune.errors import MethodError, SweepError, suggest
 from anomtune.models.hyperparameters import (
@@ -30,18 +26,8 @@ from anomtune.models.hyperparameters import (
     SearchRange,
 )
 from anomtune.registry import METHODS
-from anomtune.search.config import MethodConfig, SweepConfig, explain
+from anomtune.search.config import MethodConfig, explain
 from anomtune.search.store.records import TrialRecord
-
-# Most of the time of TPE's suggestions: Optuna calculates it in Python, number by number.
-with suppress(ImportError):
-    from optuna.samplers._tpe import _truncnorm
-
-    _truncnorm._log_ndtr = log_ndtr
-    _truncnorm.erf = erf  # type: ignore[attr-defined]
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 @dataclass(frozen=True)
@@ -216,75 +202,3 @@ def optuna_trial(
         system_attrs=dict(record.pruner_state),
         value=record.curve[-1].auroc if valued else None,
     )
-
-
-def startup_trials(trials: int) -> int:
-    """Returns how many trials of a study are random before its sampler models them.
-
-    Optuna's 10, but never more than a third of a short study.
-    """
-    return min(10, max(2, trials // 3))
-
-
-class _TPESampler(optuna.samplers.TPESampler):
-    """Optuna's TPE, told the space that it would else find out from all trials at each ask."""
-
-    def __init__(self, space: Mapping[str, BaseDistribution], *, seed: int, startup: int) -> None:
-        super().__init__(seed=seed, n_startup_trials=startup)
-        self._known_space = {
-            name: item for name, item in sorted(space.items()) if not item.single()
-        }
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Returns the space: every trial of a study has it."""
-        return self._known_space
-
-
-def make_sampler(
-    config: SweepConfig, study: str, number: int, space: Mapping[str, BaseDistribution]
-) -> optuna.samplers.BaseSampler:
-    """Returns the sampler for one trial.
-
-    A new one for each, seeded by the trial's name: what is suggested depends on the history
-    alone, so that a resumed study goes on as if it had never stopped.
-
-    Args:
-        config: The sweep.
-        study: Name of the study.
-        number: Index of the trial in it.
-        space: What the study searches.
-    """
-    digest = hashlib.sha256(f"{config.seed}/{study}/{number}".encode()).digest()
-    seed = int.from_bytes(digest[:4], "big")
-    startup = startup_trials(config.trials)
-    match config.sampler:
-        case "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-        case "gp":
-            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
-        case "cmaes":
-            # CMA-ES draws from a distribution that earlier trials moved: after a restart Optuna
-            # begins a new one (its own notes are pickles, which a record must not hold).
-            return optuna.samplers.CmaEsSampler(
-                seed=seed, n_startup_trials=startup, warn_independent_sampling=False
-            )
-        case "tpe":
-            return _TPESampler(space, seed=seed, startup=startup)
-
-
-def make_pruner(config: SweepConfig) -> optuna.pruners.BasePruner:
-    """Returns the pruner of a study; its first look comes after a quarter of the rungs."""
-    first = max(1, config.rungs // 4)
-    match config.pruner:
-        case "successive_halving":
-            return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=3)
-        case "hyperband":
-            return optuna.pruners.HyperbandPruner(min_resource=first, max_resource=config.rungs)
-        case "median":
-            return optuna.pruners.MedianPruner(
-                n_startup_trials=startup_trials(config.trials), n_warmup_steps=first
-            )
-        case "none":
-            return optuna.pruners.NopPruner()

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from anomtune.search.config import SweepConfig
-from anomtune.search.decide.confirm import belongs, to_confirm
 from anomtune.search.decide.pool import Pool, Study
+from anomtune.search.decide.progress import most_confirm_runs, owed_confirm_runs
 from anomtune.search.store.records import (
     AnyRecord,
     ConfirmRecord,
@@ -41,7 +41,8 @@ class Confirmation:
         self._pool = pool
         self._save = save
         self._settled = settled
-        self._known = {record.path: record for runs in records.values() for record in runs}
+        self._earlier = records
+        self._most = most_confirm_runs(config)
         #: Of every study whose search has ended: the runs that have not been handed out.
         self._waiting: dict[StudyKey, deque[ConfirmRecord]] = {}
         self._running: dict[str, StudyKey] = {}
@@ -51,12 +52,10 @@ class Confirmation:
     @property
     def remaining(self) -> int:
         """Number of runs that have not finished; of studies that still search, at most."""
-        if self._config.confirm.top == 0:
-            return len(self._running)
-        most = (self._config.confirm.top + 1) * len(set(self._config.confirm.seeds))
-        studies = self._pool.studies.values()
-        waiting = [self._runs(study) if self._searched(study) else None for study in studies]
-        return len(self._running) + sum(most if runs is None else len(runs) for runs in waiting)
+        return len(self._running) + sum(
+            len(self._runs(study)) if self._pool.searched(study) else self._most
+            for study in self._pool.studies.values()
+        )
 
     @property
     def running(self) -> int:
@@ -65,10 +64,8 @@ class Confirmation:
 
     def ask(self) -> ConfirmRecord | None:
         """Starts the next run, or returns ``None`` if none can start now."""
-        if self._config.confirm.top == 0:
-            return None
         for study in self._pool.studies.values():
-            if self._searched(study) and (runs := self._runs(study)):
+            if self._pool.searched(study) and (runs := self._runs(study)):
                 record = runs.popleft()
                 record.cost.started_at = now()
                 self._save(record)
@@ -78,7 +75,8 @@ class Confirmation:
 
     def ended_before(self) -> Iterator[ConfirmRecord]:
         """Returns the runs that an earlier start completed."""
-        return (record for record in self._known.values() if record.state == "COMPLETE")
+        records = (record for runs in self._earlier.values() for record in runs)
+        return (record for record in records if record.state == "COMPLETE")
 
     def finish(
         self,
@@ -103,13 +101,10 @@ class Confirmation:
 
     def _settle(self, study: Study) -> None:
         """Tells of a study if nothing of it is left to confirm."""
-        if self._config.confirm.top == 0 or not self._searched(study):
+        if self._most == 0 or not self._pool.searched(study):
             return
         if not self._runs(study) and study.key not in self._running.values():
             self._settled(study.key)
-
-    def _searched(self, study: Study) -> bool:
-        return study.finished.total() == self._pool.target(study)
 
     def _runs(self, study: Study) -> deque[ConfirmRecord]:
         """Returns the runs that wait, of a study whose search has ended."""
@@ -119,25 +114,18 @@ class Confirmation:
         return self._waiting[study.key]
 
     def _new_runs(self, study: Study) -> Iterator[ConfirmRecord]:
-        for number in to_confirm(study.records.values(), self._config.confirm):
-            for seed in dict.fromkeys(self._config.confirm.seeds):
-                record = ConfirmRecord(
-                    dataset=self._config.dataset.name,
-                    category=study.key.category,
-                    method=study.key.method,
-                    number=number,
-                    seed=seed,
-                    state="RUNNING",
-                    params=study.records[number].params,
-                    split_hash=study.split_hash,
-                )
-                known = self._known.get(record.path)
-                if (
-                    known is None
-                    or known.state == "RUNNING"
-                    or not belongs(known, study.records[number])
-                ):
-                    yield record
+        runs = self._earlier.get(study.key, ())
+        for number, seed in owed_confirm_runs(self._config, study.records.values(), runs):
+            yield ConfirmRecord(
+                dataset=self._config.dataset.name,
+                category=study.key.category,
+                method=study.key.method,
+                number=number,
+                seed=seed,
+                state="RUNNING",
+                params=study.records[number].params,
+                split_hash=study.split_hash,
+            )
 
 
 class Work:

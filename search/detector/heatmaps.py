@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from scipy.ndimage import binary_dilation
 
 #: uint8 ``(H, W, 3)``, RGB.
 Picture = npt.NDArray[np.uint8]
@@ -59,9 +60,8 @@ def outline(image: Picture, mask: npt.NDArray[np.generic]) -> Picture:
         A copy, uint8 ``(S, S, 3)``.
     """
     inside = mask.astype(bool)
-    grown = inside
-    for _ in range(max(1, round(len(image) / 128))):
-        grown = _grow(grown)
+    # Pixels that touch from above, below or a side.
+    grown = binary_dilation(inside, iterations=max(1, round(len(image) / 128)))
     marked = image.copy()
     marked[grown & ~inside] = _OUTLINE
     return marked
@@ -107,13 +107,3 @@ def png_bytes(picture: Picture) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _grow(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Returns the mask with every pixel that touches it from above, below or a side."""
-    grown = mask.copy()
-    grown[1:] |= mask[:-1]
-    grown[:-1] |= mask[1:]
-    grown[:, 1:] |= mask[:, :-1]
-    grown[:, :-1] |= mask[:, 1:]
-    return grown

@@ -28,12 +28,14 @@ import numpy.typing as npt
 import torch
 
 from anomtune.datasets.io.cache import workers
-from anomtune.datasets.io.files import entries
-from anomtune.datasets.io.imagefile import EXTENSIONS, read_rgb, resize_image
+from anomtune.datasets.io.files import image_files
+from anomtune.datasets.io.imagefile import read_rgb, resize_image
 from anomtune.errors import ImageError
 from anomtune.models.base import Detector
-from anomtune.search.detector.saved import SavedConfig, load_detector
-from anomtune.search.run.trial import as_images
+from anomtune.search.detector.devices import choose_device
+from anomtune.search.detector.opened import as_images
+from anomtune.search.detector.saved import SavedConfig, load_detector, save_model
+from anomtune.search.store.storage import Storage
 
 D = TypeVar("D")
 
@@ -62,7 +64,7 @@ class Model:
     """A trained detector and what is known of it.
 
     Attributes:
-        detector: Predicts, and cannot go on training.
+        detector: Trained. A loaded one cannot go on training.
         config: What its folder's ``config.yaml`` says.
     """
 
@@ -110,6 +112,17 @@ class Model:
                 if good:
                     yield from self._predict(good, np.stack(images))
 
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Writes a model folder that `load_model` reads, or replaces the one that is there.
+
+        Args:
+            directory: A local path or a pyarrow filesystem URI.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        save_model(Storage(directory), "", self.detector, self.config)
+
     def _predict(self, paths: list[Path], images: npt.NDArray[np.uint8]) -> Iterator[Prediction]:
         maps = self.detector.anomaly_maps(as_images(images, self.detector.device))
         scores = self.detector.image_scores(maps).float().cpu().tolist()
@@ -131,37 +144,7 @@ def load_model(
     Raises:
         MethodError: If there is no model, or it cannot be used here; says what to do.
     """
-    return Model(*load_detector(directory, device or default_device()))
-
-
-def default_device() -> str:
-    """Returns ``cuda`` if there is a GPU, else ``cpu``."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def image_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
-    """Yields files as they are given, and in place of a folder the image files below it, by name.
-
-    Hidden files and folders are left out, links to folders are not followed.
-    """
-    for given in map(Path, paths):
-        if given.is_dir():
-            yield from _walk(given)
-        else:
-            yield given
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    try:
-        found = entries(folder)
-    except OSError:
-        yield folder  # Reading it will fail for the same reason, and say so.
-        return
-    for entry in found:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(Path(entry.path))
-        elif Path(entry.name).suffix.lower() in EXTENSIONS:
-            yield Path(entry.path)
+    return Model(*load_detector(directory, choose_device(None if device is None else str(device))))
 
 
 def _ahead(

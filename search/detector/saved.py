@@ -17,29 +17,30 @@ import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import MethodError, SweepError, TrainingDivergedError
 from anomtune.models.base import Detector
 from anomtune.models.layers.backbones import weights_come_later
 from anomtune.registry import METHODS
-from anomtune.search.config import ValidationConfig, dump_yaml, explain, read_yaml
+from anomtune.search.config import dump_yaml, explain, read_yaml
+from anomtune.search.detector.opened import OpenedDetector
+from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.metrics.image import auroc, f1_threshold
-from anomtune.search.run.trial import OpenedTrial, TrialSpec
 from anomtune.search.store.storage import Storage
 
 CONFIG, WEIGHTS = "config.yaml", "weights.safetensors"
 
 #: Raise it when a folder is read otherwise.
-FORMAT = 1
+FORMAT = 2
 
 _BATCH = 32
 _LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "safetensors")
 
 
-class SavedValidation(ValidationConfig):
-    """How the detector did on the validation images, which also gave the threshold.
+class Measured(BaseModel):
+    """How a detector did on the validation images, which also gave the threshold.
 
     Attributes:
-        split_hash: Which images they were.
         n_normal: Normal images.
         n_anomalous: Anomalous images.
         auroc: Image AUROC.
@@ -48,7 +49,8 @@ class SavedValidation(ValidationConfig):
         accuracy: Accuracy at the threshold.
     """
 
-    split_hash: str
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
     n_normal: int
     n_anomalous: int
     auroc: float
@@ -73,7 +75,9 @@ class SavedConfig(BaseModel):
         map_low: Where the colours of heat maps begin: what 95 % of the pixels of a normal image
             stay below (the median over the normal validation images).
         map_high: Where they end: the highest 99.9th percentile of a validation image.
-        validation: Figures on the validation images.
+        validation: How the validation images were chosen.
+        split_hash: Which images trained and validated.
+        measured: Figures on the validation images.
         code_version: Version of anomtune.
         versions: Versions of Python and of the libraries.
         weights_sha256: SHA-256 of the weights file: a config never goes with the weights of
@@ -93,13 +97,15 @@ class SavedConfig(BaseModel):
     threshold: float
     map_low: float
     map_high: float
-    validation: SavedValidation
+    validation: Validation
+    split_hash: str
+    measured: Measured
     code_version: str
     versions: dict[str, str]
     weights_sha256: str = ""
 
 
-def make_saved_config(spec: TrialSpec, trial: OpenedTrial) -> SavedConfig:
+def make_saved_config(spec: TrainingSpec, trial: OpenedDetector) -> SavedConfig:
     """Scores the validation images with a trained detector and says what there is to say of it.
 
     Args:
@@ -140,9 +146,9 @@ def make_saved_config(spec: TrialSpec, trial: OpenedTrial) -> SavedConfig:
         threshold=threshold,
         map_low=float(np.median(usual[labels == 0])),
         map_high=float(highest.max()),
-        validation=SavedValidation(
-            **spec.validation.model_dump(),
-            split_hash=spec.split_hash,
+        validation=spec.validation,
+        split_hash=trial.split_hash,
+        measured=Measured(
             n_normal=int((labels == 0).sum()),
             n_anomalous=int((labels == 1).sum()),
             auroc=area.value,

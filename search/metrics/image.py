@@ -1,4 +1,4 @@
-"""Image AUROC with exact ties, its DeLong interval, the paired DeLong test, and the best F1."""
+"""Image AUROC with exact ties, its DeLong interval and paired test, the ROC curve, the best F1."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 from scipy.stats import norm, rankdata
 
 Scores = npt.NDArray[np.floating]
@@ -47,7 +48,36 @@ def auroc(labels: Labels, scores: Scores) -> Auroc:
         return Auroc(value, 0.0, 1.0)
     centre = math.log(value / (1 - value))
     half = float(norm.ppf(0.975)) * deviation / (value * (1 - value))
-    return Auroc(value, _expit(centre - half), _expit(centre + half))
+    return Auroc(value, float(expit(centre - half)), float(expit(centre + half)))
+
+
+def roc_curve(
+    labels: Labels, scores: Scores
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Returns the corners of the ROC curve, from (0, 0) to (1, 1).
+
+    Where tied scores hold images of both classes the curve is oblique. Points on a straight part
+    between two others are left out, as scikit-learn's function of this name does.
+
+    Args:
+        labels: ``(N,)``, 0 for normal and 1 for anomalous images.
+        scores: ``(N,)``, higher where more anomalous.
+
+    Returns:
+        False and true positive rates, both rising, in [0, 1].
+
+    Raises:
+        ValueError: If a class is missing or a score is not finite.
+    """
+    labels, values = _checked(labels, scores)
+    order = np.argsort(-values)
+    last_of_equals = np.flatnonzero(np.append(np.diff(values[order]) != 0, True))
+    hits = np.cumsum(labels[order] == 1)[last_of_equals]
+    alarms = last_of_equals + 1 - hits
+    bends = (np.diff(alarms, 2) != 0) | (np.diff(hits, 2) != 0)
+    corners = np.concatenate([[True], bends, [True]]) if len(hits) > 1 else np.ones(1, np.bool_)
+    alarms, hits = np.append(0, alarms[corners]), np.append(0, hits[corners])
+    return alarms / alarms[-1], hits / hits[-1]
 
 
 def paired_delong_p(labels: Labels, first: Scores, second: Scores) -> float:
@@ -123,13 +153,8 @@ def _placements(
     image the share of anomalous images that outscore it (a tie is one half). The mean of either
     is the area; it is computed from the sum of ranks, which is exact: equal areas are equal bits.
     """
-    labels = np.asarray(labels)
-    values = np.asarray(scores, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("anomaly scores are not finite")
+    labels, values = _checked(labels, scores)
     anomalous, normal = values[labels == 1], values[labels == 0]
-    if len(anomalous) == 0 or len(normal) == 0:
-        raise ValueError("AUROC needs normal and anomalous images")
     ranks = rankdata(np.concatenate([anomalous, normal]))
     m, n = len(anomalous), len(normal)
     over_normal = (ranks[:m] - rankdata(anomalous)) / n
@@ -138,5 +163,11 @@ def _placements(
     return over_normal, under_anomalous, area
 
 
-def _expit(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+def _checked(labels: Labels, scores: Scores) -> tuple[Labels, npt.NDArray[np.float64]]:
+    labels = np.asarray(labels)
+    values = np.asarray(scores, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("anomaly scores are not finite")
+    if not ((labels == 1).any() and (labels == 0).any()):
+        raise ValueError("AUROC needs normal and anomalous images")
+    return labels, values

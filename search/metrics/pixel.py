@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from scipy.integrate import trapezoid
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -202,7 +203,7 @@ def _aupro(normal: Floats, overlap: Floats) -> float:
     part = (_LIMIT - rates[end - 1]) / (rates[end] - rates[end - 1])
     overlaps[end] = overlaps[end - 1] + part * (overlaps[end] - overlaps[end - 1])
     rates[end] = _LIMIT
-    return _trapezoid(rates[: end + 1], overlaps[: end + 1]) / _LIMIT
+    return float(trapezoid(overlaps[: end + 1], rates[: end + 1])) / _LIMIT
 
 
 def _image_aupro(
@@ -232,8 +233,4 @@ def _image_aupro(
         return 0.0
     if rates[-1] == 0:
         return float(overlaps.mean())
-    return _trapezoid(rates, overlaps) / float(rates[-1])
-
-
-def _trapezoid(x: Floats, y: Floats) -> float:
-    return float(np.diff(x) @ (y[1:] + y[:-1]) / 2)
+    return float(trapezoid(overlaps, rates)) / float(rates[-1])

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import roc_curve
 
 from anomtune.search.decide.confirm import Confirmed
+from anomtune.search.metrics.image import roc_curve
 from anomtune.search.report.traces import MUTED, Figure, digits, figure, line, markers
-from anomtune.search.report.verdict import Row
-from anomtune.search.store.records import HeldOutScores
+from anomtune.search.results.column import Row
+from anomtune.search.store.held_out import HeldOutScores
 
 #: Points that are drawn of a ROC curve.
 _ROC_POINTS = 400
@@ -90,7 +90,7 @@ def roc(runs: Sequence[tuple[int, HeldOutScores]], colour: str) -> Figure | None
     for seed, (labels, scores) in runs:
         if len(np.unique(labels)) < 2 or not np.isfinite(scores).all():
             continue
-        false_positives, true_positives, _ = roc_curve(labels, scores)
+        false_positives, true_positives = roc_curve(labels, scores)
         last = len(false_positives) - 1
         kept = np.unique(np.linspace(0, last, min(last + 1, _ROC_POINTS)).round().astype(int))
         points = zip(false_positives[kept].tolist(), true_positives[kept].tolist(), strict=True)

@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from anomtune.search.config import SweepConfig
-from anomtune.search.decide.confirm import Confirmed, belongs, choose, summarise, to_confirm
+from anomtune.search.decide.confirm import Confirmed, choose, summarise
+from anomtune.search.decide.progress import StudyProgress, study_progress
 from anomtune.search.decide.study import SearchPlan, plan_search
 from anomtune.search.metrics.image import paired_delong_p
-from anomtune.search.report.verdict import Progress, Verdict, judge
+from anomtune.search.report.verdict import Verdict, judge
+from anomtune.search.results.column import Row
 from anomtune.search.results.leaderboard import compile_leaderboard
 from anomtune.search.store.records import ConfirmRecord, RecordStore, StudyKey, TrialRecord
 
@@ -28,15 +30,15 @@ class StudyEvidence:
         records: Its trials, in order of number.
         confirmed: Its configs that are confirmed, by number of their trial.
         winner: What was confirmed of the chosen config, if that is a confirmed one.
-        progress: How much of it is done.
+        progress: How far it is.
     """
 
-    row: Mapping[str, Any]
+    row: Row
     plan: SearchPlan
     records: Sequence[TrialRecord]
     confirmed: Mapping[int, Confirmed]
     winner: Confirmed | None
-    progress: Progress
+    progress: StudyProgress
 
 
 @dataclass(frozen=True)
@@ -95,45 +97,26 @@ def gather(config: SweepConfig, store: RecordStore) -> Evidence:
             plan = plans[key.method]
             studies.append(_study(config, row, plan, trials.get(key, ()), runs.get(key, ())))
         progress = [study.progress for study in studies]
-        total = Progress(
-            sum(part.trials for part in progress),
-            sum(part.trials_wanted for part in progress),
-            sum(part.runs for part in progress),
-            sum(part.runs_wanted for part in progress),
-        )
-        verdict = judge(entries, total, _told_apart(store, studies[0]))
+        verdict = judge(entries, progress, _told_apart(store, studies[0]))
         categories.append(CategoryEvidence(name, studies, verdict))
     return Evidence(config, store, board, categories)
 
 
 def _study(
     config: SweepConfig,
-    row: Mapping[str, Any],
+    row: Row,
     plan: SearchPlan,
     records: Sequence[TrialRecord],
     runs: Sequence[ConfirmRecord],
 ) -> StudyEvidence:
-    by_number = {record.number: record for record in records}
-    trials = sum(record.state != "RUNNING" for record in records)
-    wanted = max(config.trials if plan.space else 1, len(records))
-    # Which configs are confirmed is known when the search is over.
-    numbers = to_confirm(records, config.confirm) if trials >= wanted else []
-    seeds = set(config.confirm.seeds)
-    ended = [
-        run
-        for run in runs
-        if run.state != "RUNNING"
-        and run.number in numbers
-        and run.seed in seeds
-        and belongs(run, by_number[run.number])
-    ]
+    key = StudyKey(row["category"], row["method"])
     return StudyEvidence(
         row=row,
         plan=plan,
         records=records,
         confirmed=summarise(records, runs, config.confirm),
         winner=choose(records, runs, config.confirm)[1],
-        progress=Progress(trials, wanted, len(ended), len(numbers) * len(seeds)),
+        progress=study_progress(config, key, records, runs, searched=bool(plan.space)),
     )
 
 

@@ -8,11 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from anomtune.cli.tables import figure
+import pyarrow as pa
+
 from anomtune.search.decide.confirm import Confirmed
 from anomtune.search.report.accuracy_figures import ranked_by
 from anomtune.search.report.evidence import CategoryEvidence, Evidence, StudyEvidence
-from anomtune.search.report.verdict import Row, count, deviation, milliseconds, signed, spread
+from anomtune.search.report.verdict import count, deviation, spread
+from anomtune.search.results.column import Row
+from anomtune.search.results.columns import columns_named, is_of_plugin
+from anomtune.search.results.figures import figure, signed
 
 
 @dataclass(frozen=True)
@@ -195,8 +199,10 @@ def _test_interval(winner: Confirmed | None) -> str:
     """Returns the mean of the seeds' intervals on held-out images, if they were measured."""
     if winner is None:
         return ""
-    low, high = winner.test_mean("auroc_low"), winner.test_mean("auroc_high")
-    return "" if low is None or high is None else f"{figure(low)}-{figure(high)}"
+    measured = [run.test for run in winner.runs if run.test is not None]
+    lows = [test.auroc_low for test in measured if test.auroc_low is not None]
+    highs = [test.auroc_high for test in measured if test.auroc_high is not None]
+    return f"{figure(mean(lows))}-{figure(mean(highs))}" if lows and highs else ""
 
 
 def agreement_in_words(evidence: Evidence) -> list[str]:
@@ -235,7 +241,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column of a table."""
 
     title: str
@@ -244,58 +250,45 @@ class Column:
     numeric: bool = True
 
 
-def leaderboard(rows: Sequence[Row]) -> list[Column]:
+#: Columns of the leaderboard that the page shows, where anything was measured; metrics of plug-ins
+#: follow those of anomtune.
+_SHOWN = (
+    "category",
+    "rank",
+    "method",
+    "val_auroc",
+    "val_auroc_low",
+    "gain",
+    "confirmed_auroc_mean",
+    "test_auroc_mean",
+    "default_test_auroc_mean",
+    "test_pixel_auroc_mean",
+    "test_aupro_mean",
+)
+_SHOWN_LAST = (
+    "shifted_auroc_mean",
+    "optimism_gap",
+    "trials",
+    "train_seconds",
+    "image_ms",
+    "parameters",
+    "peak_memory_bytes",
+)
+
+
+def leaderboard(evidence: Evidence) -> list[TableColumn]:
     """Returns the leaderboard's columns, without those in which nothing was measured."""
-
-    def column(
-        title: str, meaning: str, name: str, show: Callable[[Row], str], *, numeric: bool = True
-    ) -> Column:
-        cells = [Cell("" if row[name] is None else show(row), row[name]) for row in rows]
-        return Column(title, meaning, cells, numeric)
-
-    def auroc(title: str, meaning: str, name: str) -> Column:
-        return column(title, meaning, name, lambda row: spread(row, name.removesuffix("_mean")))
-
-    columns = [
-        column("category", "", "category", lambda row: str(row["category"]), numeric=False),
-        column(
-            "rank",
-            "= : a paired DeLong test (5 %) on the validation images cannot tell it from the best",
-            "rank",
-            lambda row: f"{'=' if row['tied'] else ''}{row['rank']}",
-        ),
-        column("method", "", "method", lambda row: str(row["method"]), numeric=False),
-        column("validation", "AUROC of the search", "val_auroc", lambda r: figure(r["val_auroc"])),
-        column("95 % interval", "DeLong, of the validation AUROC", "val_auroc_low", _interval),
-        column("gain", "over the paper's own config", "gain", lambda row: signed(row["gain"])),
-        auroc("retrained", "validation AUROC over the seeds", "confirmed_auroc_mean"),
-        auroc("held out", "AUROC over the seeds", "test_auroc_mean"),
-        auroc("paper, held out", "the paper's own config", "default_test_auroc_mean"),
-        auroc("pixel AUROC", "held out", "test_pixel_auroc_mean"),
-        auroc("AUPRO", "held out, up to a false positive rate of 0.3", "test_aupro_mean"),
-        auroc("shifted", "mean AUROC of the shifted domains", "shifted_auroc_mean"),
-        column(
-            "optimism",
-            "validation minus held out",
-            "optimism_gap",
-            lambda row: signed(row["optimism_gap"]),
-        ),
-        column("trials", "", "trials", _trials),
-        column("train s", "of the chosen config", "train_seconds", _tenths("train_seconds")),
-        column(
-            "ms/image", "to score one", "image_ms", lambda row: milliseconds(row["image_ms"])
-        ),
-        column(
-            "parameters", "", "parameters", lambda row: f"{row['parameters'] / 1e6:.1f} M"
-        ),
-        column(
-            "memory",
-            "at its peak",
-            "peak_memory_bytes",
-            lambda row: f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
-        ),
-    ]  # fmt: skip
-    return [column for column in columns if any(cell.key is not None for cell in column.cells)]
+    rows = [study.row for study in evidence.studies]
+    names = evidence.board.schema.names
+    columns = columns_named(names)
+    shown = []
+    for name in (*_SHOWN, *filter(is_of_plugin, names), *_SHOWN_LAST):
+        column = columns[name]
+        cells = [Cell("" if row[name] is None else column.format(row), row[name]) for row in rows]
+        numeric = not pa.types.is_dictionary(column.type)
+        if any(cell.key is not None for cell in cells):
+            shown.append(TableColumn(column.title, column.meaning, cells, numeric))
+    return shown
 
 
 def provenance(evidence: Evidence) -> list[tuple[str, str]]:
@@ -351,12 +344,3 @@ def _images(normal: int | None, anomalous: int | None) -> str:
 
 def _interval(row: Row) -> str:
     return f"{figure(row['val_auroc_low'])}-{figure(row['val_auroc_high'])}"
-
-
-def _trials(row: Row) -> str:
-    extra = [f"{row[name]} {name}" for name in ("pruned", "failed") if row[name]]
-    return f"{row['trials']}" + (f" ({', '.join(extra)})" if extra else "")
-
-
-def _tenths(name: str) -> Callable[[Row], str]:
-    return lambda row: f"{row[name]:.1f}"

@@ -30,9 +30,10 @@ from anomtune.search.report.overview import (
 )
 from anomtune.search.report.panels import Figures, category_panel, study_panel
 from anomtune.search.report.traces import palette
-from anomtune.search.report.verdict import summarise_verdicts
+from anomtune.search.report.verdict import is_finished, summarise_verdicts
 from anomtune.search.results.optuna_export import rebuild_studies
-from anomtune.search.store.records import StudyKey, open_sweep
+from anomtune.search.store.directory import read_sweep
+from anomtune.search.store.records import StudyKey
 
 _NAME = "report.html"
 
@@ -49,9 +50,10 @@ def write_report(directory: str | os.PathLike[str]) -> Written:
     """Writes the report of a sweep, also of one that still runs, into its directory.
 
     Raises:
-        SweepError: If it is not the directory of a sweep, or cannot be written to.
+        SweepError: If it is not the directory of a sweep.
+        StorageError: If it cannot be read or written to.
     """
-    config, store = open_sweep(directory)
+    config, store = read_sweep(directory)
     content = render(gather(config, store)).encode()
     store.storage.write(_NAME, content)
     return Written(f"{store.storage.location.rstrip('/')}/{_NAME}", len(content))
@@ -82,12 +84,12 @@ def render(evidence: Evidence) -> str:
     return template.render(
         evidence=evidence,
         summary=summarise_verdicts([category.verdict for category in evidence.categories]),
-        finished=all(study.progress.finished for study in evidence.studies),
+        finished=is_finished(study.progress for study in evidence.studies),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         forest_start=start,
         forests=[forest(category, start) for category in evidence.categories],
         heat_maps=heat_maps(evidence),
-        columns=leaderboard([study.row for study in evidence.studies]),
+        columns=leaderboard(evidence),
         categories=[
             category_panel(category, evidence.store, colours, figures)
             for category in evidence.categories

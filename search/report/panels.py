@@ -13,14 +13,15 @@ import numpy as np
 import optuna
 from PIL import Image
 
-from anomtune.cli.tables import figure as auroc
 from anomtune.search.detector.heatmaps import sheet_rows
 from anomtune.search.report import accuracy_figures, search_figures
 from anomtune.search.report.evidence import CategoryEvidence, StudyEvidence
 from anomtune.search.report.search_figures import short, time_unit
 from anomtune.search.report.traces import Figure
 from anomtune.search.report.verdict import spread
-from anomtune.search.store.records import Example, RecordStore
+from anomtune.search.results.figures import figure as auroc
+from anomtune.search.store.held_out import Example
+from anomtune.search.store.records import RecordStore
 
 #: Width of a row of example images; a report of 15 categories stays within a few megabytes.
 _EXAMPLE_WIDTH = 600

@@ -15,6 +15,7 @@ import numpy as np
 import optuna
 
 from anomtune.models.hyperparameters import Choice, SearchRange
+from anomtune.search.decide.optuna_internals import fast_truncated_normal, quiet
 from anomtune.search.report.traces import (
     BEST,
     COMPLETE,
@@ -294,7 +295,8 @@ def importances(study: optuna.Study) -> dict[str, float] | None:
     if len({trial.value for trial in completed}) < 4:
         return None
     try:
-        shares = optuna.importance.get_param_importances(study, normalize=False)
+        with quiet(), fast_truncated_normal():
+            shares = optuna.importance.get_param_importances(study, normalize=False)
     except (ValueError, RuntimeError):  # too few trials, or nothing that varies
         return None
     total = sum(shares.values())

@@ -7,36 +7,13 @@ as to name a winner.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from anomtune.cli.tables import figure
-
-#: A row of the leaderboard, by column.
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How much of a category is done.
-
-    Attributes:
-        trials: Trials that have ended, in whatever state.
-        trials_wanted: How many the sweep is to have.
-        runs: Confirm runs that have ended.
-        runs_wanted: How many the best configs so far need.
-    """
-
-    trials: int
-    trials_wanted: int
-    runs: int = 0
-    runs_wanted: int = 0
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.trials >= self.trials_wanted and self.runs >= self.runs_wanted
+from anomtune.search.decide.progress import StudyProgress
+from anomtune.search.results.column import Row
+from anomtune.search.results.figures import figure, signed
 
 
 @dataclass(frozen=True)
@@ -72,12 +49,14 @@ class Verdict:
     marks: tuple[Mark, ...]
 
 
-def judge(rows: Sequence[Row], progress: Progress, told_apart: Sequence[bool] = ()) -> Verdict:
+def judge(
+    rows: Sequence[Row], progress: Sequence[StudyProgress], told_apart: Sequence[bool] = ()
+) -> Verdict:
     """Returns the verdict on a category.
 
     Args:
         rows: Its rows of the leaderboard, in order of rank; at least one.
-        progress: How much of it is done.
+        progress: How far each of its studies is.
         told_apart: For each seed, whether a paired test (5 %) on the held-out images tells the
             chosen config of rank 1 from the paper's own; empty if there is nothing to compare.
     """
@@ -85,7 +64,7 @@ def judge(rows: Sequence[Row], progress: Progress, told_apart: Sequence[bool] = 
     tied: tuple[str, ...] = ()
     findings: list[Finding]
     if first["params"] is None:
-        findings = [_nothing_completed(rows, progress)]
+        findings = [_nothing_completed(rows, finished=is_finished(progress))]
     else:
         tied = tuple(row["method"] for row in rows[1:] if row["tied"])
         findings = [
@@ -128,7 +107,7 @@ def summarise_verdicts(verdicts: Sequence[Verdict]) -> list[str]:
     return sentences
 
 
-def _nothing_completed(rows: Sequence[Row], progress: Progress) -> Finding:
+def _nothing_completed(rows: Sequence[Row], *, finished: bool) -> Finding:
     failed, trials = (sum(row[name] for row in rows) for name in ("failed", "trials"))
     if failed and failed == trials:
         return (
@@ -137,7 +116,7 @@ def _nothing_completed(rows: Sequence[Row], progress: Progress) -> Finding:
             Mark("caution", "only failed trials"),
         )
     unhappy = f" {failed} of {count(trials, 'trial')} failed." if failed else ""
-    if progress.finished:
+    if finished:
         return f"No method has a completed trial.{unhappy}", Mark("caution", "no completed trial")
     return (
         f"No method has a completed trial yet, so there is nothing to choose from.{unhappy}",
@@ -260,13 +239,20 @@ def _failures(rows: Sequence[Row]) -> list[Finding]:
     return [(sentence, Mark("caution", f"{failed} failed"))]
 
 
-def _unfinished(progress: Progress) -> list[Finding]:
-    if progress.finished:
+def is_finished(progress: Iterable[StudyProgress]) -> bool:
+    """Whether nothing of any study is left to do."""
+    return all(study.owed == 0 for study in progress)
+
+
+def _unfinished(progress: Sequence[StudyProgress]) -> list[Finding]:
+    if is_finished(progress):
         return []
-    if progress.trials < progress.trials_wanted:
-        text = f"{progress.trials} of {count(progress.trials_wanted, 'trial')}"
+    ended, target = (sum(getattr(s, name) for s in progress) for name in ("ended", "target"))
+    if ended < target:
+        text = f"{ended} of {count(target, 'trial')}"
     else:
-        text = f"{progress.runs} of {count(progress.runs_wanted, 'confirm run')}"
+        runs = sum(study.confirm_target for study in progress)
+        text = f"{sum(study.confirmed for study in progress)} of {count(runs, 'confirm run')}"
     return [
         (f"The sweep is not finished here: {text} done.", Mark("caution", "unfinished")),
     ]
@@ -281,11 +267,6 @@ def deviation(row: Row, name: str) -> str:
     """Returns the standard deviation over the seeds; nothing if there is none."""
     std = row.get(f"{name}_std")
     return "" if std is None else f"± {std:.3f}"
-
-
-def signed(value: float) -> str:
-    """Returns a difference of AUROCs; what rounds to nothing has no minus."""
-    return f"{round(value, 3) + 0.0:+.3f}"
 
 
 def milliseconds(value: float) -> str:

@@ -29,10 +29,12 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from anomtune.datasets.io.remote import mask_uri
-from anomtune.errors import SweepError
+from anomtune.errors import StorageError, SweepError
 from anomtune.search.config import SweepConfig
+from anomtune.search.decide.optuna_internals import quiet
 from anomtune.search.decide.study import SearchPlan, optuna_trial, plan_search
-from anomtune.search.store.records import StudyKey, TrialRecord, open_sweep
+from anomtune.search.store.directory import read_sweep
+from anomtune.search.store.records import StudyKey, TrialRecord
 
 #: The user attribute by which an exported study is known, with the name of its sweep.
 _MARK = "anomtune_sweep"
@@ -61,8 +63,10 @@ def rebuild_studies(
     for key, records in studies.items():
         if key.method not in plans:  # its record is from elsewhere: no study of this sweep
             continue
-        study = optuna.create_study(study_name=f"{config.dataset.name}/{key}", direction="maximize")
-        study.set_metric_names(_METRIC)
+        name = f"{config.dataset.name}/{key}"
+        with quiet():
+            study = optuna.create_study(study_name=name, direction="maximize")
+            study.set_metric_names(_METRIC)
         study.set_user_attr(_MARK, config.name)
         study.add_trials(_trials(plans[key.method], records))
         rebuilt[key] = study
@@ -85,12 +89,13 @@ def export_studies(directory: str | os.PathLike[str], url: str) -> int:
         How many studies the sweep has there now.
 
     Raises:
-        SweepError: If there is no such sweep, the URL cannot be used, or it holds a study of the
-            same name that is of another sweep; then nothing of it is touched.
+        SweepError: If there is no such sweep.
+        StorageError: If the URL cannot be used, or holds a study of the same name that is of
+            another sweep; then nothing of it is touched.
     """
-    config, store = open_sweep(directory)
+    config, store = read_sweep(directory)
     rebuilt = rebuild_studies(config, store.read_all())
-    with _one_line_errors(url):
+    with quiet(), _one_line_errors(url):
         storage = _open_storage(url)
         known = set(optuna.get_all_study_names(storage))
         for study in rebuilt.values():
@@ -189,7 +194,7 @@ def _check_owner(study: optuna.Study, storage: BaseStorage, url: str) -> None:
     if there.user_attrs.get(_MARK) != study.user_attrs[_MARK] and there.get_trials(deepcopy=False):
         owner = there.user_attrs.get(_MARK)
         whose = "not an export of anomtune" if owner is None else f"of the sweep {owner!r}"
-        raise SweepError(
+        raise StorageError(
             f"{shown_url(url)}: holds a study {study.study_name} that is {whose}; give another "
             "URL, or delete the study there"
         )
@@ -230,12 +235,12 @@ def _one_line_errors(url: str) -> Iterator[None]:
     """Turns what Optuna, SQLAlchemy and the file system say of a bad URL into one line.
 
     Raises:
-        SweepError: For each of their errors.
+        StorageError: For each of their errors.
     """
     try:
         yield
     except ImportError as error:
-        raise SweepError(
+        raise StorageError(
             f"{shown_url(url)}: {error.__cause__ or error}; install the driver of that database"
         ) from None
     # RuntimeError: tables of another Optuna. ValueError, KeyError, TypeError: no journal.
@@ -250,7 +255,7 @@ def _one_line_errors(url: str) -> Iterator[None]:
     ) as error:
         cause = error.__cause__ or error  # Optuna's own words for a full disk are a paragraph
         reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
-        raise SweepError(
+        raise StorageError(
             f"{shown_url(url)}: cannot be used: {reason}; give a database URL such as "
             "sqlite:///studies.db, or the path of an Optuna journal that ends in .log"
         ) from None

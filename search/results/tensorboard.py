@@ -21,29 +21,20 @@ from __future__ import annotations
 
 import io
 import json
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from sklearn.metrics import roc_curve
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.histogram import metadata as histogram_metadata
-from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
-from tensorboard.plugins.image import metadata as image_metadata
-from tensorboard.plugins.text import metadata as text_metadata
-from tensorboard.summary.writer.record_writer import RecordWriter
-from tensorboard.util.tensor_util import make_tensor_proto
 
 from anomtune.search.decide.study import SearchPlan
 from anomtune.search.detector.heatmaps import png_bytes, sheet_rows
+from anomtune.search.metrics.image import roc_curve
+from anomtune.search.results import tensorboard_internals as events
+from anomtune.search.store.held_out import DomainFigures, HeldOutScores
 from anomtune.search.store.records import (
     AnyRecord,
     ConfirmRecord,
-    DomainFigures,
-    HeldOutScores,
     RecordStore,
     Rung,
     TrialRecord,
@@ -56,13 +47,10 @@ _EVENT_FILE = "events.out.tfevents.0.anomtune"
 #: Between two points of a ROC curve, in per mille. TensorBoard keeps 1000 points of a scalar.
 _ROC_SPACING = 2
 
-_ROC_TAG = "roc/TPR by FPR (per mille)"
+#: Metrics that are no column of TensorBoard's table: there is enough to read.
+_LEFT_OUT = {"auroc", "aupro_per_image", "accuracy"}
 
-_STATUS = {
-    "COMPLETE": api_pb2.STATUS_SUCCESS,
-    "PRUNED": api_pb2.STATUS_SUCCESS,
-    "FAIL": api_pb2.STATUS_FAILURE,
-}
+_ROC_TAG = "roc/TPR by FPR (per mille)"
 
 
 class CurveWriter:
@@ -87,22 +75,22 @@ class CurveWriter:
 
     def _update_trial(self, record: TrialRecord) -> None:
         path = f"tensorboard/{record.key}/{record.number:05d}"
-        events = []
+        new = []
         written = self._written.get(record.path)
         if written is None or written > len(record.curve):  # begun, or begun again
             self._storage.delete_folder(path)
             written = 0
-            events += self._start(record, "search", f"{record.key}/{record.number:05d}")
+            new += self._start(record, "search", f"{record.key}/{record.number:05d}")
         for rung in record.curve[written:]:
             values = [*_scalars(_rung_figures(rung)), *_histograms(rung)]
-            events.append(_event(values, rung.step))
+            new.append(events.event(values, rung.step))
         if record.state != "RUNNING":
-            events.append(_session_end(record.state))
+            new.append(events.session_end("failure" if record.state == "FAIL" else "success"))
             self._written.pop(record.path, None)
         else:
             self._written[record.path] = len(record.curve)
-        if events:
-            self._storage.append(f"{path}/{_EVENT_FILE}", _encode(events))
+        if new:
+            self._storage.append(f"{path}/{_EVENT_FILE}", events.encode(new))
 
     def _update_confirmed(self, record: ConfirmRecord) -> None:
         """Writes all of a completed run at once: what an earlier start left of it is replaced."""
@@ -114,22 +102,22 @@ class CurveWriter:
         store = RecordStore(self._storage)
         values = [
             *_scalars(_confirmed_figures(record)),
-            _text("confirm/figures", _summary(record)),
+            events.text("confirm/figures", _summary(record)),
             *_images(record, store.read_examples(record)),
         ]
-        events = [
+        whole = [
             # The same name for every seed: TensorBoard shows them as one, with their means.
             *self._start(record, "confirm", f"{record.key}/confirm/{record.number:05d}"),
-            _event(values),
-            _session_end(record.state),
+            events.event(values),
+            events.session_end("success"),
         ]
-        self._storage.write(f"{study}/confirm/{run}/{_EVENT_FILE}", _encode(events))
+        self._storage.write(f"{study}/confirm/{run}/{_EVENT_FILE}", events.encode(whole))
         held_out = store.read_held_out(record)
         if held_out is not None and record.test is not None and record.test.auroc is not None:
-            events = [_version_event(), *_roc(held_out)]
-            self._storage.write(f"{study}/roc/{run}/{_EVENT_FILE}", _encode(events))
+            curve = [events.first_event(), *_roc(held_out)]
+            self._storage.write(f"{study}/roc/{run}/{_EVENT_FILE}", events.encode(curve))
 
-    def _start(self, record: AnyRecord, stage: str, session: str) -> list[Event]:
+    def _start(self, record: AnyRecord, stage: str, session: str) -> list[events.Event]:
         """Returns the events that tell TensorBoard of a run's hyperparameters."""
         settings: dict[str, bool | float | str] = {
             "category": record.category,
@@ -138,8 +126,7 @@ class CurveWriter:
         }
         space = self._plans[record.method].space
         settings |= {name: _plain(record.params[name]) for name in space}
-        start = summary_v2.hparams_pb(settings, trial_id=session)
-        return [_version_event(), Event(wall_time=time.time(), summary=start)]
+        return [events.first_event(), events.session_start(settings, session)]
 
 
 def _rung_figures(rung: Rung) -> dict[str, float]:
@@ -155,9 +142,11 @@ def _confirmed_figures(record: ConfirmRecord) -> dict[str, float]:
     if (test := record.test) is not None:
         figures |= {
             "auroc/held_out": test.auroc,
-            "held_out/pixel_auroc": test.pixel_auroc,
-            "held_out/aupro": test.aupro,
-            "held_out/f1": test.f1,
+            **{
+                f"held_out/{name}": value
+                for name, value in test.figures.items()
+                if name not in _LEFT_OUT
+            },
         }
     figures |= {f"shifted/{domain}": shift.auroc for domain, shift in record.shifted.items()}
     return {tag: value for tag, value in figures.items() if value is not None}
@@ -185,8 +174,8 @@ def _row(name: str, figures: DomainFigures) -> str:
         str(figures.n_anomalous),
         _shown(figures.auroc),
         f"{low} to {high}" if low else "",
-        _shown(figures.pixel_auroc),
-        _shown(figures.aupro),
+        _shown(figures.figures.get("pixel_auroc")),
+        _shown(figures.figures.get("aupro")),
     ]
     return " | ".join(cells)
 
@@ -195,7 +184,7 @@ def _shown(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _images(record: ConfirmRecord, sheet: bytes | None) -> list[Summary.Value]:
+def _images(record: ConfirmRecord, sheet: bytes | None) -> list[events.Summary.Value]:
     """Returns a picture per example: the image, its defect outlined, and its heat map."""
     if sheet is None:
         return []
@@ -208,83 +197,35 @@ def _images(record: ConfirmRecord, sheet: bytes | None) -> list[Summary.Value]:
         record.examples, sheet_rows(picture, len(record.examples)), strict=True
     ):
         height, width, _ = row.shape
-        encoded = [str(width).encode(), str(height).encode(), png_bytes(row)]
-        values.append(
-            Summary.Value(
-                tag=f"examples/{example.kind}",
-                metadata=image_metadata.create_summary_metadata(
-                    None, f"{example.key}, {example.defect}, score {example.score:.4g}"
-                ),
-                tensor=make_tensor_proto(np.array(encoded, dtype=object)),
-            )
-        )
+        about = f"{example.key}, {example.defect}, score {example.score:.4g}"
+        tag = f"examples/{example.kind}"
+        values.append(events.image(tag, png_bytes(row), width, height, about))
     return values
 
 
-def _roc(held_out: HeldOutScores) -> Iterator[Event]:
-    false_rate, true_rate, _ = roc_curve(held_out.labels, held_out.scores)
+def _roc(held_out: HeldOutScores) -> Iterator[events.Event]:
+    false_rate, true_rate = roc_curve(held_out.labels, held_out.scores)
     for step in range(0, 1001, _ROC_SPACING):
         # Of several true positive rates at one false positive rate this is the highest.
         value = float(np.interp(step / 1000, false_rate, true_rate))
-        yield _event(_scalars({_ROC_TAG: value}), step)
+        yield events.event([events.scalar(_ROC_TAG, value)], step)
 
 
-def _text(tag: str, content: str) -> Summary.Value:
-    return Summary.Value(
-        tag=tag,
-        metadata=text_metadata.create_summary_metadata(None, None),
-        tensor=make_tensor_proto(np.array([content.encode()], dtype=object)),
-    )
+def _scalars(figures: Mapping[str, float]) -> list[events.Summary.Value]:
+    return [events.scalar(tag, value) for tag, value in figures.items()]
 
 
-def _scalars(figures: Mapping[str, float]) -> list[Summary.Value]:
-    return [Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]
-
-
-def _histograms(rung: Rung) -> list[Summary.Value]:
+def _histograms(rung: Rung) -> list[events.Summary.Value]:
     """Returns the distributions as TensorBoard's own bins: left edge, right edge, count."""
     values = []
     for name, histogram in rung.histograms.items():
         edges = histogram.edges
         bins = np.array([edges[:-1], edges[1:], histogram.counts], dtype=np.float64).T
-        values.append(
-            Summary.Value(
-                tag=f"train/{name}",
-                metadata=histogram_metadata.create_summary_metadata(None, None),
-                tensor=make_tensor_proto(bins),
-            )
-        )
+        values.append(events.histogram(f"train/{name}", bins))
     return values
-
-
-def _version_event() -> Event:
-    return Event(wall_time=time.time(), file_version="brain.Event:2")
-
-
-def _event(values: Iterable[Summary.Value], step: int = 0) -> Event:
-    return Event(wall_time=time.time(), step=step, summary=Summary(value=values))
-
-
-def _encode(events: Iterable[Event]) -> bytes:
-    buffer = io.BytesIO()
-    writer = RecordWriter(buffer)
-    for event in events:
-        writer.write(event.SerializeToString())
-    return buffer.getvalue()
 
 
 def _plain(value: Any) -> bool | float | str:
     if isinstance(value, bool | str):
         return value
     return float(value) if isinstance(value, int | float) else json.dumps(value)
-
-
-def _session_end(state: str) -> Event:
-    end = plugin_data_pb2.SessionEndInfo(status=_STATUS[state], end_time_secs=time.time())
-    data = plugin_data_pb2.HParamsPluginData(session_end_info=end)
-    value = Summary.Value(
-        tag=metadata.SESSION_END_INFO_TAG,
-        metadata=metadata.create_summary_metadata(data),
-        tensor=metadata.NULL_TENSOR,
-    )
-    return _event([value])

@@ -64,5 +64,5 @@ def _is_of(saved: SavedConfig | None, run: ConfirmRecord) -> bool:
         saved is not None
         and saved.hyperparameters == run.params
         and saved.seed == run.seed
-        and saved.validation.split_hash == run.split_hash
+        and saved.split_hash == run.split_hash
     )

@@ -12,14 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 from anomtune.errors import SweepError
 from anomtune.search.config import SweepConfig
+from anomtune.search.run.ray_internals import ACCELERATOR_TYPE as TYPE
 
 #: What one node has, as Ray counts it: ``CPU``, ``GPU``, ``accelerator_type:A100``, ...
 Resources = Mapping[str, float]
 
 #: Seconds for which what the nodes have is believed.
 _FRESH = 2.0
-#: How a node says what GPUs it has, and how much of that a run asks for: of the sort, not of them.
-_TYPE, _TYPE_SHARE = "accelerator_type:", 0.001
+#: How much a run asks for of what says which GPUs a node has: of the sort, not of them.
+_TYPE_SHARE = 0.001
 #: Shares are no exact binary fractions.
 _ROUNDING = 1e-6
 
@@ -84,7 +85,7 @@ class Capacity:
         if gpu > 0:
             shape["GPU"] = gpu
             if self._wanted.accelerator is not None:
-                shape[_TYPE + self._wanted.accelerator] = _TYPE_SHARE
+                shape[TYPE + self._wanted.accelerator] = _TYPE_SHARE
         return shape
 
     def has_room(self, running: Counter[float], gpu: float) -> bool:
@@ -125,7 +126,7 @@ class Capacity:
         wanted = self.shape(self.gpu)
         slots = self._slots_of(self.gpu)
         if slots < 1 and not self._grows:
-            types = sorted({name for node in self._nodes for name in node if _TYPE in name})
+            types = sorted({name for node in self._nodes for name in node if TYPE in name})
             have = {name: sum(node.get(name, 0) for node in self._nodes) for name in ("CPU", "GPU")}
             raise SweepError(
                 f"resources: a trial wants {_words(wanted)} on one node, the cluster has "
@@ -138,6 +139,6 @@ class Capacity:
 def _words(resources: Resources) -> str:
     """Returns resources in words: ``4 CPU, 0.5 GPU, GPU type A100``."""
     return ", ".join(
-        f"GPU type {name.removeprefix(_TYPE)}" if name.startswith(_TYPE) else f"{amount:g} {name}"
+        f"GPU type {name.removeprefix(TYPE)}" if name.startswith(TYPE) else f"{amount:g} {name}"
         for name, amount in resources.items()
     )

@@ -63,7 +63,7 @@ class Checkpoints:
         """Replaces the trial's checkpoint.
 
         Raises:
-            SweepError: If the storage refuses.
+            StorageError: If the storage refuses.
         """
         notes = {"identity": self._identity, "results": json.dumps(results)}
         content = safetensors.torch.save(dict(state), notes)

@@ -9,36 +9,30 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from anomtune.datasets.splits.split import TestSplit, Validation, load_test_split
+from anomtune.datasets.splits.split import TestSplit, load_test_split
 from anomtune.errors import TrainingDivergedError
-from anomtune.search.data import open_data
+from anomtune.search.detector.devices import gpu_memory, peak_memory
 from anomtune.search.detector.heatmaps import outline, overlay, png_bytes, sheet
-from anomtune.search.detector.saved import SavedConfig, make_saved_config, save_model
-from anomtune.search.metrics.image import auroc, f1_threshold
-from anomtune.search.metrics.pixel import PixelMetrics
-from anomtune.search.run.trial import (
-    OpenedTrial,
-    TrialSpec,
+from anomtune.search.detector.opened import (
+    OpenedDetector,
     as_images,
     check_loss,
-    gpu_memory,
     images_changed,
-    open_trial,
-    peak_memory,
 )
-from anomtune.search.store.records import (
-    ConfirmResult,
-    Cost,
-    DomainFigures,
-    Example,
-    ExampleKind,
-)
+from anomtune.search.detector.saved import SavedConfig, make_saved_config, save_model
+from anomtune.search.detector.spec import TrainingSpec
+from anomtune.search.metrics.evaluation import Evaluation
+from anomtune.search.metrics.image import auroc
+from anomtune.search.metrics.metric import metrics
+from anomtune.search.run.trial import TrialSpec, open_trial
+from anomtune.search.store.held_out import DomainFigures, Example, ExampleKind
+from anomtune.search.store.records import ConfirmResult, Cost
 from anomtune.search.store.storage import Storage
 
 _BATCH = 32
@@ -68,9 +62,10 @@ def run_confirm(spec: TrialSpec) -> Iterator[ConfirmResult]:
         TrainingDivergedError: If the loss or a score is not finite.
         MethodError: If the method cannot be used so.
         DataError: If the images are not those that the sweep started with.
-        SweepError: If the files cannot be written.
+        SweepError: If an installed metric cannot be used.
+        StorageError: If the files cannot be written.
     """
-    trial = open_trial(spec)
+    training, trial = spec.training, open_trial(spec)
     begin = time.perf_counter()
     check_loss(trial.detector.fit(trial.train, trial.iterations))
     fitted = time.perf_counter()
@@ -78,8 +73,8 @@ def run_confirm(spec: TrialSpec) -> Iterator[ConfirmResult]:
     evaluated = time.perf_counter()
     if not np.isfinite(scores).all():
         raise TrainingDivergedError("anomaly scores are not finite")
-    saved = make_saved_config(spec, trial) if spec.keep else None
-    evaluation = _evaluate(spec, trial, saved) if trial.n_held_out else None
+    saved = make_saved_config(training, trial) if spec.keep else None
+    evaluation = _evaluate(training, trial, saved) if trial.n_held_out else None
     _write(spec, trial, saved, evaluation)
     figures = dict(evaluation.figures) if evaluation else {}
     yield ConfirmResult(
@@ -100,19 +95,20 @@ def run_confirm(spec: TrialSpec) -> Iterator[ConfirmResult]:
     )
 
 
-def _evaluate(spec: TrialSpec, trial: OpenedTrial, saved: SavedConfig | None) -> _Evaluation:
+def _evaluate(spec: TrainingSpec, trial: OpenedDetector, saved: SavedConfig | None) -> _Evaluation:
     """Scores the held-out images, batch by batch: they may be larger than the device's memory."""
     held_out = load_test_split(
-        open_data(spec.dataset),
+        spec.dataset.open(),
         spec.category,
         spec.image_size,
-        Validation(**spec.validation.model_dump()),
+        spec.validation,
         input_size=trial.detector.input_size,
     )
-    if held_out.split_hash != spec.split_hash:
+    if held_out.split_hash != trial.split_hash:
         raise images_changed(spec)
     domains = np.array(held_out.domains)
-    pixels = {str(domain): PixelMetrics() for domain in sorted(set(held_out.domains))}
+    wanted = metrics()
+    evaluations = {str(domain): Evaluation(wanted) for domain in sorted(set(held_out.domains))}
     scores = np.empty(len(held_out.images), np.float32)
     for start in range(0, len(scores), _BATCH):
         batch = np.arange(start, min(start + _BATCH, len(scores)))
@@ -121,15 +117,17 @@ def _evaluate(spec: TrialSpec, trial: OpenedTrial, saved: SavedConfig | None) ->
         # held-out images must not decide who wins.
         usable = np.isfinite(maps).all(axis=(1, 2))
         usable &= held_out.has_mask[batch] | (held_out.labels[batch] == 0)
-        for domain, metrics in pixels.items() if held_out.has_mask.any() else ():
+        for domain, evaluation in evaluations.items() if held_out.has_mask.any() else ():
             chosen = usable & (domains[batch] == domain)
-            metrics.add(maps[chosen], held_out.masks[batch[chosen]])
+            evaluation.add(maps[chosen], held_out.masks[batch[chosen]])
     own = np.flatnonzero(domains == "")
     examples = _choose_examples(held_out, scores, own) if saved else {}
     return _Evaluation(
         figures={
-            domain: _figures(held_out.labels[domains == domain], scores[domains == domain], metrics)
-            for domain, metrics in pixels.items()
+            domain: _figures(
+                held_out.labels[domains == domain], scores[domains == domain], evaluation
+            )
+            for domain, evaluation in evaluations.items()
         },
         scores=scores[own],
         labels=held_out.labels[own],
@@ -149,7 +147,7 @@ def _evaluate(spec: TrialSpec, trial: OpenedTrial, saved: SavedConfig | None) ->
 
 
 def _maps(
-    trial: OpenedTrial, held_out: TestSplit, indices: npt.NDArray[np.intp]
+    trial: OpenedDetector, held_out: TestSplit, indices: npt.NDArray[np.intp]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Returns the maps and scores of some held-out images."""
     detector = trial.detector
@@ -158,27 +156,18 @@ def _maps(
 
 
 def _figures(
-    labels: npt.NDArray[np.int8], scores: npt.NDArray[np.float32], pixels: PixelMetrics
+    labels: npt.NDArray[np.int8], scores: npt.NDArray[np.float32], evaluation: Evaluation
 ) -> DomainFigures:
     n_anomalous = int((labels == 1).sum())
-    n_normal = len(labels) - n_anomalous
-    figures = DomainFigures(
-        n_normal=n_normal,
+    found = evaluation.figures(labels, scores)
+    area = None if found["auroc"] is None else auroc(labels, scores)
+    return DomainFigures(
+        n_normal=len(labels) - n_anomalous,
         n_anomalous=n_anomalous,
-        **asdict(pixels.result()),
-    )
-    if not (n_normal and n_anomalous and np.isfinite(scores).all()):
-        return figures
-    area = auroc(labels, scores)
-    _, f1, accuracy = f1_threshold(labels, scores)
-    return figures.model_copy(
-        update={
-            "auroc": area.value,
-            "auroc_low": area.low,
-            "auroc_high": area.high,
-            "f1": f1,
-            "accuracy": accuracy,
-        }
+        figures=found,
+        auroc_low=area and area.low,
+        auroc_high=area and area.high,
+        notes=evaluation.notes,
     )
 
 
@@ -204,7 +193,9 @@ def _choose_examples(
     return chosen
 
 
-def _draw(trial: OpenedTrial, held_out: TestSplit, indices: list[int], saved: SavedConfig) -> bytes:
+def _draw(
+    trial: OpenedDetector, held_out: TestSplit, indices: list[int], saved: SavedConfig
+) -> bytes:
     """Returns a PNG with a row per image: as it is, with its defect outlined, with its map."""
     maps, _ = _maps(trial, held_out, np.array(indices))
     rows = []
@@ -227,7 +218,7 @@ def _at_size(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
 
 def _write(
     spec: TrialSpec,
-    trial: OpenedTrial,
+    trial: OpenedDetector,
     saved: SavedConfig | None,
     evaluation: _Evaluation | None,
 ) -> None:

@@ -16,8 +16,10 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from anomtune.errors import SweepError
-from anomtune.search.store.storage import Storage, temporary_name
+from anomtune.errors import StorageError
+from anomtune.files import temporary_name
+from anomtune.search.run.ray_internals import live_nodes as living
+from anomtune.search.store.storage import Storage
 
 T = TypeVar("T")
 
@@ -49,13 +51,8 @@ class NoAnswer(NamedTuple):
 def live_nodes() -> list[Node]:
     """Returns the live nodes of the cluster that this process is connected to."""
     return [
-        Node(
-            node["NodeID"],
-            f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})",
-            node["Resources"].get("GPU", 0),
-        )
-        for node in ray.nodes()
-        if node["Alive"]
+        Node(node.id, f"{node.host} ({node.address})", node.resources.get("GPU", 0))
+        for node in living(ray.nodes())
     ]
 
 
@@ -133,7 +130,7 @@ def _probe(directory: str, probe: str, node: Node) -> str | None:
         if storage.read(_file(probe, _DRIVER)) != probe.encode():
             return "it does not see what the driver writes there"
         storage.write(_file(probe, node.id), node.id.encode())
-    except SweepError as error:
+    except StorageError as error:
         return str(error)
     return None
 
@@ -142,7 +139,7 @@ def require_shared(storage: Storage) -> None:
     """Makes sure that all nodes of the cluster share the sweep directory, if there are several.
 
     Raises:
-        SweepError: Naming the first node that does not.
+        StorageError: Naming the first node that does not.
     """
     nodes = live_nodes()
     if len(nodes) < 2:
@@ -151,7 +148,7 @@ def require_shared(storage: Storage) -> None:
     alive = {node.id for node in live_nodes()}  # one that went meanwhile is in nobody's way
     for node, problem in problems.items():
         if problem is not None and node.id in alive:
-            raise SweepError(
+            raise StorageError(
                 f"{storage.location}: not usable from node {node.host}: {problem}; with more than "
                 "one node give --dir a folder on a shared file system, or s3://bucket/folder"
             )

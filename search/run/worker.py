@@ -8,16 +8,27 @@ from __future__ import annotations
 import gc
 import socket
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
 import torch
 from ray import tune
 
-from anomtune.errors import DataError, MethodError, SweepError, TrainingDivergedError
-from anomtune.registry import METHODS
+from anomtune.errors import MethodError, StorageError, TrainingDivergedError
+from anomtune.registry import METHODS, adopt
 from anomtune.search.run.held_out import run_confirm
+from anomtune.search.run.messages import (
+    SURROUNDINGS,
+    Aborted,
+    Assignment,
+    ConfirmReport,
+    Failed,
+    Message,
+    OutOfMemory,
+    TrialReport,
+    to_result,
+)
 from anomtune.search.run.trial import TrialResult, TrialSpec, run_trial
 from anomtune.search.store.records import ConfirmResult
 from anomtune.search.store.storage import Storage
@@ -30,8 +41,6 @@ _EXPECTED = (MethodError, TrainingDivergedError, torch.OutOfMemoryError)
 _NO_MEMORY = ("out of memory", "ALLOC_FAILED")
 #: How CUDA says that this process can compute no more, whichever config it is given.
 _CUDA_BROKEN = "CUDA error"
-#: Failures of the surroundings: no fault of the config, which must not be marked by them.
-_SURROUNDINGS = (DataError, SweepError)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -48,10 +57,10 @@ def _require_record(spec: TrialSpec) -> None:
     """Makes sure that this node sees the sweep directory, also one that has joined late.
 
     Raises:
-        SweepError: If the run's record, which was written before it was handed out, is not there.
+        StorageError: If the run's record, which was written before it was handed out, is not there.
     """
     if Storage(spec.directory).read(f"{spec.record_path}.json") is None:
-        raise SweepError(
+        raise StorageError(
             f"{spec.directory}: node {socket.gethostname()} does not see what the driver writes "
             "there; with more than one node give --dir a folder on a shared file system, or "
             "s3://bucket/folder"
@@ -71,10 +80,18 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
 
     _results: _Results
 
-    def setup(self, config: dict[str, Any]) -> None:
-        """Begins the first trial."""
+    def setup(
+        self, config: dict[str, Any], known: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        """Begins the first trial.
+
+        Args:
+            config: The trial's `Assignment`.
+            known: What the driver's process has registered.
+        """
+        adopt(known or {})
         with suppress(MethodError):
-            METHODS.get(config["spec"]["method"])  # import what it imports
+            METHODS.get(Assignment.of(config).spec.training.method)  # import what it imports
         # All that stays: the collector need not look through it after each trial.
         gc.freeze()
         self._begin(config)
@@ -88,27 +105,32 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._spec = spec = TrialSpec(**config["spec"])
-        self._results = run_confirm(spec) if config["confirm"] else run_trial(spec)
+        assignment = Assignment.of(config)
+        self._spec = spec = assignment.spec
+        self._results = run_confirm(spec) if assignment.confirm else run_trial(spec)
 
     def step(self) -> dict[str, Any]:
         """Trains up to the next rung."""
+        return to_result(self._advance())
+
+    def _advance(self) -> Message:
         try:
             result = next(self._results)
-        except _SURROUNDINGS as error:
-            return {"abort": str(error), "done": True}
+        except SURROUNDINGS as error:
+            return Aborted.by(error)
         except Exception as error:
             if self._spec.gpu > 0 and _is_out_of_memory(error):
-                return {"out_of_memory": True, "done": True}
+                return OutOfMemory()
             if self._spec.gpu > 0 and _breaks_the_process(error):
                 raise
             expected = isinstance(error, _EXPECTED)
-            return {
-                "error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:500],
-                "traceback": None if expected else traceback.format_exc()[-4000:],
-                "done": True,
-            }
-        return {"result": result.model_dump_json(), "done": result.facts is not None}
+            return Failed(
+                error=f"{type(error).__name__}: {' '.join(str(error).split())}"[:500],
+                traceback=None if expected else traceback.format_exc()[-4000:],
+            )
+        if isinstance(result, ConfirmResult):
+            return ConfirmReport(result=result)
+        return TrialReport(result=result)
 
     def cleanup(self) -> None:
         """Lets go of the trial's memory."""

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 with suppress(ImportError):
     import fcntl
 
-from anomtune.errors import SweepError
+from anomtune.errors import StorageError
 from anomtune.search.store.storage import Storage
 
 _MARK = "owner.json"
@@ -55,7 +55,7 @@ class DirectoryLock:
         note: Told why it takes a while.
 
     Raises:
-        SweepError: If another live process owns the directory; the message says which.
+        StorageError: If another live process owns the directory; the message says which.
     """
 
     def __init__(self, storage: Storage, note: Callable[[str], None] = lambda text: None) -> None:
@@ -80,7 +80,7 @@ class DirectoryLock:
         """Makes sure that the directory is still ours; to be called before a record is written.
 
         Raises:
-            SweepError: If another driver has taken it, or it cannot be known.
+            StorageError: If another driver has taken it, or it cannot be known.
         """
         self._lock.check()
 
@@ -116,7 +116,7 @@ class _FileLock:
         except Timeout:
             raise _owned(self._storage, _read_mark(self._storage)) from None
         except OSError as error:
-            raise SweepError(
+            raise StorageError(
                 f"{self._storage.location}: cannot write there: {error.strerror}; "
                 f"choose another directory with --dir"
             ) from None
@@ -193,7 +193,7 @@ class _Lease:
         """Renews the mark.
 
         Raises:
-            SweepError: If it is another's by now, or the storage refuses.
+            StorageError: If it is another's by now, or the storage refuses.
         """
         with self._renewing:
             found = _read_mark(self._storage)
@@ -210,13 +210,13 @@ class _Lease:
 
     def _beat(self) -> None:
         while not self._ended.wait(_BEAT):
-            with suppress(SweepError):  # `check` tells of it when the next record is written
+            with suppress(StorageError):  # `check` tells of it when the next record is written
                 self.renew()
 
     def release(self) -> None:
         self._ended.set()
         self._heart.join()
-        with suppress(SweepError):  # else it is another's, or is found to be dead
+        with suppress(StorageError):  # else it is another's, or is found to be dead
             self.renew()
             if self._storage.read("sweep.yaml") is None:  # no sweep began: leave nothing behind
                 self._storage.delete(_MARK)
@@ -253,8 +253,8 @@ def _read_mark(storage: Storage) -> dict[str, Any]:
     return mark if isinstance(mark, dict) else {}
 
 
-def _owned(storage: Storage, mark: dict[str, Any]) -> SweepError:
-    return SweepError(
+def _owned(storage: Storage, mark: dict[str, Any]) -> StorageError:
+    return StorageError(
         f"{storage.location}: another sweep owns this directory (process "
         f"{mark.get('pid', '?')} on {mark.get('host', '?')}); wait for it, stop it, "
         f"or choose another directory with --dir"

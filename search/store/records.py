@@ -1,10 +1,10 @@
 """The records of a sweep: one small JSON file per trial. They are the only truth about it."""
 
+# ruff: noqa: RUF012 - pydantic gives every record its own copy of a default.
 from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -13,10 +13,12 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from anomtune.errors import SweepError
-from anomtune.search.config import SweepConfig, parse_sweep, read_yaml
+from anomtune.models.training.report import Histogram
+from anomtune.search.store.held_out import DomainFigures, Example, HeldOutScores
+from anomtune.search.store.part import Part
 from anomtune.search.store.storage import Storage
 
 State = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
@@ -32,19 +34,7 @@ class StudyKey(NamedTuple):
         return f"{self.category}/{self.method}"
 
 
-class _Model(BaseModel):
-    # NaN is no JSON: a figure that was not measured is null.
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_assignment=True)
-
-
-class HistogramRecord(_Model):
-    """How often the values of a figure fall into bins; see `anomtune.models.base.Histogram`."""
-
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-
-
-class Rung(_Model):
+class Rung(Part):
     """What a trial reports at one of its evaluation points.
 
     Attributes:
@@ -63,10 +53,10 @@ class Rung(_Model):
     auroc_high: float
     loss: float | None = None
     figures: dict[str, float] = {}
-    histograms: dict[str, HistogramRecord] = {}
+    histograms: dict[str, Histogram] = {}
 
 
-class Facts(_Model):
+class Facts(Part):
     """What is known of a trained detector, apart from its scores."""
 
     n_val_normal: int
@@ -75,7 +65,7 @@ class Facts(_Model):
     score_rule: str
 
 
-class Cost(_Model):
+class Cost(Part):
     """What a trial took. The only part of a record that differs when it is run again.
 
     Attributes:
@@ -103,7 +93,7 @@ class Cost(_Model):
     finished_at: str | None = None
 
 
-class TrialRecord(_Model):
+class TrialRecord(Part):
     """One trial: which config, how it went and what came out.
 
     Attributes:
@@ -146,58 +136,7 @@ class TrialRecord(_Model):
         return f"trials/{self.category}/{self.method}/{self.number:05d}"
 
 
-class DomainFigures(_Model):
-    """How a detector does on the held-out images of one domain; all figures in [0, 1].
-
-    ``None`` stands where a figure is not defined: without normal or anomalous images, or without
-    masks.
-
-    Attributes:
-        n_normal: Normal images.
-        n_anomalous: Anomalous images.
-        auroc: Image AUROC.
-        auroc_low: Lower end of its 95 % DeLong interval.
-        auroc_high: Upper end.
-        pixel_auroc: AUROC over all pixels.
-        aupro: Per-region overlap up to a false positive rate of 0.3, as MVTec AD defines it.
-        aupro_per_image: The variant of RD4AD's and ReContrast's code.
-        f1: F1 at the threshold that maximises it on these images, as papers report it.
-        accuracy: Accuracy at that threshold.
-    """
-
-    n_normal: int
-    n_anomalous: int
-    auroc: float | None = None
-    auroc_low: float | None = None
-    auroc_high: float | None = None
-    pixel_auroc: float | None = None
-    aupro: float | None = None
-    aupro_per_image: float | None = None
-    f1: float | None = None
-    accuracy: float | None = None
-
-
-ExampleKind = Literal["missed", "typical anomaly", "found", "false alarm", "typical normal"]
-
-
-class Example(_Model):
-    """A held-out image that is shown to people.
-
-    Attributes:
-        kind: What it stands for: the anomalous image with the lowest, the median and the highest
-            score; the normal one with the highest and the median score.
-        key: Its path within the category.
-        defect: Its defect type.
-        score: Its anomaly score.
-    """
-
-    kind: ExampleKind
-    key: str
-    defect: str
-    score: float
-
-
-class ConfirmResult(_Model):
+class ConfirmResult(Part):
     """What a confirm run found."""
 
     val_auroc: float
@@ -208,7 +147,7 @@ class ConfirmResult(_Model):
     cost: Cost
 
 
-class ConfirmRecord(_Model):
+class ConfirmRecord(Part):
     """One confirm run: a config of the search, trained with a seed, on held-out images.
 
     Attributes:
@@ -249,18 +188,6 @@ class ConfirmRecord(_Model):
         return f"confirm/{self.category}/{self.method}/{self.number:05d}-{self.seed}"
 
 
-class HeldOutScores(NamedTuple):
-    """What a confirm run gave the held-out images of the training images' domain.
-
-    Attributes:
-        labels: ``(K,)`` int8, 1 = anomalous.
-        scores: ``(K,)`` float32.
-    """
-
-    labels: npt.NDArray[np.int8]
-    scores: npt.NDArray[np.float32]
-
-
 AnyRecord = TrialRecord | ConfirmRecord
 R = TypeVar("R", TrialRecord, ConfirmRecord)
 
@@ -292,6 +219,14 @@ class RecordStore:
         """
         found = self._read("confirm", ConfirmRecord)
         return {key: sorted(records, key=_run_order) for key, records in found.items()}
+
+    def read_trials(self, key: StudyKey) -> list[TrialRecord]:
+        """Returns the trials of one study, in the order of `read_all`.
+
+        Raises:
+            SweepError: If a record cannot be understood; the message names it.
+        """
+        return self._read(f"trials/{key}", TrialRecord).get(key, [])
 
     def read_runs(self, key: StudyKey) -> list[ConfirmRecord]:
         """Returns the confirm runs of one study, in the order of `read_confirmed`.
@@ -370,20 +305,6 @@ class RecordStore:
             return np.load(io.BytesIO(self.storage.read(path) or b""), allow_pickle=False)
         except (ValueError, EOFError, zipfile.BadZipFile):
             return None
-
-
-def open_sweep(directory: str | os.PathLike[str]) -> tuple[SweepConfig, RecordStore]:
-    """Returns the config and the records of a sweep directory.
-
-    Raises:
-        SweepError: If it is not one.
-    """
-    storage = Storage(directory)
-    content = storage.read("sweep.yaml")
-    if content is None:
-        raise SweepError(f"{directory}: no sweep.yaml there; give the directory of a sweep")
-    location = f"{directory}/sweep.yaml"
-    return parse_sweep(read_yaml(content.decode(), location), location), RecordStore(storage)
 
 
 def _run_order(record: ConfirmRecord) -> tuple[int, int]:

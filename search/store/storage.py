@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 from pyarrow import ArrowException, fs
 
 from anomtune.datasets.io.remote import has_secrets, is_uri, mask_uri
-from anomtune.errors import SweepError
-
-#: Ends the name of a file that is being written; one that is left over is of a killed process.
-_TEMPORARY = ".tmp"
+from anomtune.errors import StorageError
+from anomtune.files import TEMPORARY, write_whole
 
 #: Files that are read at the same time from an object store, where each waits for the network.
 _STREAMS = 32
@@ -31,14 +27,14 @@ class Storage:
             come from the environment.
 
     Raises:
-        SweepError: If the location cannot be understood, or carries credentials.
+        StorageError: If the location cannot be understood, or carries credentials.
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
         self.location = str(location)
         if is_uri(self.location) and has_secrets(self.location):
             # It is shown in messages and told to every worker.
-            raise SweepError(
+            raise StorageError(
                 f"{mask_uri(self.location)} carries credentials; take them out and set them in "
                 "the environment"
             )
@@ -48,7 +44,7 @@ class Storage:
             else:
                 self._fs, self._root = fs.LocalFileSystem(), str(Path(location).resolve())
         except (ArrowException, ValueError, OSError) as error:
-            raise SweepError(f"{self.location}: not a usable directory: {error}") from None
+            raise StorageError(f"{self.location}: not a usable directory: {error}") from None
 
     @property
     def local_root(self) -> Path | None:
@@ -92,14 +88,14 @@ class Storage:
             durable: Whether it must survive a loss of power (costs a disk flush).
 
         Raises:
-            SweepError: If the storage refuses (full, read-only).
+            StorageError: If the storage refuses (full, read-only).
         """
         try:
             if self.local_root is None:
                 with self._fs.open_output_stream(self._full(path)) as stream:
                     stream.write(content)  # an object appears when its upload is complete
             else:
-                _replace_local(Path(self._full(path)), content, durable)
+                write_whole(self._full(path), content, durable=durable)
         except OSError as error:
             raise self._unusable("write", path, error) from error
 
@@ -173,49 +169,21 @@ class Storage:
         if self.local_root is not None:
             for folder, _, names in os.walk(self.local_root):
                 for name in names:
-                    if name.startswith(".") and name.endswith(_TEMPORARY):
+                    if name.startswith(".") and name.endswith(TEMPORARY):
                         Path(folder, name).unlink(missing_ok=True)
 
     def _full(self, path: str) -> str:
         if ".." in path.split("/") or path.startswith("/"):
-            raise SweepError(f"{path}: leaves the sweep directory {self.location}")
+            raise StorageError(f"{path}: leaves the sweep directory {self.location}")
         return f"{self._root}/{path}" if path else self._root
 
-    def _unusable(self, verb: str, path: str, error: OSError) -> SweepError:
+    def _unusable(self, verb: str, path: str, error: OSError) -> StorageError:
         reason = (os.strerror(error.errno) if error.errno else str(error)).splitlines()[0]
         remedy = "free some space" if error.errno == errno.ENOSPC else "check its permissions"
-        return SweepError(
+        return StorageError(
             f"{self.location}/{path}: cannot {verb}: {reason}; {remedy} and start again "
             f"(finished trials are kept), or choose another directory with --dir"
         )
-
-
-def temporary_name(name: str) -> str:
-    """Returns the name of a file that the next start of a sweep removes, should it be left over."""
-    return f".{name}{_TEMPORARY}"
-
-
-def _replace_local(target: Path, content: bytes, durable: bool) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(_TEMPORARY, f".{target.name}.", target.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            if durable:
-                stream.flush()
-                os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
-        if durable:
-            folder = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except BaseException:
-        with suppress(OSError):
-            Path(temporary).unlink()
-        raise
 
 
 def _with_options(uri: str) -> str:

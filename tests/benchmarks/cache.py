@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from anomtune.datasets.folder import FolderDataset
+from anomtune.datasets.folder import Folder
 from anomtune.datasets.io.cache import decode
 from anomtune.datasets.io.imagefile import resize_image
-from anomtune.datasets.splits.split import Validation, load_search_split
-from anomtune.datasets.synthetic import SyntheticDataset
+from anomtune.datasets.splits.split import load_search_split
+from anomtune.datasets.splits.validation import Validation
+from anomtune.datasets.synthetic import Synthetic
 
 SIZE = 256
 
@@ -39,8 +40,8 @@ def main() -> None:
             root = Path(sys.argv[1])
         else:
             root = Path(scratch) / "data"
-            SyntheticDataset().write(root)
-        dataset = FolderDataset(root)
+            Synthetic().write(root)
+        dataset = Folder(root)
         category = sys.argv[2] if len(sys.argv) > 2 else dataset.categories()[0]
 
         def load() -> object:

@@ -26,9 +26,9 @@ from PIL import Image
 from torch import Tensor
 
 from anomtune.errors import MethodError
+from anomtune.models.images.pixels import normalise
 from anomtune.models.layers.coreset import greedy_coreset
 from anomtune.models.patchcore import PatchCore, PatchCoreHyperparameters
-from anomtune.models.training.trainer import normalise
 
 SHARED = Path(__file__).parents[3] / "shared"
 SIZE, BATCH = 256, 8

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from anomtune.datasets.folder import FolderDataset
+from anomtune.datasets.folder import Folder
 from anomtune.datasets.io.cache import CategoryArrays, open_category, workers
 
 SIZE = 256
@@ -71,7 +71,7 @@ def look(root: Path, pipe: Connection) -> None:
     """A worker: says that it is there, then looks at every pixel, then waits to be measured."""
     pipe.send(True)
     pipe.recv()
-    arrays = open_category(FolderDataset(root), "part", SIZE)
+    arrays = open_category(Folder(root), "part", SIZE)
     # In pieces: a sum over all at once makes no copy either, but its result is of the same size.
     pipe.send(sum(int(image.sum()) for image in arrays.images) + int(arrays.masks.sum()))
     pipe.recv()
@@ -128,7 +128,7 @@ def measure(root: Path, extension: str, count: int, side: int) -> None:
         flush=True,  # else the loop's forked processes print it too
     )
     time.sleep(0.2)  # Files just written are not trusted to their times.
-    dataset = FolderDataset(root)
+    dataset = Folder(root)
     loop = min(seconds(lambda: loader_loop(root)) for _ in range(2))
     cold = seconds(lambda: open_category(dataset, "part", SIZE))
     warm = min(seconds(lambda: open_category(dataset, "part", SIZE)) for _ in range(5))

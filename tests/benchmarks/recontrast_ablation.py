@@ -72,12 +72,13 @@ def train(run: Run) -> tuple[Run, Result]:
     from sklearn.metrics import roc_auc_score
 
     from anomtune.datasets.opening import open_dataset
-    from anomtune.datasets.splits.split import Validation, load_search_split
+    from anomtune.datasets.splits.split import load_search_split
+    from anomtune.datasets.splits.validation import Validation
     from anomtune.models.recontrast import ReContrast, ReContrastHyperparameters
 
     torch.set_num_threads(1)
     dataset = open_dataset("folder", SHARED / "data" / run.dataset)
-    split = load_search_split(dataset, run.dataset, SIZE, Validation("test"))
+    split = load_search_split(dataset, run.dataset, SIZE, Validation(protocol="test"))
     images, tests = (
         torch.from_numpy(a).permute(0, 3, 1, 2) for a in (split.train[:TRAIN], split.validation)
     )

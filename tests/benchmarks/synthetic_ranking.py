@@ -83,7 +83,8 @@ def score(run: Run) -> tuple[Run, Result]:
     from sklearn.metrics import roc_auc_score
 
     from anomtune.datasets.opening import open_dataset
-    from anomtune.datasets.splits.split import Validation, load_search_split, load_test_split
+    from anomtune.datasets.splits.split import load_search_split, load_test_split
+    from anomtune.datasets.splits.validation import Validation
     from anomtune.registry import METHODS
     from anomtune.search.config import MethodConfig
     from anomtune.search.decide.study import plan_search
@@ -97,7 +98,9 @@ def score(run: Run) -> tuple[Run, Result]:
     hyperparameters = plan.hyperparameters(point)
     side = hyperparameters.input_size(SIZE)
     dataset = open_dataset("folder", SHARED / "data" / run.dataset)
-    validation = Validation("synthetic", FRACTIONS[run.dataset], without_damage=WITHOUT_DAMAGE)
+    validation = Validation(
+        protocol="synthetic", fraction=FRACTIONS[run.dataset], without_damage=WITHOUT_DAMAGE
+    )
     search = load_search_split(dataset, run.dataset, SIZE, validation, input_size=side)
     test = load_test_split(dataset, run.dataset, SIZE, validation, input_size=side)
     train, seen, held_out = (

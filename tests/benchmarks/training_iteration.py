@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
+from anomtune.models.images.pixels import normalise
 from anomtune.models.recontrast import ReContrast, ReContrastHyperparameters
-from anomtune.models.training.trainer import BatchOrder, normalise
+from anomtune.models.training.batches import BatchOrder
 
 SIZE, BATCH, IMAGES, TOTAL = 256, 8, 32, 2000
 SMALL_SIZE, COMPARED, TOLERANCE = 64, 10, 1e-5

@@ -88,7 +88,7 @@ def test_the_sweep_file_and_this_anomtune_are_shipped(cluster, config, monkeypat
     assert parse_sweep(yaml.safe_load(cluster.files["sweep.yaml"]), "shipped") == config
     [sent] = cluster.sent
     assert sent["entrypoint"].endswith(
-        "anomtune.cli.main sweep sweep.yaml --address auto --dir '/shared/my toys'"
+        "anomtune sweep sweep.yaml --address auto --dir '/shared/my toys'"
     )
     assert cluster.shipped[0] == "anomtune"
     assert cluster.shipped[1].startswith("anomtune-")

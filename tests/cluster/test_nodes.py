@@ -94,7 +94,7 @@ class Cluster:
 
     def start_driver(self, sweep: Path, directory: Path) -> subprocess.Popen:
         """Starts `anomtune sweep` on the head; what it says goes into a file."""
-        command = [sys.executable, "-m", "anomtune.cli.main", "sweep", str(sweep)]
+        command = [sys.executable, "-m", "anomtune", "sweep", str(sweep)]
         with sweep.with_suffix(".log").open("w") as log:
             return subprocess.Popen(
                 [

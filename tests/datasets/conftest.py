@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anomtune.errors import DataError
+
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 
@@ -35,6 +37,11 @@ def save(image: Image.Image, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
     return path
+
+
+def one_line(error: pytest.ExceptionInfo[DataError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def age(root: Path, seconds: float = 60) -> None:

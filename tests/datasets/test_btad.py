@@ -13,16 +13,13 @@ from PIL import Image
 from anomtune.datasets.btad import BTAD
 from anomtune.datasets.opening import open_dataset
 from anomtune.datasets.splits.audit import audit, find_missing
-from anomtune.datasets.splits.split import Validation, load_search_split, load_test_split
+from anomtune.datasets.splits.split import load_search_split, load_test_split
+from anomtune.datasets.splits.validation import Validation
+from anomtune.datasets.testing import check_dataset
 from anomtune.errors import DataError
+from tests.datasets.conftest import save
 
 Draw = Callable[..., Image.Image]
-
-
-def save(image: Image.Image, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
-    return path
 
 
 @pytest.fixture
@@ -168,3 +165,7 @@ def test_wrong_roots(root: Path, tmp_path: Path) -> None:
     shutil.rmtree(root)
     with pytest.raises(DataError, match=r"expected <category>/train/ok/\*\.png .* 01, 02, 03$"):
         BTAD(tmp_path).categories()
+
+
+def test_keeps_the_contract(root: Path) -> None:
+    check_dataset(BTAD(root))

@@ -16,18 +16,15 @@ from PIL import Image
 from anomtune.datasets.base import Published
 from anomtune.datasets.cifar import CIFAR10
 from anomtune.datasets.splits.audit import find_missing
-from anomtune.datasets.splits.split import Validation, load_search_split, load_test_split
+from anomtune.datasets.splits.split import load_search_split, load_test_split
+from anomtune.datasets.splits.validation import Validation
+from anomtune.datasets.testing import check_dataset
 from anomtune.errors import DataError
+from tests.datasets.conftest import save
 
 Draw = Callable[..., Image.Image]
 CLASSES = CIFAR10.classes
 N = 12  # records in a batch of the tests
-
-
-def save(image: Image.Image, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
-    return path
 
 
 def messages(root: Path, *, fatal: bool) -> list[str]:
@@ -166,7 +163,9 @@ def test_binary_version(batches: Path) -> None:
     assert np.array_equal(image[..., 1], record[1025:2049].reshape(32, 32))
     digests = {dataset.file_digest("cat", s.key) for s in samples}
     assert len(digests) == len(samples)
-    assert len(load_search_split(dataset, "cat", 16, Validation("test")).train) == len(train)
+    assert len(load_search_split(dataset, "cat", 16, Validation(protocol="test")).train) == len(
+        train
+    )
     for key in ("train/cat/00000", "train/cat/99999", "train/cat/3", "train/../cat/00003", "x"):
         with pytest.raises(DataError, match="no such image"):
             dataset.read_image("cat", key)
@@ -247,3 +246,8 @@ def test_wrong_roots(png: Path, tmp_path: Path) -> None:
         CIFAR10(None)
     with pytest.raises(DataError, match="did you mean 'frog'"):
         CIFAR10(png).scan("frogg")
+
+
+@pytest.mark.parametrize("files", ["png", "corrupted", "batches"])
+def test_keeps_the_contract(files: str, request: pytest.FixtureRequest) -> None:
+    check_dataset(CIFAR10(request.getfixturevalue(files)))

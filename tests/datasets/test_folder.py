@@ -4,42 +4,29 @@ from __future__ import annotations
 
 import os
 import shutil
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from anomtune.datasets.folder import FolderDataset
+from anomtune.datasets.folder import Folder
 from anomtune.errors import DataError, ImageError
+from tests.datasets.conftest import one_line, save
 
 Draw = Callable[..., Image.Image]
 
 
-def save(image: Image.Image, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
-    return path
-
-
 def fatal(root: Path, category: str = "part") -> list[str]:
-    return [str(p) for p in FolderDataset(root).scan(category)[1] if p.fatal]
+    return [str(p) for p in Folder(root).scan(category)[1] if p.fatal]
 
 
 def warnings(root: Path, category: str = "part") -> list[str]:
-    return [str(p) for p in FolderDataset(root).scan(category)[1] if not p.fatal]
-
-
-def one_line(error: pytest.ExceptionInfo[DataError]) -> str:
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    return [str(p) for p in Folder(root).scan(category)[1] if not p.fatal]
 
 
 def test_lists_a_folder_of_categories_and_a_single_one(tree: Path) -> None:
-    many, single = FolderDataset(tree), FolderDataset(tree / "part")
+    many, single = Folder(tree), Folder(tree / "part")
     assert many.categories() == single.categories() == ("part",)
     assert many.scan("part") == single.scan("part")
     samples, problems = many.scan("part")
@@ -56,7 +43,7 @@ def test_lists_a_folder_of_categories_and_a_single_one(tree: Path) -> None:
 @pytest.mark.parametrize("ext", ["PNG", "Jpg", "jpeg", "BMP", "tif", "TIFF"])
 def test_extensions_in_any_case(tree: Path, picture: Draw, ext: str) -> None:
     save(picture(99), tree / "part/train/good" / f"x.{ext}")
-    keys = [s.key for s in FolderDataset(tree).scan("part")[0]]
+    keys = [s.key for s in Folder(tree).scan("part")[0]]
     assert f"train/good/x.{ext}" in keys
 
 
@@ -66,8 +53,8 @@ def test_junk_is_skipped_silently_and_other_files_are_named(tree: Path) -> None:
         (good / name).write_bytes(b"junk")
     (tree / "__MACOSX/train").mkdir(parents=True)
     (tree / ".hidden/train").mkdir(parents=True)
-    assert FolderDataset(tree).categories() == ("part",)
-    assert len(FolderDataset(tree).scan("part")[0]) == 17
+    assert Folder(tree).categories() == ("part",)
+    assert len(Folder(tree).scan("part")[0]) == 17
     assert warnings(tree) == []
     (good / "notes.txt").write_text("hm")
     assert ["notes.txt" in w for w in warnings(tree)] == [True]
@@ -88,7 +75,7 @@ def test_links_that_lead_somewhere_are_images(tree: Path) -> None:
     path = tree / "part/train/good/000.png"
     path.rename(tree / "elsewhere.png")
     path.symlink_to(tree / "elsewhere.png")
-    assert len(FolderDataset(tree).scan("part")[0]) == 17
+    assert len(Folder(tree).scan("part")[0]) == 17
     assert fatal(tree) == []
 
 
@@ -107,20 +94,20 @@ def test_link_to_a_missing_folder_is_fatal(tree: Path) -> None:
 def test_good_in_another_case_is_fatal(tree: Path, part: str) -> None:
     (tree / "part" / part / "good").rename(tree / "part" / part / "Good")
     assert f"part/{part}/Good: rename to good" in fatal(tree)
-    samples, problems = FolderDataset(tree).scan("part")
+    samples, problems = Folder(tree).scan("part")
     assert {s.defect for s in samples} <= {"good", "scratch", "dent"}
     assert any(str(p) == f"part/{part}/Good: rename to good" and p.fatal for p in problems)
 
 
 def test_folders_beside_the_categories_are_named(tree: Path) -> None:
-    assert FolderDataset(tree).warnings() == ()
+    assert Folder(tree).warnings() == ()
     for name in ("b/Train", "b/Test", "c"):
         (tree / name).mkdir(parents=True)
     for number in range(7):
         (tree / f"d/{number}").mkdir(parents=True)
     (tree / "e").symlink_to(tree / "absent")
     (tree / "readme.txt").write_text("not a folder")
-    found = FolderDataset(tree).warnings()
+    found = Folder(tree).warnings()
     assert not any(p.fatal for p in found)
     assert [str(p) for p in found] == [
         "b: ignored, it has no train folder; it has Test, Train",
@@ -128,14 +115,14 @@ def test_folders_beside_the_categories_are_named(tree: Path) -> None:
         "d: ignored, it has no train folder; it has 0, 1, 2, 3, 3 more",
         "e: ignored, it is a link to a missing file; fetch it or remove the link",
     ]
-    assert FolderDataset(tree / "part").warnings() == ()
+    assert Folder(tree / "part").warnings() == ()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
 def test_a_folder_that_may_not_be_entered_is_named(tree: Path) -> None:
     (tree / "lost+found").mkdir(mode=0)
-    assert FolderDataset(tree).categories() == ("part",)
-    (found,) = FolderDataset(tree).warnings()
+    assert Folder(tree).categories() == ("part",)
+    (found,) = Folder(tree).warnings()
     assert "cannot be listed" in str(found)
 
 
@@ -143,7 +130,7 @@ def test_masks_pair_by_stem_with_any_extension(tree: Path) -> None:
     masks = tree / "part/ground_truth/scratch"
     Image.open(masks / "000_mask.png").save(masks / "000.BMP")
     (masks / "000_mask.png").unlink()
-    samples, problems = FolderDataset(tree).scan("part")
+    samples, problems = Folder(tree).scan("part")
     assert problems == ()
     assert {s.key: s.mask for s in samples}["test/scratch/000.png"].endswith("000.BMP")  # type: ignore[union-attr]
 
@@ -161,7 +148,7 @@ def test_image_without_mask_is_a_warning_only_where_others_have_one(tree: Path) 
     assert fatal(tree) == []
     assert [w.startswith("part/test/scratch/000.png: no mask") for w in warnings(tree)] == [True]
     shutil.rmtree(tree / "part/ground_truth")
-    assert FolderDataset(tree).scan("part")[1] == ()
+    assert Folder(tree).scan("part")[1] == ()
 
 
 @pytest.mark.parametrize("name", ["Ground_Truth", "ground-truth", "GroundTruth", "masks", "Mask"])
@@ -224,13 +211,13 @@ def test_a_zip_unpacked_into_a_folder_and_one_that_is_not(tree: Path, tmp_path: 
     outer.mkdir()
     (outer / "data.zip").touch()
     with pytest.raises(DataError, match=r"found 'data\.zip'; unpack it"):
-        FolderDataset(outer).categories()
+        Folder(outer).categories()
     tree.rename(outer / "data")
     with pytest.raises(DataError, match=r"found data/ inside; set dataset\.root to") as error:
-        FolderDataset(outer).categories()
+        Folder(outer).categories()
     assert one_line(error).endswith(str(outer / "data"))
     with pytest.raises(DataError, match=r"this lies inside of one; set dataset\.root to") as error:
-        FolderDataset(outer / "data/part/test").categories()
+        Folder(outer / "data/part/test").categories()
     assert one_line(error).endswith(str(outer / "data/part"))
 
 
@@ -245,13 +232,13 @@ def test_ambiguous_names_are_fatal(tree: Path, picture: Draw) -> None:
 
 def test_no_such_folder_no_category_no_training_no_test(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such folder; set dataset\.root") as error:
-        FolderDataset(tmp_path / "absent").categories()
+        Folder(tmp_path / "absent").categories()
     assert str(tmp_path / "absent") in one_line(error)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no category here; expected <category>/train/good"):
-        FolderDataset(tmp_path / "empty").categories()
+        Folder(tmp_path / "empty").categories()
     with pytest.raises(DataError, match=r"needs a folder: set dataset\.root"):
-        FolderDataset(None)
+        Folder(None)
     shutil.rmtree(tree / "part/train")
     assert fatal(tree) == [
         "part/train/good: no training images; put images of normal products here"
@@ -265,7 +252,7 @@ def test_no_such_folder_no_category_no_training_no_test(tree: Path, tmp_path: Pa
     "name", ["../data/part", "..", ".", "", "/etc", "part/train", "prat", "a\0"]
 )
 def test_unknown_or_escaping_category_is_refused(tree: Path, name: str) -> None:
-    for call in (FolderDataset(tree).scan, FolderDataset(tree).fingerprint):
+    for call in (Folder(tree).scan, Folder(tree).fingerprint):
         with pytest.raises(DataError, match="no category") as error:
             call(name)
     if name == "prat":
@@ -275,124 +262,7 @@ def test_unknown_or_escaping_category_is_refused(tree: Path, name: str) -> None:
 @pytest.mark.parametrize("key", ["../../secret.png", "/etc/passwd", "", "test/../../x.png"])
 def test_escaping_key_is_refused(tree: Path, key: str) -> None:
     with pytest.raises(DataError, match="is not the path of an image"):
-        FolderDataset(tree).read_image("part", key)
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
-def test_eight_bit_images_become_rgb(tree: Path, picture: Draw, mode: str) -> None:
-    ext = "tif" if mode in {"CMYK", "YCbCr"} else "png"
-    path = save(picture(5).convert(mode), tree / "part/train/good" / f"m.{ext}")
-    image = FolderDataset(tree).read_image("part", f"train/good/m.{ext}")
-    assert image.shape == (16, 20, 3)
-    assert image.dtype == np.uint8
-    assert (image == np.asarray(Image.open(path).convert("RGB"))).all()
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_alpha_is_accepted_if_opaque(tree: Path, picture: Draw, mode: str) -> None:
-    image = picture(5).convert(mode)
-    path = tree / "part/train/good/alpha.png"
-    save(image, path)
-    assert FolderDataset(tree).read_image("part", "train/good/alpha.png").shape == (16, 20, 3)
-    image.putpixel((3, 3), (0,) * (len(mode) - 1) + (254,))
-    save(image, path)
-    with pytest.raises(ImageError, match="transparent in places; flatten"):
-        FolderDataset(tree).read_image("part", "train/good/alpha.png")
-
-
-def test_transparent_palette_is_refused(tree: Path, picture: Draw) -> None:
-    path = tree / "part/train/good/p.png"
-    picture(5).convert("P").save(path, transparency=int(np.asarray(picture(5).convert("P"))[0, 0]))
-    with pytest.raises(ImageError, match="transparent"):
-        FolderDataset(tree).read_image("part", "train/good/p.png")
-
-
-def test_deep_images_are_refused(tree: Path) -> None:
-    good = tree / "part/train/good"
-    Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(good / "deep.png")
-    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(good / "deep.tif")
-    for name in ("deep.png", "deep.tif"):
-        with pytest.raises(ImageError, match="convert it to 8 bits per channel") as error:
-            FolderDataset(tree).read_image("part", f"train/good/{name}")
-        assert name in one_line(error)
-
-
-def test_sixteen_bit_colour_is_refused_though_pillow_would_reduce_it(tree: Path) -> None:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        crc = zlib.crc32(kind + body)
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
-
-    rows = b"".join(b"\0" + bytes(range(4 * 6)) for _ in range(4))
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))
-    data += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    (tree / "part/train/good/rgb16.png").write_bytes(data)
-    with pytest.raises(ImageError, match="convert it to 8 bits per channel"):
-        FolderDataset(tree).read_image("part", "train/good/rgb16.png")
-
-
-@pytest.mark.parametrize("masks", [(0xF800, 0x07E0, 0x001F), (0x7C00, 0x03E0, 0x001F)])
-def test_sixteen_bits_per_pixel_are_not_too_deep(tree: Path, masks: tuple[int, int, int]) -> None:
-    pixels = struct.pack("<4H", masks[0], masks[1], masks[2], 0)  # red and green below the others
-    header = struct.pack("<IiiHHIIiiII", 40, 2, 2, 1, 16, 3, len(pixels), 0, 0, 0, 0)
-    body = header + struct.pack("<3I", *masks) + pixels
-    start = struct.pack("<2sIHHI", b"BM", 14 + len(body), 0, 0, 14 + len(body) - len(pixels))
-    (tree / "part/train/good/x.bmp").write_bytes(start + body)
-    image = FolderDataset(tree).read_image("part", "train/good/x.bmp")
-    assert image.tolist() == [[[0, 0, 255], [0, 0, 0]], [[255, 0, 0], [0, 255, 0]]]
-
-
-def test_a_file_of_several_pages_is_refused(tree: Path, picture: Draw) -> None:
-    good, mask = tree / "part/train/good/x.tif", tree / "part/ground_truth/dent/x.tif"
-    for path in (good, mask):
-        picture(1).save(path, save_all=True, append_images=[picture(2)])
-    dataset = FolderDataset(tree)
-    with pytest.raises(ImageError, match="holds 2 images; save one image per file"):
-        dataset.read_image("part", "train/good/x.tif")
-    with pytest.raises(ImageError, match="holds 2 images; save one image per file"):
-        dataset.read_mask("part", "ground_truth/dent/x.tif")
-    picture(1).save(good)
-    assert (dataset.read_image("part", "train/good/x.tif") == np.asarray(picture(1))).all()
-
-
-def test_a_photo_with_a_preview_inside_is_one_image(tree: Path, picture: Draw) -> None:
-    path = tree / "part/train/good/x.jpg"
-    picture(1).save(path, format="MPO", save_all=True, append_images=[picture(2)])
-    assert FolderDataset(tree).read_image("part", "train/good/x.jpg").shape == (16, 20, 3)
-
-
-@pytest.mark.parametrize("ext", ["png", "jpg", "bmp", "tif"])
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
-def test_truncated_images_are_named(tree: Path, picture: Draw, ext: str, share: float) -> None:
-    path = save(picture(5, (64, 64)), tree / "part/train/good" / f"cut.{ext}")
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ImageError, match="cannot be read as a PNG, JPEG, BMP or TIFF") as error:
-        FolderDataset(tree).read_image("part", f"train/good/cut.{ext}")
-    assert f"cut.{ext}" in one_line(error)
-
-
-def test_mask_values(tree: Path) -> None:
-    where = tree / "part/ground_truth/dent/000_mask.png"
-
-    def read(image: Image.Image) -> list[bool]:
-        save(image, where)
-        mask = FolderDataset(tree).read_mask("part", "ground_truth/dent/000_mask.png")
-        return [bool(v) for v in mask.ravel()]
-
-    def grey(values: list[int], kind: type = np.uint8) -> Image.Image:
-        return Image.fromarray(np.array([values], kind))
-
-    assert read(grey([0, 127, 128, 255])) == [False, False, True, True]
-    assert read(grey([0, 1])) == [False, True]
-    assert read(grey([0, 255]).convert("1")) == [False, True]
-    assert read(grey([0, 65535, 20000], np.uint16)) == [False, True, False]
-    assert read(grey([0, 255], np.uint16)) == [False, True]
-    assert read(Image.fromarray(np.array([[[255, 0, 0], [0, 0, 0]]], np.uint8))) == [True, False]
-    assert read(grey([0, 0])) == [False, False]
-    for values, kind in (([0, 3], np.uint8), ([0, 100], np.uint16), ([0, 9000], np.uint16)):
-        with pytest.raises(
-            ImageError, match=f"highest value is {values[1]}: save anomalous pixels as 255"
-        ):
-            read(grey(values, kind))
+        Folder(tree).read_image("part", key)
 
 
 def test_loose_and_ignored_folders_are_reported(tree: Path, picture: Draw) -> None:
@@ -406,7 +276,7 @@ def test_loose_and_ignored_folders_are_reported(tree: Path, picture: Draw) -> No
 def test_a_file_name_with_a_newline_stays_one_line(tree: Path) -> None:
     (tree / "part/train/good/a\nb.png").write_bytes(b"not an image")
     with pytest.raises(ImageError, match=r"a\\nb\.png: cannot be read") as error:
-        FolderDataset(tree).read_image("part", "train/good/a\nb.png")
+        Folder(tree).read_image("part", "train/good/a\nb.png")
     one_line(error)
     save(Image.new("L", (2, 2)), tree / "part/ground_truth/dent/a\nb.png")
     assert not any("\n" in message for message in fatal(tree))
@@ -420,7 +290,7 @@ def test_errors_survive_pickling() -> None:
 
 
 def test_battery_weld(real: Callable[[str], Path]) -> None:
-    samples, problems = FolderDataset(real("battery_weld")).scan("battery_weld")
+    samples, problems = Folder(real("battery_weld")).scan("battery_weld")
     assert problems == ()
     assert sum(s.part == "train" for s in samples) == 37
     assert sum(s.part == "test" and not s.anomalous for s in samples) == 28

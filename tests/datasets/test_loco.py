@@ -13,18 +13,15 @@ from PIL import Image
 from anomtune.datasets.loco import MVTecLOCO
 from anomtune.datasets.opening import open_dataset
 from anomtune.datasets.splits.audit import audit, find_missing
-from anomtune.datasets.splits.split import Validation, load_search_split, load_test_split
+from anomtune.datasets.splits.split import load_search_split, load_test_split
+from anomtune.datasets.splits.validation import Validation
+from anomtune.datasets.testing import check_dataset
 from anomtune.errors import DataError, ImageError
+from tests.datasets.conftest import save
 
 Draw = Callable[..., Image.Image]
 
 MASKS = "pushpins/ground_truth/logical_anomalies"
-
-
-def save(image: Image.Image, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
-    return path
 
 
 @pytest.fixture
@@ -201,3 +198,7 @@ def test_extensions_and_junk(root: Path) -> None:
     assert (fatal(root), warnings(root)) == ([], [UNUSED])
     mask = MVTecLOCO(root).read_mask("pushpins", "ground_truth/logical_anomalies/002")
     assert mask.sum() == 3 * 16
+
+
+def test_keeps_the_contract(root: Path) -> None:
+    check_dataset(MVTecLOCO(root))

@@ -1,4 +1,7 @@
-"""OCT2017, APTOS 2019 and ISIC 2018: layouts, labels, crops, and downloads that went wrong."""
+"""OCT2017, APTOS 2019 and ISIC 2018: layouts, labels, crops, and downloads that went wrong.
+
+One file for the three: they share the prepared layout and what is asked of it.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,14 @@ from anomtune.datasets.io.fundus import crop_fundus
 from anomtune.datasets.io.imagefile import digest_file
 from anomtune.datasets.medical import APTOS2019, ISIC2018, OCT2017
 from anomtune.datasets.splits.audit import find_missing, inspect
-from anomtune.datasets.splits.split import Validation, load_search_split, load_test_split
+from anomtune.datasets.splits.split import load_search_split, load_test_split
+from anomtune.datasets.splits.validation import Validation
+from anomtune.datasets.testing import check_dataset
 from anomtune.errors import DataError
+from tests.datasets.conftest import save
 
 Draw = Callable[..., Image.Image]
 LESIONS = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
-
-
-def save(image: Image.Image, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
-    return path
 
 
 def messages(dataset: Dataset, *, fatal: bool) -> list[str]:
@@ -403,3 +403,20 @@ def test_fingerprint_follows_every_file(tree: str, request: pytest.FixtureReques
     os.utime(changed, (1, 1))
     time.sleep(0.15)
     assert dataset.fingerprint(dataset.name) not in {before, None}
+
+
+@pytest.mark.parametrize(
+    ("kind", "files"),
+    [
+        (OCT2017, "oct2017"),
+        (OCT2017, "prepared"),
+        (APTOS2019, "aptos"),
+        (APTOS2019, "prepared"),
+        (ISIC2018, "isic"),
+        (ISIC2018, "prepared"),
+    ],
+)
+def test_keeps_the_contract(
+    kind: type[Dataset], files: str, request: pytest.FixtureRequest
+) -> None:
+    check_dataset(kind(request.getfixturevalue(files)))

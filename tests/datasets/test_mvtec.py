@@ -12,16 +12,13 @@ from PIL import Image
 from anomtune.datasets.mvtec import MPDD, MVTecAD
 from anomtune.datasets.opening import open_dataset
 from anomtune.datasets.splits.audit import audit, find_missing, inspect
-from anomtune.datasets.splits.split import Validation, load_search_split, load_test_split
+from anomtune.datasets.splits.split import load_search_split, load_test_split
+from anomtune.datasets.splits.validation import Validation
+from anomtune.datasets.testing import check_dataset
 from anomtune.errors import DataError
+from tests.datasets.conftest import save
 
 Draw = Callable[..., Image.Image]
-
-
-def save(image: Image.Image, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
-    return path
 
 
 def touch(folder: Path, count: int, suffix: str = ".png") -> None:
@@ -95,7 +92,7 @@ def test_splits(bottle: Path) -> None:
     assert not set(seen.validation_keys) & set(held_out.keys)
     assert len(seen.validation) + len(held_out.images) == 10
     assert (held_out.masks.sum(axis=(1, 2)) > 0).tolist() == held_out.labels.astype(bool).tolist()
-    synthetic = load_search_split(dataset, "bottle", 16, Validation("synthetic"))
+    synthetic = load_search_split(dataset, "bottle", 16, Validation(protocol="synthetic"))
     assert synthetic.n_test_anomalous == 6
 
 
@@ -355,3 +352,8 @@ def test_mpdd_that_went_wrong(tubes: Path) -> None:
     (problem,) = [str(p) for p in audit(MPDD(tubes), "tubes") if p.fatal]
     assert problem.startswith("tubes/train/good/000.png: cannot be read")
     assert problem.endswith("replace or remove the file")
+
+
+def test_mvtec_and_mpdd_keep_the_contract(bottle: Path, tubes: Path) -> None:
+    check_dataset(MVTecAD(bottle))
+    check_dataset(MPDD(tubes))

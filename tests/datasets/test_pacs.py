@@ -15,18 +15,15 @@ from PIL import Image
 from anomtune.datasets.base import Published
 from anomtune.datasets.pacs import PACS
 from anomtune.datasets.splits.audit import find_missing
-from anomtune.datasets.splits.split import Validation, load_search_split, load_test_split
+from anomtune.datasets.splits.split import load_search_split, load_test_split
+from anomtune.datasets.splits.validation import Validation
+from anomtune.datasets.testing import check_dataset
 from anomtune.errors import DataError
+from tests.datasets.conftest import save
 
 Draw = Callable[..., Image.Image]
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
-
-
-def save(image: Image.Image, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
-    return path
 
 
 def messages(root: Path, *, fatal: bool, category: str = "dog") -> list[str]:
@@ -285,3 +282,8 @@ def test_real_pacs(shared_data: Path) -> None:
     assert len(photos) == 1670
     for sample in samples[:: len(samples) // 20]:
         assert dataset.read_image("dog", sample.key).shape == (96, 96, 3)
+
+
+@pytest.mark.parametrize("files", ["tree", "listed"])
+def test_keeps_the_contract(files: str, request: pytest.FixtureRequest) -> None:
+    check_dataset(PACS(request.getfixturevalue(files)))

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from anomtune.datasets.drawing.scenes import PRODUCTS
-from anomtune.datasets.folder import FolderDataset
+from anomtune.datasets.folder import Folder
 from anomtune.datasets.splits.damage import MECHANISMS, check_without, damage, damaged_copies
-from anomtune.datasets.synthetic import SyntheticDataset, _draw
+from anomtune.datasets.synthetic import Synthetic, _draw
 from anomtune.errors import DataError
 
-DATASET = SyntheticDataset()
+DATASET = Synthetic()
 
 
 def test_five_categories_of_122_images() -> None:
@@ -67,7 +67,7 @@ def test_drawings_are_pinned(category: str, mean: float) -> None:
 
 def test_written_tree_is_the_same_dataset(tmp_path: Path) -> None:
     DATASET.write(tmp_path / "out")
-    folder = FolderDataset(tmp_path / "out")
+    folder = Folder(tmp_path / "out")
     assert folder.categories() == DATASET.categories()
     for category in folder.categories():
         assert folder.scan(category) == DATASET.scan(category)

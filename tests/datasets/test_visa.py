@@ -14,21 +14,18 @@ from PIL import Image
 
 from anomtune.datasets.opening import open_dataset
 from anomtune.datasets.splits.audit import audit, find_missing, inspect
-from anomtune.datasets.splits.split import Validation, load_search_split, load_test_split
+from anomtune.datasets.splits.split import load_search_split, load_test_split
+from anomtune.datasets.splits.validation import Validation
+from anomtune.datasets.testing import check_dataset
 from anomtune.datasets.visa import VisA
 from anomtune.errors import DataError
+from tests.datasets.conftest import save
 
 Draw = Callable[..., Image.Image]
 
 HEADER = "object,split,label,image,mask\n"
 NORMAL, ANOMALY = "candle/Data/Images/Normal", "candle/Data/Images/Anomaly"
 MASKS = "candle/Data/Masks/Anomaly"
-
-
-def save(image: Image.Image, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
-    return path
 
 
 def labels(number: int) -> Image.Image:
@@ -385,3 +382,8 @@ def test_audit_counts(raw: Path) -> None:
         "3 of 100 normal test images; the download is not complete",
         "4 of 100 anomalous test images; the download is not complete",
     ]
+
+
+@pytest.mark.parametrize("files", ["raw", "tree"])
+def test_keeps_the_contract(files: str, request: pytest.FixtureRequest) -> None:
+    check_dataset(VisA(request.getfixturevalue(files)))

@@ -11,13 +11,13 @@ from anomtune.errors import MethodError
 from anomtune.models.layers.backbones import load_backbone
 from anomtune.models.rd4ad import RD4AD, RD4ADHyperparameters
 from anomtune.models.recontrast import ReContrast, ReContrastHyperparameters
-from anomtune.models.testing import check_detector
+from anomtune.models.testing import check_method
 
 
 @pytest.mark.parametrize("image_size", [64, 32])
 def test_rd4ad_keeps_the_contract(weights: str, image_size: int) -> None:
     small = {"backbone": "mobilenet_v2", "weights": weights, "batch_size": 3}
-    check_detector(
+    check_method(
         RD4AD,
         RD4ADHyperparameters(**small),
         diverging=RD4ADHyperparameters(**small, lr=1e30),
@@ -30,7 +30,7 @@ def test_rd4ad_keeps_the_contract(weights: str, image_size: int) -> None:
 def test_recontrast_keeps_the_contract(weights: str, preset: str, encoder_bn: str) -> None:
     fields = ReContrastHyperparameters.presets[preset]
     small = {"backbone": "mobilenet_v2", "weights": weights, "batch_size": 4, **fields}
-    check_detector(
+    check_method(
         ReContrast,
         ReContrastHyperparameters(**small, encoder_bn=encoder_bn),
         diverging=ReContrastHyperparameters(**small, decoder_lr=1e30),
@@ -70,7 +70,7 @@ def test_a_state_that_no_safetensors_file_can_hold_breaks_the_contract() -> None
     hp = RD4ADHyperparameters(backbone="mobilenet_v2", weights="random", batch_size=3)
     before = torch.get_rng_state()
     with pytest.raises(AssertionError, match="does not fit in a safetensors file"):
-        check_detector(Strided, hp)
+        check_method(Strided, hp)
     assert torch.equal(torch.get_rng_state(), before), "the check left the random state alone"
 
 
@@ -87,7 +87,7 @@ def test_scores_leave_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_resnet_keeps_the_contract() -> None:
     hp = ReContrastHyperparameters(backbone="resnet18", weights="random", batch_size=4)
-    check_detector(ReContrast, hp)
+    check_method(ReContrast, hp)
 
 
 @pytest.mark.parametrize("image_size", [0, 31, 100])

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from anomtune.errors import MethodError, TrainingDivergedError
 from anomtune.models import gmm_contrastive
-from anomtune.models.base import Histogram
 from anomtune.models.gmm_contrastive import GMMContrastive, GMMContrastiveHyperparameters
 from anomtune.models.images.dead_leaves import dead_leaves
 from anomtune.models.layers.backbones import prepare_weights
 from anomtune.models.layers.gaussian_mixture import GaussianMixture
 from anomtune.models.layers.maps import gaussian_smooth
 from anomtune.models.layers.mixture_network import contrastive_loss, outliers, whitening
-from anomtune.models.testing import check_detector
+from anomtune.models.testing import check_method
+from anomtune.models.training.report import Histogram
 
 SMALL: dict[str, Any] = {
     "backbone": "mobilenet_v2",
@@ -201,7 +201,7 @@ def test_directions_without_variance_are_left_out() -> None:
 def test_gmm_contrastive_keeps_the_contract(fields: dict[str, Any], image_size: int) -> None:
     hp = GMMContrastiveHyperparameters(**{**SMALL, **fields})
     diverging = hp.model_copy(update={"lr": 1e30}) if image_size == 64 else None
-    check_detector(GMMContrastive, hp, diverging=diverging, image_size=image_size)
+    check_method(GMMContrastive, hp, diverging=diverging, image_size=image_size)
 
 
 def test_defaults_are_those_of_the_reconstruction() -> None:
@@ -255,19 +255,19 @@ def test_the_online_mixture_follows_the_normal_features_of_the_step(
     detector = build(eta=eta)
     detector.fit(images(), 0)
     before = detector.network.online.means.clone()
-    expected = detector._mixture(*before.shape)
+    expected = detector.network.new_mixture(*before.shape)
     expected.load_state_dict(detector.network.online.state_dict())
     seen: list[Tensor] = []
-    loss = detector._loss
+    loss = detector.loss
 
-    def spy(batch: Tensor, iteration: int) -> Tensor:
-        value = loss(batch, iteration)
+    def spy(batch: Tensor, iteration: int, total: int) -> Tensor:
+        value = loss(batch, iteration, total)
         with torch.no_grad():
-            normal = detector.network.patches(gmm_contrastive.normalise(batch, torch.device("cpu")))
+            normal = detector.network.patches(batch)
         seen.append(detector.network.project(normal))
         return value
 
-    monkeypatch.setattr(detector, "_loss", spy)
+    monkeypatch.setattr(detector, "loss", spy)
     detector.fit(images(), 1)
     online = detector.network.online
     if eta > 0:
@@ -281,9 +281,9 @@ def test_maps_come_from_a_mixture_that_is_fitted_to_all_features_again() -> None
     detector = build(lr=1e-3, em_steps=3, sigma=2.0)
     detector.fit(images(), 3)
     with torch.no_grad():
-        features = detector._projected(images(), 10**6)
+        features = detector.network.features_of(images(), 10**6)
     assert len(features) == 6 * 64
-    expected = detector._mixture(*detector.network.online.means.shape)
+    expected = detector.network.new_mixture(*detector.network.online.means.shape)
     expected.load_state_dict(detector.network.online.state_dict())
     expected.fit(features, 3)
     final = detector.network.final
@@ -291,7 +291,7 @@ def test_maps_come_from_a_mixture_that_is_fitted_to_all_features_again() -> None
     assert not torch.equal(final.means, detector.network.online.means)
     test = images(2, seed=5)
     with torch.no_grad():
-        density = final.log_density(detector._projected(test, 10**6)).view(2, 1, 8, 8)
+        density = final.log_density(detector.network.features_of(test, 10**6)).view(2, 1, 8, 8)
     maps = F.interpolate(-density, size=64, mode="bilinear").squeeze(1)
     torch.testing.assert_close(
         detector.anomaly_maps(test), gaussian_smooth(maps, 2.0), rtol=1e-4, atol=1e-3
@@ -314,7 +314,7 @@ def test_a_quantile_of_the_normal_features_lies_outside_at_first() -> None:
     detector = build(quantile=0.05)
     detector.fit(images(), 0)
     with torch.no_grad():
-        odds = detector.network.log_odds(detector._projected(images(), 10**6))
+        odds = detector.network.log_odds(detector.network.features_of(images(), 10**6))
     assert (odds < 1e-3).float().mean() == pytest.approx(0.05, abs=0.01)
 
 
@@ -327,7 +327,7 @@ def test_the_uniform_component_fills_the_box_around_all_features() -> None:
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         negatives = detector._negatives(32, images(), generator)
-        both = [detector._projected(part, 10**6) for part in (images(), negatives)]
+        both = [detector.network.features_of(part, 10**6) for part in (images(), negatives)]
     sides = torch.cat(both).amax(0) - torch.cat(both).amin(0)
     assert taus[0] == pytest.approx(-float(sides.log().sum()), abs=1e-3)
     assert taus[1] - taus[0] == pytest.approx(math.log(9), abs=1e-4)
@@ -361,7 +361,7 @@ def test_features_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(gmm_contrastive, "_FINAL_FEATURES", 240)
     detector = build()
     with torch.no_grad():
-        assert sum(len(part) for part in detector._patches(images(), 120)) == 120
+        assert sum(len(part) for part in detector.network.sample(images(), 120)) == 120
     detector.fit(images(), 2)
     detector.fit(images(), 2)
     whole = build()
@@ -493,7 +493,7 @@ def test_gradients_are_clipped_and_the_optimiser_is_as_asked() -> None:
     # The first step of AdamW is lr g / (|g| + 1e-8): far below lr if all gradients are tiny.
     assert moves[0] > 0.9e-3
     assert moves[1] < 1e-6
-    (group,) = build(lr=2e-4, weight_decay=0.3)._trainer._optimizers[0].param_groups
+    (group,) = build(lr=2e-4, weight_decay=0.3).optimizers[0].param_groups
     assert (group["lr"], group["weight_decay"]) == (2e-4, 0.3)
 
 
@@ -515,8 +515,8 @@ def test_the_density_is_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> 
     def half(device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, dtype=torch.bfloat16)
 
-    monkeypatch.setattr(gmm_contrastive, "mixed_precision", half)
-    monkeypatch.setattr("anomtune.models.training.trainer.mixed_precision", half)
+    monkeypatch.setattr("anomtune.models.layers.mixture_network.mixed_precision", half)
+    monkeypatch.setattr("anomtune.models.training.gradient_detector.mixed_precision", half)
     seen: list[torch.dtype] = []
     detector = build()
     detector.network.features.register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from anomtune.errors import MethodError
 from anomtune.models.gnl import GNL, GNLHyperparameters
 from anomtune.models.images.augmix import AugMix
+from anomtune.models.images.pixels import normalise
 from anomtune.models.layers.backbones import load_backbone
 from anomtune.models.layers.feature_matching import MatchedEncoder
 from anomtune.models.layers.losses import global_loss
 from anomtune.models.layers.maps import anomaly_map
 from anomtune.models.layers.reverse_distillation import Student
 from anomtune.models.rd4ad import RD4AD, RD4ADHyperparameters
-from anomtune.models.testing import check_detector
-from anomtune.models.training.trainer import normalise
+from anomtune.models.testing import check_method
 
 SMALL: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random", "batch_size": 3}
 CPU = torch.device("cpu")
@@ -45,7 +45,7 @@ def images(n: int = 6, seed: int = 1) -> Tensor:
 )
 def test_gnl_keeps_the_contract(fields: dict[str, Any], image_size: int) -> None:
     diverging = GNLHyperparameters(**{**SMALL, **fields, "lr": 1e30})
-    check_detector(
+    check_method(
         GNL,
         GNLHyperparameters(**{**SMALL, **fields}),
         diverging=diverging if image_size == 64 else None,
@@ -64,7 +64,7 @@ def test_defaults_are_the_papers() -> None:
     assert searched <= hp.search_space().keys()
     fixed = {"weight_ori", "epochs", "lr", "loss", "augmix", "reference", "batch_size"}
     assert not fixed & hp.search_space().keys()
-    optimizer = build()._trainer._optimizers[0]
+    optimizer = build().optimizers[0]
     assert isinstance(optimizer, torch.optim.Adam)
     assert optimizer.defaults["betas"] == (0.5, 0.999)
     assert optimizer.defaults["lr"] == 5e-3
@@ -88,10 +88,9 @@ def test_without_views_it_is_rd4ad_to_the_bit() -> None:
 def test_the_views_are_original_augmix_and_grey() -> None:
     detector = build(seed=3)
     batch = images(4)
-    original, mixed, grey = detector._input(batch).chunk(3)
+    original, mixed, grey = detector.batch(batch, torch.arange(4)).chunk(3)
     assert torch.equal(original, normalise(batch, CPU))
-    augmix = AugMix("mvtec", 0)
-    augmix.generator = build(seed=3)._augmix.generator
+    augmix = AugMix("mvtec", build(seed=3).generator)
     assert torch.equal(mixed, normalise(augmix(batch), CPU))
     # ITU-R 601, of channels that are normalised already.
     red, green, blue = original.unbind(1)
@@ -120,10 +119,10 @@ def expected_loss(detector: GNL, views: Tensor) -> Tensor:
 def test_the_loss_is_that_of_the_official_code(weights: tuple[float, float, float]) -> None:
     fields = dict(zip(("weight_ori", "weight_abs", "weight_lowf"), weights, strict=True))
     ours, theirs = build(**fields), build(**fields)
-    views = ours._input(images(4))
+    views = ours.batch(images(4), torch.arange(4))
     losses = []
     for detector, loss in (
-        (ours, lambda: ours._loss(views, 0, 100)),
+        (ours, lambda: ours.loss(views, 0, 100)),
         (theirs, lambda: expected_loss(theirs, views)),
     ):
         detector.network.train()
@@ -144,10 +143,10 @@ def test_the_loss_is_that_of_the_official_code(weights: tuple[float, float, floa
 
 def test_every_view_has_its_own_batch_statistics() -> None:
     ours, theirs = build(), build()
-    views = ours._input(images(4))
+    views = ours.batch(images(4), torch.arange(4))
     for detector in (ours, theirs):
         detector.network.train()
-    ours._loss(views, 0, 100)
+    ours.loss(views, 0, 100)
     expected_loss(theirs, views)
     for (name, actual), expected in zip(
         ours.network.state_dict().items(), theirs.network.state_dict().values(), strict=True
@@ -161,8 +160,8 @@ def test_identical_views_cost_nothing() -> None:
     detector = build(weight_ori=0.0, weight_abs=1.0, weight_lowf=1.0)
     detector.network.train()
     original = normalise(images(4), CPU)
-    assert detector._loss(original.repeat(3, 1, 1, 1), 0, 100).item() == pytest.approx(0, abs=1e-5)
-    assert detector._loss(detector._input(images(4)), 0, 100).item() > 1e-2
+    assert detector.loss(original.repeat(3, 1, 1, 1), 0, 100).item() == pytest.approx(0, abs=1e-5)
+    assert detector.loss(detector.batch(images(4), torch.arange(4)), 0, 100).item() > 1e-2
 
 
 def test_a_weight_of_0_spares_the_work() -> None:
@@ -334,5 +333,8 @@ def test_views_and_matched_maps_keep_the_memory_format_of_the_network() -> None:
     detector = build()
     detector.fit(images(), 1)
     batch = images(4)
-    parts = [detector._input(batch), *(pair[0] for pair in detector._pairs(normalise(batch, CPU)))]
+    parts = [
+        detector.batch(batch, torch.arange(4)),
+        *(pair[0] for pair in detector.pairs(normalise(batch, CPU))),
+    ]
     assert all(part.is_contiguous(memory_format=torch.channels_last) for part in parts)

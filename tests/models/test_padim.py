@@ -14,10 +14,10 @@ from torch import Tensor
 
 from anomtune.errors import MethodError
 from anomtune.models import padim
+from anomtune.models.images.pixels import normalise
 from anomtune.models.layers.maps import gaussian_smooth
 from anomtune.models.padim import PaDiM, PaDiMHyperparameters
-from anomtune.models.testing import check_detector
-from anomtune.models.training.trainer import normalise
+from anomtune.models.testing import check_method
 
 SMALL: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random", "channels": 20}
 
@@ -58,12 +58,12 @@ def features(detector: PaDiM, batch: Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("channels", [20, 5])  # more and fewer than the 7 images
 def test_it_keeps_the_contract(channels: int) -> None:
-    check_detector(PaDiM, PaDiMHyperparameters(**{**SMALL, "channels": channels}))
+    check_method(PaDiM, PaDiMHyperparameters(**{**SMALL, "channels": channels}))
 
 
 def test_a_resnet_keeps_the_contract() -> None:
     hp = PaDiMHyperparameters(backbone="resnet18", weights="random", channels=6, sigma=0.0)
-    check_detector(PaDiM, hp, image_size=52)
+    check_method(PaDiM, hp, image_size=52)
 
 
 def test_defaults_are_the_papers() -> None:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from anomtune.errors import MethodError
 from anomtune.models import patchcore
+from anomtune.models.images.pixels import normalise
 from anomtune.models.layers.maps import gaussian_smooth
 from anomtune.models.patchcore import MemoryBank, PatchCore, PatchCoreHyperparameters
-from anomtune.models.testing import check_detector
-from anomtune.models.training.trainer import normalise
+from anomtune.models.testing import check_method
 
 SMALL: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random"}
 
@@ -38,13 +38,13 @@ def bank_of(patches: Tensor) -> MemoryBank:
 
 
 def test_it_keeps_the_contract() -> None:
-    check_detector(PatchCore, PatchCoreHyperparameters(**SMALL))
+    check_method(PatchCore, PatchCoreHyperparameters(**SMALL))
 
 
 def test_a_resnet_with_a_small_bank_and_no_weights_keeps_the_contract() -> None:
     fields = {"neighbourhood": 1, "n_neighbours": 1, "max_bank": 10, "sigma": 0.0}
     hp = PatchCoreHyperparameters(backbone="resnet18", weights="random", **fields)
-    check_detector(PatchCore, hp, image_size=52)
+    check_method(PatchCore, hp, image_size=52)
 
 
 def test_defaults_are_the_papers() -> None:

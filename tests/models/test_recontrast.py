@@ -42,14 +42,14 @@ def test_the_stable_recipe_is_that_of_the_official_scripts() -> None:
     norms = [m for m in detector.network.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms
     assert all(isinstance(norm, PartialNorm) and norm.eps == 1e-6 for norm in norms)
-    assert all(group["eps"] == 1e-10 for o in detector._optimizers for group in o.param_groups)
+    assert all(group["eps"] == 1e-10 for o in detector.optimizers for group in o.param_groups)
     plain = build("full")
-    assert all(group["eps"] == 1e-8 for o in plain._optimizers for group in o.param_groups)
+    assert all(group["eps"] == 1e-8 for o in plain.optimizers for group in o.param_groups)
 
 
 def test_a_reset_forgets_the_students_moments_and_stops_the_encoder_for_a_while() -> None:
     detector = build(reset_every=4, encoder_pause=2, encoder_lr=1e-3)
-    student, encoder = detector._optimizers
+    student, encoder = detector.optimizers
     moved, steps = [], []
     for _ in range(10):
         before = copies(detector.network.encoder)

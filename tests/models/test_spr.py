@@ -13,7 +13,7 @@ from scipy.ndimage import uniform_filter
 from torch import Tensor
 
 from anomtune.errors import MethodError
-from anomtune.models.base import Choice, FloatRange, IntRange
+from anomtune.models.hyperparameters import Choice, FloatRange, IntRange
 from anomtune.models.layers.score_network import perturbation_std
 from anomtune.models.spr import (
     SPR,
@@ -24,7 +24,7 @@ from anomtune.models.spr import (
     score_matching_loss,
     warmed_up_decay,
 )
-from anomtune.models.testing import check_detector
+from anomtune.models.testing import check_method
 
 SIGMA = 25.0
 SMALL: dict[str, Any] = {"width": 4, "resolution": 32, "batch_size": 3}
@@ -57,7 +57,7 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
     ],
 )
 def test_it_keeps_the_contract(fields: dict[str, Any]) -> None:
-    check_detector(SPR, settings(**fields), diverging=settings(**fields, lr=1e30), image_size=32)
+    check_method(SPR, settings(**fields), diverging=settings(**fields, lr=1e30), image_size=32)
 
 
 def test_defaults_and_ranges_are_the_papers() -> None:
@@ -204,10 +204,10 @@ def test_the_optimiser_uses_the_decayed_learning_rate() -> None:
     rates = []
     for _ in range(4):
         detector.fit(images(5), 1)
-        group = detector._optimizer.param_groups[0]
+        group = detector.optimizers[0].param_groups[0]
         rates.append(group["lr"])
     assert rates == pytest.approx([0.1, 0.01, 0.001, 0.001])
-    assert isinstance(detector._optimizer, torch.optim.AdamW)
+    assert isinstance(detector.optimizers[0], torch.optim.AdamW)
     assert group["weight_decay"] == 1e-3
 
 
@@ -237,7 +237,7 @@ def test_the_average_follows_every_step() -> None:
         for key, value in detector.network.state_dict().items():
             expected[key] = decay * expected[key] + (1 - decay) * value
     for key, value in expected.items():
-        torch.testing.assert_close(detector.state_dict()[f"average.{key}"], value)
+        torch.testing.assert_close(detector.state_dict()[f"average.module.{key}"], value)
     difference = expected["outc.weight"] - detector.network.outc.weight
     assert difference.abs().max() > 1e-4
 
@@ -301,7 +301,7 @@ def test_the_map_averages_squared_errors_over_channels_and_draws() -> None:
     for _ in range(2):
         z = torch.randn(3, 32, 32, generator=generator)
         with torch.no_grad():
-            error = restoration_error(detector._average, x, 2e-3, z, 25.0)
+            error = restoration_error(detector.average, x, 2e-3, z, 25.0)
         maps += error.square().mean(1) / 2
     resized = F.interpolate(maps[:, None], size=(48, 48), mode="bilinear", align_corners=False)
     expected = F.avg_pool2d(resized, 3, 1, padding=1).squeeze(1)
@@ -358,4 +358,4 @@ def test_looking_does_not_change_the_modes_of_training() -> None:
     state = detector.state_dict()
     detector.anomaly_maps(images())
     assert all(torch.equal(value, state[key]) for key, value in detector.state_dict().items())
-    assert not any(p.requires_grad for p in detector._average.parameters())
+    assert not any(p.requires_grad for p in detector.average.parameters())

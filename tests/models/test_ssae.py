@@ -18,7 +18,7 @@ from anomtune.models.layers.sdc_autoencoder import SDC, SDCAutoencoder
 from anomtune.models.layers.separable import box_window, filter_maps
 from anomtune.models.layers.ssim import ssim_distance
 from anomtune.models.ssae import SSAE, SSAEHyperparameters, crop_size
-from anomtune.models.testing import check_detector
+from anomtune.models.testing import check_method
 
 SMALL: dict[str, Any] = {"resolution": 32, "width": 2, "batch_size": 3, "iterations": 4, "k": 3}
 EVERYTHING = "elastic+zeros+patch_swap+occlusion+brightness+rotation"
@@ -58,7 +58,7 @@ def count(module: nn.Module) -> int:
 def test_ssae_keeps_the_contract(fields: dict[str, Any]) -> None:
     hp = SSAEHyperparameters(**SMALL, **fields)
     diverging = SSAEHyperparameters(**SMALL, **fields, lr=1e30)
-    check_detector(SSAE, hp, diverging=diverging, image_size=24)
+    check_method(SSAE, hp, diverging=diverging, image_size=24)
 
 
 def test_defaults_are_the_papers() -> None:
@@ -396,9 +396,9 @@ def test_the_average_map_of_one_validation_image_is_its_own() -> None:
     detector = build(n=1)
     images = photos(5)
     detector.fit(images, 2)
-    (held_out,) = detector._split(5)[1]
+    (held_out,) = detector._held_out(5)
     plain = detector.anomaly_maps(images[held_out : held_out + 1])
-    torch.testing.assert_close(detector._average, plain)
+    torch.testing.assert_close(detector.average, plain)
 
 
 @pytest.mark.parametrize("t", [0, 1, 4])
@@ -407,7 +407,7 @@ def test_the_average_map_weights_the_maps(t: int) -> None:
     images = photos(60)
     for detector in (plain, weighted):
         detector.fit(images, 2)
-    held_out = plain._split(60)[1]
+    held_out = plain._held_out(60)
     assert len(held_out) == 3
     average = plain.anomaly_maps(images[held_out]).mean(0)
     expected = plain.anomaly_maps(images[:4]) * (1 - average) ** t
@@ -419,9 +419,9 @@ def test_the_average_map_weights_the_maps(t: int) -> None:
 def test_the_average_map_follows_the_weights() -> None:
     detector = build(t=1)
     detector.fit(photos(), 1)
-    before = detector._average.clone()
+    before = detector.average.clone()
     detector.fit(photos(), 3)
-    assert not torch.equal(detector._average, before)
+    assert not torch.equal(detector.average, before)
 
 
 def test_the_ensemble_is_the_larger_map_of_each_pixel() -> None:
@@ -472,7 +472,7 @@ def test_maps_have_the_size_that_is_asked_for() -> None:
 def test_images_of_another_size_than_the_resolution_are_refused() -> None:
     detector = build(image_size=48)
     for use in (lambda: detector.fit(photos(size=48), 1), lambda: detector.score(photos(size=48))):
-        with pytest.raises(MethodError, match="images of its resolution, 32"):
+        with pytest.raises(MethodError, match=r"shape \(N, 3, 32, 32\)"):
             use()
 
 
@@ -484,7 +484,7 @@ def test_held_out_images_are_not_trained_on() -> None:
     changed = images.clone()
     detector, other = build(), build()
     detector.fit(images, 1)
-    train, held_out = detector._split(40)
+    train, held_out = detector.training_rows(40), detector._held_out(40)
     assert len(held_out) == 2
     assert sorted([*train.tolist(), *held_out.tolist()]) == list(range(40))
     changed[held_out] = 0
@@ -493,7 +493,7 @@ def test_held_out_images_are_not_trained_on() -> None:
     other.fit(changed, 20)
     for a, b in zip(detector.network.parameters(), other.network.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert not torch.equal(detector._average, other._average)
+    assert not torch.equal(detector.average, other.average)
 
 
 def test_a_single_image_serves_for_training_and_validation() -> None:
@@ -647,7 +647,7 @@ def test_training_in_mixed_precision_corrupts_and_measures_in_float32(
         assert not torch.is_autocast_enabled("cpu")
         return images, torch.ones_like(images[:, :1])
 
-    monkeypatch.setattr(detector, "_corruptor", lambda: note)
+    monkeypatch.setattr(detector, "_new_corruptor", lambda: note)
     objective = filter_objective
 
     def check(output: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -663,7 +663,7 @@ def test_training_in_mixed_precision_corrupts_and_measures_in_float32(
     def half(device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, dtype=torch.bfloat16)
 
-    monkeypatch.setattr("anomtune.models.training.trainer.mixed_precision", half)
+    monkeypatch.setattr("anomtune.models.training.gradient_detector.mixed_precision", half)
     monkeypatch.setattr(ssae, "mixed_precision", half)
     detector.fit(photos(), 1)
     assert detector.anomaly_maps(photos()).dtype == torch.float32

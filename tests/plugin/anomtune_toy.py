@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,8 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from anomtune.errors import TrainingDivergedError
-from anomtune.models.base import Detector, Histogram, Report
+from anomtune.models.base import Detector
 from anomtune.models.hyperparameters import Choice, FloatRange, Hyperparameters
+from anomtune.models.training.report import Histogram, Report
 
 
 class ToyHyperparameters(Hyperparameters):
@@ -52,15 +52,8 @@ class ToyHyperparameters(Hyperparameters):
 class Toy(Detector[ToyHyperparameters]):
     """Scores the brightest pixel, the better the higher ``quality`` and the longer it trains."""
 
-    Hyperparameters = ToyHyperparameters
-
-    def __init__(self, hyperparameters, **kwargs):
-        super().__init__(hyperparameters, **kwargs)
-        self.network = nn.Linear(1, 1)
-
-    @property
-    def score_rule(self) -> str:
-        return "max"
+    def build(self) -> nn.Module:
+        return nn.Linear(1, 1)
 
     def fit(self, images: Tensor, iterations: int) -> Report:
         h = self.hyperparameters
@@ -106,7 +99,7 @@ class Toy(Detector[ToyHyperparameters]):
         while not Path(self.hyperparameters.marker + ".go").exists():
             time.sleep(0.02)
 
-    def anomaly_maps(self, images: Tensor) -> Tensor:
+    def maps(self, images: Tensor) -> Tensor:
         maps = images.float().mean(1) / 255
         if self.input_size != self.image_size:
             maps = F.interpolate(maps[:, None], self.image_size)[:, 0]
@@ -114,12 +107,3 @@ class Toy(Detector[ToyHyperparameters]):
         # Noise of the image itself: the same image gets the same score in every process.
         noise = torch.sin(images.float().sum((1, 2, 3)) * 12.9898).abs()
         return maps * trained + noise.view(-1, 1, 1) * (1 - trained)
-
-    def image_scores(self, maps: Tensor) -> Tensor:
-        return maps.amax((1, 2))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"iteration": torch.tensor(self.iteration)}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.iteration = int(state["iteration"])

@@ -24,11 +24,11 @@ from anomtune.search.decide.pool import Pool
 from anomtune.search.decide.study import SearchPlan, plan_search
 from anomtune.search.detector.heatmaps import outline, overlay, png_bytes, sheet
 from anomtune.search.metrics.image import auroc
+from anomtune.search.store.directory import write_config
+from anomtune.search.store.held_out import DomainFigures, Example
 from anomtune.search.store.records import (
     ConfirmRecord,
     Cost,
-    DomainFigures,
-    Example,
     Facts,
     RecordStore,
     Rung,
@@ -90,7 +90,7 @@ def write_sample_sweep(
         "sample",
     )
     store = RecordStore(Storage(root))
-    store.storage.write("sweep.yaml", config.to_yaml().encode())
+    write_config(store.storage, config)
     labels = np.repeat([0, 1], images).astype(np.int8)
     held_out = config.validation.protocol != "test"
     store.write_test_counts(dict.fromkeys(categories, (images, images) if held_out else (0, 0)))
@@ -237,11 +237,13 @@ def _figures(labels: npt.NDArray[np.int8], scores: npt.NDArray[np.float32]) -> D
     return DomainFigures(
         n_normal=int((labels == 0).sum()),
         n_anomalous=int((labels == 1).sum()),
-        auroc=area.value,
+        figures={
+            "auroc": area.value,
+            "pixel_auroc": 0.5 + area.value / 2.1,
+            "aupro": area.value * 0.95,
+        },
         auroc_low=area.low,
         auroc_high=area.high,
-        pixel_auroc=0.5 + area.value / 2.1,
-        aupro=area.value * 0.95,
     )
 
 

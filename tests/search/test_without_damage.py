@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
-from rich.console import Console
 
-from anomtune.cli.monitor import Monitor
 from anomtune.datasets.opening import open_dataset
 from anomtune.datasets.splits.damage import MECHANISMS
-from anomtune.datasets.splits.split import Validation, load_search_split
+from anomtune.datasets.splits.split import load_search_split
+from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import DataError, SweepError
 from anomtune.registry import METHODS
-from anomtune.search.config import ValidationConfig, parse_sweep, read_yaml
+from anomtune.search.config import parse_sweep, read_yaml
 from anomtune.search.decide.study import plan_search
+from anomtune.search.detector.spec import TrainingSpec
+from anomtune.search.preparation import leave_out_damage
 from anomtune.search.run.trial import TrialSpec, open_trial
-from anomtune.search.sweep import leave_out_damage, run_sweep
+from anomtune.search.store.directory import write_config
+from anomtune.search.store.storage import Storage
+from anomtune.search.sweep import run
 from tests.search.conftest import sweep_dict
 
 SYNTHETIC = {"protocol": "synthetic"}
@@ -24,18 +25,16 @@ SYNTHETIC = {"protocol": "synthetic"}
 ALL = ("cut_paste", "elastic", "occlusion", "texture")
 
 
-def resolved(
-    methods: dict, validation: dict, monitor: Monitor | None = None
-) -> tuple[ValidationConfig, str]:
-    """Returns the validation section as a sweep resolves it, and what it says on the terminal."""
+def resolved(methods: dict, validation: dict) -> tuple[Validation, str]:
+    """Returns the validation section as a sweep resolves it, and what it tells of that."""
     config = parse_sweep(sweep_dict(methods=methods, validation=validation), "test")
     plans = {name: plan_search(name, method) for name, method in config.methods.items()}
-    out = io.StringIO()
-    config = leave_out_damage(config, plans, Monitor(Console(file=out, width=200)))
+    told = []
+    config = leave_out_damage(config, plans, lambda note: told.append(f"{note.text}\n"))
     again = parse_sweep(read_yaml(config.to_yaml(), "test"), "test")
     assert again == config
-    assert leave_out_damage(again, plans, Monitor(Console(quiet=True))) == config
-    return config.validation, out.getvalue()
+    assert leave_out_damage(again, plans, lambda note: None) == config
+    return config.validation, "".join(told)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +64,7 @@ def test_what_the_whole_search_may_train_on_is_left_out(ssae: dict, without: tup
 
 def test_other_methods_and_protocols_leave_nothing_out() -> None:
     others = {name: {} for name in METHODS.names() if name != "ssae"}
-    assert resolved(others, SYNTHETIC) == (ValidationConfig(protocol="synthetic"), "")
+    assert resolved(others, SYNTHETIC) == (Validation(protocol="synthetic"), "")
     for protocol in ("labelled", "test"):
         assert resolved({"ssae": {}}, {"protocol": protocol})[0].without_damage == ()
 
@@ -87,7 +86,7 @@ def test_the_users_own_choice_is_added_to() -> None:
     ],
 )
 def test_too_little_is_left(methods: dict, without: list[str], told: str) -> None:
-    with pytest.raises(SweepError, match=rf"^validation\.without_damage: {told}"):
+    with pytest.raises(SweepError, match=rf"^(test: )?validation\.without_damage: {told}"):
         resolved(methods, {**SYNTHETIC, "without_damage": without})
 
 
@@ -102,13 +101,8 @@ def test_every_kind_that_a_method_names_exists() -> None:
 
 def test_a_method_that_would_change_the_validation_cannot_join(tmp_path, toy_data) -> None:
     config = parse_sweep(sweep_dict(toy_data, validation=SYNTHETIC), "test")
-    (tmp_path / "sweep.yaml").write_text(
-        config.model_copy(
-            update={
-                "dataset": config.dataset.model_copy(update={"categories": ("plate", "ring")}),
-            }
-        ).to_yaml()
-    )
+    dataset = config.dataset.model_copy(update={"categories": ("plate", "ring")})
+    write_config(Storage(tmp_path), config.model_copy(update={"dataset": dataset}))
     methods = {"toy": {}, "ssae": {"fixed": {"corruption": "elastic"}}}
     more = parse_sweep(sweep_dict(toy_data, validation=SYNTHETIC, methods=methods), "test")
     told = (
@@ -116,32 +110,33 @@ def test_a_method_that_would_change_the_validation_cannot_join(tmp_path, toy_dat
         r"that one of the sweep trains on\); restore it, or start another directory"
     )
     with pytest.raises(SweepError, match=told):
-        run_sweep(more, tmp_path)
+        run(more, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["sweep.yaml"]
 
 
 def test_a_trial_opens_what_is_left(toy_data) -> None:
     dataset = open_dataset("folder", toy_data)
-    section = ValidationConfig(protocol="synthetic", without_damage=("elastic", "texture"))
-    split = load_search_split(dataset, "plate", 32, Validation(**section.model_dump()))
+    section = Validation(protocol="synthetic", without_damage=("elastic", "texture"))
+    split = load_search_split(dataset, "plate", 32, section)
     assert not {"elastic", "texture"} & set(split.validation_defects)
-    spec = TrialSpec(
-        directory="/nowhere",
-        record_path="trials/plate/toy/00000",
+    training = TrainingSpec(
         dataset={"name": "folder", "root": str(toy_data)},
         category="plate",
         validation=section,
         split_hash=split.split_hash,
         image_size=32,
         method="toy",
-        params={},
+    )
+    spec = TrialSpec(
+        training=training,
+        directory="/nowhere",
+        record_path="trials/plate/toy/00000",
         rungs=1,
-        seed=0,
         threads=1,
         gpu=0,
     )
     spec = TrialSpec.model_validate_json(spec.model_dump_json())
     assert (open_trial(spec).labels == split.validation_labels).all()
-    plain = spec.model_copy(update={"validation": ValidationConfig(protocol="synthetic")})
+    plain = training.model_copy(update={"validation": Validation(protocol="synthetic")})
     with pytest.raises(DataError, match="not those that the sweep started with"):
-        open_trial(plain)
+        open_trial(spec.model_copy(update={"training": plain}))

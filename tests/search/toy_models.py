@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from anomtune.search.detector.saved import save_model
-from anomtune.search.detector.train import train_config
-from anomtune.search.store.storage import Storage
+from anomtune.search.detector.train import train
 
 
 def toy_config(root: Path, **hyperparameters: Any) -> dict[str, Any]:
@@ -23,6 +21,5 @@ def toy_config(root: Path, **hyperparameters: Any) -> dict[str, Any]:
 
 def save_toy(root: Path, folder: Path, **hyperparameters: Any) -> Path:
     """Trains the toy and saves it; returns the folder."""
-    detector, config = train_config(toy_config(root, **hyperparameters), device="cpu")
-    save_model(Storage(folder), "", detector, config)
+    train(toy_config(root, **hyperparameters), device="cpu").save(folder)
     return folder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomtune.datasets.folder import FolderDataset
+from anomtune.datasets.folder import Folder
 from anomtune.datasets.io import foreign
 from anomtune.datasets.io.foreign import folder_images, other_categories
 from anomtune.errors import DataError
@@ -20,14 +20,14 @@ def save(path: Path, grey: int) -> None:
 
 
 @pytest.fixture
-def three(tmp_path: Path) -> FolderDataset:
+def three(tmp_path: Path) -> Folder:
     """Three categories of four training images, each category in greys of its own."""
     for number, name in enumerate(("bolt", "nut", "pin")):
         for index in range(4):
             save(tmp_path / name / f"train/good/{index}.png", 10 * number + index)
             save(tmp_path / name / f"test/good/{index}.png", 100)
             save(tmp_path / name / f"test/crack/{index}.png", 200)
-    return FolderDataset(tmp_path)
+    return Folder(tmp_path)
 
 
 def test_a_folder_is_searched_to_its_depth(tmp_path: Path) -> None:
@@ -55,29 +55,27 @@ def test_a_changed_folder_is_read_again(tmp_path: Path) -> None:
     assert folder_images(tmp_path, 8).max() == 7
 
 
-def test_other_categories_give_normal_training_images_alone(three: FolderDataset) -> None:
+def test_other_categories_give_normal_training_images_alone(three: Folder) -> None:
     images = other_categories(three, "nut", 8)
     assert images is not None
     assert sorted(images[:, 0, 0, 0].tolist()) == [0, 1, 2, 3, 20, 21, 22, 23]
 
 
-def test_every_other_category_has_its_share(
-    three: FolderDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_other_category_has_its_share(three: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foreign, "LIMIT", 4)
     images = other_categories(three, "bolt", 8)
     assert images is not None
     assert sorted((images[:, 0, 0, 0] // 10).tolist()) == [1, 1, 2, 2]
 
 
-def test_the_anomalies_of_a_one_class_dataset_are_not_given(three: FolderDataset) -> None:
+def test_the_anomalies_of_a_one_class_dataset_are_not_given(three: Folder) -> None:
     three.one_class = True
     assert other_categories(three, "bolt", 8) is None
 
 
-def test_a_single_category_has_no_others(three: FolderDataset) -> None:
+def test_a_single_category_has_no_others(three: Folder) -> None:
     assert three.root is not None
-    assert other_categories(FolderDataset(three.root / "bolt"), "bolt", 8) is None
+    assert other_categories(Folder(three.root / "bolt"), "bolt", 8) is None
 
 
 def test_no_folder_no_image_and_a_broken_image_are_named(tmp_path: Path) -> None:

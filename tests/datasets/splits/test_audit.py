@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 from anomtune.datasets.base import Published, Sample
-from anomtune.datasets.folder import FolderDataset
+from anomtune.datasets.folder import Folder
 from anomtune.datasets.splits.audit import audit, find_missing, inspect
-from anomtune.datasets.synthetic import SyntheticDataset
+from anomtune.datasets.synthetic import Synthetic
 from anomtune.errors import DataError
 
 
 def test_clean_folder(tree: Path) -> None:
-    found = inspect(FolderDataset(tree))
+    found = inspect(Folder(tree))
     assert found.problems == ()
     (counts,) = found.counts
     assert (counts.n_train, counts.n_test_normal, counts.n_test_anomalous) == (6, 4, 7)
@@ -38,7 +38,7 @@ def test_everything_at_once(tree: Path, picture: Callable[..., Image.Image]) -> 
     (part / "test/scratch/000.png").unlink()
     shutil.copy(part / "train/good/003.png", part / "test/good/leak.png")
     picture(4).save(part / "train/good/twin.bmp")  # the pixels of 004.png
-    problems = {p.key: p for p in audit(FolderDataset(tree), "part")}
+    problems = {p.key: p for p in audit(Folder(tree), "part")}
     expected = {
         "train/good/000.png": ("cannot be read", True),
         "train/good/001.png": ("convert it to 8 bits per channel", True),
@@ -61,34 +61,34 @@ def test_everything_at_once(tree: Path, picture: Callable[..., Image.Image]) -> 
 def test_folders_that_are_no_category_are_named(tree: Path) -> None:
     (tree / "b/Train").mkdir(parents=True)
     (tree / "b/Test").mkdir()
-    (problem,) = audit(FolderDataset(tree))
+    (problem,) = audit(Folder(tree))
     assert str(problem) == "b: ignored, it has no train folder; it has Test, Train"
     assert not problem.fatal
-    assert audit(FolderDataset(tree), "part") == []
+    assert audit(Folder(tree), "part") == []
 
 
 def test_unknown_category_and_root(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="did you mean 'part'"):
-        audit(FolderDataset(tree), "parts")
+        audit(Folder(tree), "parts")
     with pytest.raises(DataError, match="no such folder"):
-        audit(FolderDataset(tmp_path / "absent"))
+        audit(Folder(tmp_path / "absent"))
 
 
 def test_builtin_dataset_is_clean() -> None:
-    found = inspect(SyntheticDataset())
+    found = inspect(Synthetic())
     assert found.problems == ()
     assert [c.category for c in found.counts] == ["board", "grain", "stone", "washer", "weave"]
 
 
 def test_magnetic_tile_has_four_empty_masks(real: Callable[[str], Path]) -> None:
-    found = inspect(FolderDataset(real("magnetic_tile")))
+    found = inspect(Folder(real("magnetic_tile")))
     assert [p.message.startswith("empty mask") for p in found.problems] == [True] * 4
     assert all(p.key.startswith("ground_truth/uneven/") for p in found.problems)
     (counts,) = found.counts
     assert (counts.n_train, counts.n_test_normal, counts.n_test_anomalous) == (714, 238, 392)
 
 
-class _Counted(FolderDataset):
+class _Counted(Folder):
     def published(self, category: str) -> Published:
         return Published(12, 3, 12)
 

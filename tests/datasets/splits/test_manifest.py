@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from anomtune.datasets.folder import FolderDataset
+from anomtune.datasets.folder import Folder
 from anomtune.datasets.io.cache import open_category
 from anomtune.datasets.splits.manifest import COLUMNS, ManifestRow, manifest, write_manifest
 from anomtune.datasets.splits.shift import CorruptedDataset, Shift
-from anomtune.datasets.splits.split import Validation, load_search_split, load_test_split
-from anomtune.errors import DataError
+from anomtune.datasets.splits.split import load_search_split, load_test_split
+from anomtune.datasets.splits.validation import Validation
+from anomtune.errors import DataError, StorageError
 from tests.datasets.conftest import save
 
 LABELLED = Validation()
@@ -31,10 +32,12 @@ def sides(rows: list[ManifestRow]) -> dict[str, set[str]]:
 @pytest.mark.parametrize("protocol", ["labelled", "synthetic", "test"])
 @pytest.mark.parametrize("shifted", [False, True])
 def test_sides_are_those_of_the_split(tree: Path, protocol: str, shifted: bool) -> None:
-    dataset: FolderDataset | CorruptedDataset = FolderDataset(tree)
+    dataset: Folder | CorruptedDataset = Folder(tree)
     if shifted:
-        dataset = CorruptedDataset(dataset, Shift(("brightness", "contrast"), 2))
-    validation = Validation(protocol, seed=3)
+        dataset = CorruptedDataset(
+            dataset, Shift(corruptions=("brightness", "contrast"), severity=2)
+        )
+    validation = Validation(protocol=protocol, seed=3)
     rows = manifest(dataset, "part", validation)
     found = sides(rows)
     search = load_search_split(dataset, "part", 16, validation)
@@ -59,13 +62,13 @@ def test_sides_are_those_of_the_split(tree: Path, protocol: str, shifted: bool) 
 
 def test_leaks_are_dropped(tree: Path, picture: Callable[..., Image.Image]) -> None:
     save(picture(0), tree / "part/test/good/leak.png")  # picture 0 trains
-    rows = manifest(FolderDataset(tree), "part", LABELLED)
+    rows = manifest(Folder(tree), "part", LABELLED)
     assert sides(rows)["dropped"] == {"test/good/leak.png"}
 
 
 def test_names_decide_nothing(tree: Path) -> None:
     def by_hash() -> dict[str, tuple[str, int, str]]:
-        rows = manifest(FolderDataset(tree), "part", LABELLED)
+        rows = manifest(Folder(tree), "part", LABELLED)
         return {row.pixel_hash: (row.side, row.label, row.defect) for row in rows}
 
     before = by_hash()
@@ -78,12 +81,12 @@ def test_an_undividable_category_says_so(tree: Path) -> None:
     for path in (tree / "part/test/good").iterdir():
         path.unlink()
     with pytest.raises(DataError, match="needs at least 2 of each"):
-        manifest(FolderDataset(tree), "part", LABELLED)
+        manifest(Folder(tree), "part", LABELLED)
 
 
 def test_written_as_csv(tree: Path, tmp_path: Path) -> None:
     shutil.copytree(tree / "part", tree / "other")
-    dataset = FolderDataset(tree)
+    dataset = Folder(tree)
     rows = [row for name in dataset.categories() for row in manifest(dataset, name, LABELLED)]
     path = tmp_path / "manifest.csv"
     path.write_text("old")
@@ -114,10 +117,10 @@ def test_odd_names_survive(tmp_path: Path) -> None:
 
 
 def test_an_unwritable_manifest_leaves_the_old_one(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere/m\.csv: the manifest cannot be written"):
-        write_manifest(tmp_path / "nowhere/m.csv", [])
     path = tmp_path / "m.csv"
     path.write_text("old")
+    with pytest.raises(StorageError, match=r"m\.csv/x\.csv: the manifest cannot be written"):
+        write_manifest(path / "x.csv", [])
 
     def broken() -> object:
         yield ManifestRow("c", "a", "h", "test", 0, "good")
@@ -127,5 +130,5 @@ def test_an_unwritable_manifest_leaves_the_old_one(tmp_path: Path) -> None:
         write_manifest(path, broken())
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["m.csv"]
-    with pytest.raises(DataError, match="choose another file"):
+    with pytest.raises(StorageError, match="choose another file"):
         write_manifest(tmp_path, [])

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from pydantic import ValidationError
 
-from anomtune.datasets.base import Dataset, Problem, Published, Sample
-from anomtune.datasets.folder import FolderDataset
-from anomtune.datasets.io.cache import open_category
-from anomtune.datasets.opening import open_dataset
-from anomtune.datasets.splits.audit import inspect
-from anomtune.datasets.splits.shift import CORRUPTIONS, CorruptedDataset, Shift, corrupt
-from anomtune.datasets.splits.split import Validation, load_search_split, load_test_split
-from anomtune.datasets.splits.split import shift as shift_module
-from anomtune.datasets.synthetic import SyntheticDataset
+from anomtune.datasets.splits import shift as shift_module
+from anomtune.datasets.splits.shift import CORRUPTIONS, Shift, corrupt
 from anomtune.errors import DataError
-from tests.datasets.conftest import save
 
 NAMES = tuple(CORRUPTIONS)
 ALL = [(name, severity) for name in NAMES for severity in range(1, 6)]
@@ -182,187 +172,31 @@ def test_blur_leaves_uniform_images_alone(severity: int, level: int) -> None:
 @pytest.mark.parametrize(
     ("corruptions", "severity", "message"),
     [
-        (("fog",), 3, "no corruption 'fog'; use brightness, contrast"),
-        (("contrast",), 0, "shift.severity 0: must be 1, 2, 3, 4 or 5"),
-        (("contrast",), 6, "shift.severity 6"),
+        (("fog",), 3, "no corruption 'fog'; there is brightness, contrast"),
+        (("contrast",), 0, "severity\n.*greater than or equal to 1"),
+        (("contrast",), 6, "severity\n.*less than or equal to 5"),
+        (("contrasts",), 3, "did you mean 'contrast'"),
         ((), 3, "name at least one"),
         (("contrast", "contrast"), 3, "none twice"),
     ],
 )
 def test_a_wrong_shift_is_refused(corruptions: tuple, severity: int, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        Shift(corruptions, severity)
+    with pytest.raises(ValidationError, match=message):
+        Shift(corruptions=corruptions, severity=severity)
 
 
 def test_a_wrong_name_is_refused() -> None:
     with pytest.raises(DataError, match="no corruption 'snow'"):
         corrupt(coloured(), "snow", 1, 0)
+    with pytest.raises(DataError, match="severity 6: must be 1, 2, 3, 4 or 5"):
+        corrupt(coloured(), "contrast", 6, 0)
 
 
-def test_every_test_image_has_a_copy_per_corruption(tree: Path) -> None:
-    plain = FolderDataset(tree)
-    dataset = CorruptedDataset(plain, Shift(NAMES, 3))
-    samples, problems = dataset.scan("part")
-    originals = {s.key: s for s in plain.scan("part")[0]}
-    copies = [s for s in samples if s.domain]
-    assert not problems
-    assert {s.key: s for s in samples if not s.domain} == originals
-    assert len(copies) == 4 * 11
-    assert {s.domain for s in copies} == {f"{name}-3" for name in NAMES}
-    assert len({s.key for s in samples}) == len(samples)
-    assert [s.key for s in samples] == sorted(s.key for s in samples)
-    for copy in copies:
-        original = originals[copy.origin]
-        assert copy.key == f"{original.key}@{copy.domain}"
-        assert (copy.part, copy.defect, copy.mask) == ("test", original.defect, original.mask)
-        image = dataset.read_image("part", copy.key)
-        clean = plain.read_image("part", original.key)
-        assert image.shape == clean.shape
-        assert not np.array_equal(image, clean)
-    assert [(c.domains, c.n_test_normal) for c in inspect(dataset).counts] == [
-        (tuple((f"{name}-3", 11) for name in NAMES), 4)
-    ]
-
-
-def test_opened_by_name(tree: Path) -> None:
-    dataset = open_dataset("folder", tree, Shift(("contrast",), 4))
-    assert {s.domain for s in dataset.scan("part")[0]} == {"", "contrast-4"}
-    assert repr(dataset) == (
-        f"CorruptedDataset(FolderDataset({str(tree)!r}), "
-        "Shift(corruptions=('contrast',), severity=4))"
-    )
-
-
-class Wrapped(SyntheticDataset):
-    name = "wrapped"
-    one_class = True
-    settings = {"lr": 1}  # noqa: RUF012
-
-    def published(self, category: str) -> Published:
-        return Published(1, 2, 3)
-
-    def warnings(self) -> tuple[Problem, ...]:
-        return (Problem("x", "", "odd", False),)
-
-
-def test_all_else_is_the_datasets_own() -> None:
-    inner = Wrapped()
-    dataset = CorruptedDataset(inner, Shift(("contrast",), 5))
-    assert (dataset.name, dataset.one_class, dataset.settings) == ("wrapped", True, {"lr": 1})
-    assert (Dataset.one_class, dict(Dataset.settings)) == (False, {})
-    assert dataset.categories() == inner.categories()
-    assert dataset.published("grain") == Published(1, 2, 3)
-    assert dataset.warnings() == inner.warnings()
-    key = inner.scan("grain")[0][0].key
-    assert dataset.file_digest("grain", key) == inner.file_digest("grain", key)
-    assert np.array_equal(dataset.read_image("grain", key), inner.read_image("grain", key))
-
-
-def test_shifted_originals_have_no_copies() -> None:
-    class Shifted(SyntheticDataset):
-        def scan(self, category: str) -> tuple:
-            samples = super().scan(category)[0]
-            return (*samples, Sample("test/x.png", "test", "good", domain="sketch")), ()
-
-    samples = CorruptedDataset(Shifted(), Shift(("contrast",), 1)).scan("grain")[0]
-    assert {s.domain for s in samples} == {"", "sketch", "contrast-1"}
-    assert not [s for s in samples if s.origin == "test/x.png"]
-
-
-def test_a_name_that_looks_like_a_copy_is_refused() -> None:
-    class Odd(SyntheticDataset):
-        def scan(self, category: str) -> tuple:
-            return (Sample("train/a@contrast-1", "train", "good"), *super().scan(category)[0]), ()
-
-    problems = CorruptedDataset(Odd(), Shift(("contrast",), 1)).scan("grain")[1]
-    assert [str(p) for p in problems if p.fatal] == [
-        "grain/train/a@contrast-1: rename it: no name may end in 'contrast-1'"
-    ]
-
-
-def test_the_cache_keeps_copies_and_tells_shifts_apart(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mild, strong = (CorruptedDataset(FolderDataset(tree), Shift(NAMES, s)) for s in (1, 5))
-    first = open_category(mild, "part", 16)
-    other = open_category(strong, "part", 16)
-    assert first.content != other.content
-    assert len(first.samples) == 6 + 11 * 5
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("corrupted again")
-
-    monkeypatch.setattr(shift_module, "corrupt", refuse)
-    again = open_category(CorruptedDataset(FolderDataset(tree), Shift(NAMES, 1)), "part", 16)
-    assert np.array_equal(again.images, first.images)
-    # Another version of the formulas is another dataset.
-    monkeypatch.setattr(shift_module, "VERSION", 2)
-    with pytest.raises(AssertionError, match="corrupted again"):
-        open_category(CorruptedDataset(FolderDataset(tree), Shift(NAMES, 1)), "part", 16)
-
-
-def test_fingerprint_knows_files_corruptions_and_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Unsettled(SyntheticDataset):
-        def fingerprint(self, category: str) -> str | None:
-            return None
-
-    def fingerprint(inner: Dataset, *shift: object) -> str | None:
-        return CorruptedDataset(inner, Shift(*shift)).fingerprint("grain")
-
-    inner = SyntheticDataset()
-    found = [
-        inner.fingerprint("grain"),
-        fingerprint(inner, ("contrast",), 1),
-        fingerprint(inner, ("contrast",), 2),
-        fingerprint(inner, ("brightness",), 1),
-    ]
-    monkeypatch.setattr(shift_module, "VERSION", 2)
-    found.append(fingerprint(inner, ("contrast",), 1))
-    assert len(set(found)) == 5
-    assert fingerprint(Unsettled(), ("contrast",), 1) is None
-
-
-def test_an_edited_original_gives_new_copies(
-    tree: Path, picture: Callable[..., Image.Image]
-) -> None:
-    dataset = CorruptedDataset(FolderDataset(tree), Shift(("contrast",), 2))
-    before = open_category(dataset, "part", 16)
-    save(picture(999), tree / "part/test/good/000.png")
-    after = open_category(dataset, "part", 16)
-    changed = [s.key for s, a, b in zip(after.samples, after.images, before.images, strict=True)
-               if not np.array_equal(a, b)]  # fmt: skip
-    assert changed == ["test/good/000.png", "test/good/000.png@contrast-2"]
-
-
-@pytest.mark.parametrize("protocol", ["labelled", "synthetic"])
-def test_copies_are_held_out_with_their_originals(tree: Path, protocol: str) -> None:
-    dataset = CorruptedDataset(FolderDataset(tree), Shift(NAMES, 3))
-    validation = Validation(protocol)
-    search = load_search_split(dataset, "part", 16, validation)
-    test = load_test_split(dataset, "part", 16, validation)
-    plain = load_search_split(FolderDataset(tree), "part", 16, validation)
-    assert not [key for key in search.validation_keys if "@" in key]
-    assert search.validation_keys == plain.validation_keys
-    assert np.array_equal(search.train, plain.train)
-    own = {key for key, domain in zip(test.keys, test.domains, strict=True) if not domain}
-    assert len(test.keys) == len(own) * 5
-    for key, domain in zip(test.keys, test.domains, strict=True):
-        assert key.split("@")[0] in own
-        assert key == (f"{key.split('@')[0]}@{domain}" if domain else key)
-    for index, key in enumerate(test.keys):
-        clean = test.keys.index(key.split("@")[0])
-        assert np.array_equal(test.masks[index], test.masks[clean])
-        assert test.defects[index] == test.defects[clean]
-
-
-def test_a_renamed_image_has_the_same_copies(tree: Path) -> None:
-    def digests() -> list[str]:
-        dataset = CorruptedDataset(FolderDataset(tree), Shift(NAMES, 3))
-        return sorted(open_category(dataset, "part", 16).pixel_hashes)
-
-    before = digests()
-    (tree / "part/test/good/000.png").rename(tree / "part/test/good/zebra.png")
-    assert digests() == before
+def test_a_shift_is_the_section_of_a_file() -> None:
+    assert Shift() == Shift.model_validate({"corruptions": list(NAMES), "severity": 3})
+    assert Shift().model_dump(mode="json") == {"corruptions": list(NAMES), "severity": 3}
+    with pytest.raises(ValidationError, match="strength"):
+        Shift.model_validate({"strength": 3})
 
 
 SUMS = {

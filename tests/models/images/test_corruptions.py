@@ -10,12 +10,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from anomtune.models.images.augmentation import random_crops
-from anomtune.models.images.corruptions import (
+from anomtune.models.images.corruption_settings import (
     CorruptionHyperparameters,
-    Corruptor,
-    blend,
     corruption_weights,
 )
+from anomtune.models.images.corruptions import Corruptor, blend
 from anomtune.models.images.procedural import procedural_textures
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from anomtune.models.recontrast import (
     ReContrast,
     ReContrastHyperparameters,
 )
-from anomtune.models.training.trainer import distillation
+from anomtune.models.training import distillation
 
 SMALL: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random", "batch_size": 4}
 PRESETS = ReContrastHyperparameters.presets
@@ -119,7 +119,7 @@ def target_gradients(preset: str) -> list[Tensor | None]:
     ]
     cut = list(zip(targets, [prediction for _, prediction in pairs], strict=True))
     detector.network.forward = lambda _: cut  # type: ignore[method-assign, assignment]
-    detector._loss(normalised(), 0, 100).backward()
+    detector.loss(normalised(), 0, 100).backward()
     return [target.grad for target in targets]
 
 
@@ -139,7 +139,7 @@ def test_targets_learn_in_c_and_in_the_adapted_view_of_e_minus() -> None:
 def test_the_encoder_learns_through_the_decoder_all_the_same(preset: str) -> None:
     detector = build(preset)
     detector.network.train()
-    detector._loss(normalised(), 0, 100).backward()
+    detector.loss(normalised(), 0, 100).backward()
     gradient = detector.network.encoder.features[0][0].weight.grad
     assert gradient is not None
     assert gradient.abs().max() > 0

@@ -12,24 +12,25 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from anomtune.datasets.splits.validation import Validation
 from anomtune.search.config import ConfirmConfig, dump_yaml, parse_sweep
 from anomtune.search.decide.confirm import choose, summarise, to_confirm
 from anomtune.search.decide.work import Confirmation, Work
-from anomtune.search.detector.saved import CONFIG, WEIGHTS, SavedConfig, SavedValidation
+from anomtune.search.detector.saved import CONFIG, WEIGHTS, Measured, SavedConfig
 from anomtune.search.results.leaderboard import compile_leaderboard
 from anomtune.search.results.winners import kept_seed, model_folder, publish_winner
+from anomtune.search.store.held_out import DomainFigures
 from anomtune.search.store.records import (
     ConfirmRecord,
     ConfirmResult,
     Cost,
-    DomainFigures,
     RecordStore,
     Rung,
     StudyKey,
     TrialRecord,
 )
 from anomtune.search.store.storage import Storage
-from anomtune.search.sweep import run_sweep
+from anomtune.search.sweep import run as run_sweep
 from tests.search.conftest import FACTS, sweep_dict
 
 
@@ -48,8 +49,14 @@ def trial(number: int, value: float | None, **params: float) -> TrialRecord:
     )
 
 
+def held_out(auroc: float) -> DomainFigures:
+    return DomainFigures(n_normal=3, n_anomalous=3, figures={"auroc": auroc})
+
+
 def confirm_run(number: int, seed: int, value: float, test: float | None = None) -> ConfirmRecord:
-    figures = None if test is None else DomainFigures(n_normal=3, n_anomalous=3, auroc=test)
+    figures = (
+        None if test is None else DomainFigures(n_normal=3, n_anomalous=3, figures={"auroc": test})
+    )
     return ConfirmRecord(
         dataset="folder",
         category="a",
@@ -60,14 +67,14 @@ def confirm_run(number: int, seed: int, value: float, test: float | None = None)
         params={"quality": number / 10},
         split_hash="split",
         val_auroc=value,
-        test=figures,
+        test=None if test is None else held_out(test),
     )
 
 
 def result(value: float) -> ConfirmResult:
     return ConfirmResult(
         val_auroc=value,
-        test=DomainFigures(n_normal=3, n_anomalous=3, auroc=1 - value),
+        test=held_out(1 - value),
         shifted={},
         facts=FACTS,
         cost=Cost(train_seconds=1),
@@ -295,8 +302,9 @@ def saved_config(run: ConfirmRecord) -> SavedConfig:
         threshold=0.5,
         map_low=0.0,
         map_high=1.0,
-        validation=SavedValidation(
-            split_hash=run.split_hash,
+        validation=Validation(),
+        split_hash=run.split_hash,
+        measured=Measured(
             n_normal=3,
             n_anomalous=3,
             auroc=0.9,
@@ -391,7 +399,7 @@ def test_killed_while_it_confirms_it_ends_with_the_same_numbers(tmp_path, toy_da
     )
 
     def start(name: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "anomtune.cli.main", "sweep", str(file)]
+        command = [sys.executable, "-m", "anomtune", "sweep", str(file)]
         return subprocess.Popen([*command, "--dir", str(tmp_path / name)], start_new_session=True)
 
     def figures(name: str) -> dict:

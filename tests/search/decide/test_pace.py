@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from anomtune.search.decide.pace import Pace, Progress
+from anomtune.search.decide.pace import Candidate, Pace
 from anomtune.search.store.records import Cost, StudyKey, TrialRecord
 
 SHORT, LONG = StudyKey("a", "short"), StudyKey("a", "long")
@@ -29,7 +29,7 @@ def ended(method, seconds, state="COMPLETE"):
 
 def studies(short, long, target=10, running=0):
     return [
-        Progress(key, target, started, running, started < target)
+        Candidate(key, target, started, running, started < target)
         for key, started in ((SHORT, short), (LONG, long))
     ]
 
@@ -61,8 +61,8 @@ def test_near_the_end_the_long_trials_go_first():
 
 def test_a_study_that_may_not_start_is_passed_over():
     pace = Pace()
-    waiting = Progress(LONG, 10, 2, 2, may_start=False)
-    assert pace.choose([Progress(SHORT, 10, 9, 0, may_start=True), waiting]) == SHORT
+    waiting = Candidate(LONG, 10, 2, 2, may_start=False)
+    assert pace.choose([Candidate(SHORT, 10, 9, 0, may_start=True), waiting]) == SHORT
 
 
 def test_trials_cut_short_do_not_make_whole_ones_look_short():
@@ -85,7 +85,9 @@ def test_slots_are_busy_until_the_work_ends(slots):
     while True:
         while sum(running.values()) < slots:
             progress = [
-                Progress(key, targets[key], started[key], running[key], started[key] < targets[key])
+                Candidate(
+                    key, targets[key], started[key], running[key], started[key] < targets[key]
+                )
                 for key in seconds
             ]
             key = pace.choose(progress)

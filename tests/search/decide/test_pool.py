@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from anomtune.errors import SweepError
-from anomtune.search.decide.study import startup_trials
+from anomtune.search.decide.samplers import startup_trials
 from anomtune.search.store.records import Rung, TrialRecord
 from tests.search.conftest import Simulation
 

@@ -12,8 +12,8 @@ import torch
 from anomtune.errors import MethodError
 from anomtune.search.detector import onnx_export
 from anomtune.search.detector.onnx_export import export_onnx
-from anomtune.search.detector.predict import Model, load_model
-from anomtune.search.detector.train import train_config
+from anomtune.search.detector.predict import load_model
+from anomtune.search.detector.train import train
 from tests.models.test_every_method import SHORT
 from tests.search.toy_models import save_toy, toy_config
 
@@ -39,7 +39,7 @@ SETTINGS = {
 def test_every_method_gives_the_same_maps(method, tmp_path, toy_data):
     settings = SHORT[method] | SETTINGS[method]
     config = toy_config(toy_data) | {"method": method, "hyperparameters": settings}
-    model = Model(*train_config(config, device="cpu"))
+    model = train(config, device="cpu")
     assert export_onnx(model, tmp_path / "model.onnx") < 1e-4
     side = model.detector.input_size
     images = torch.randint(0, 256, (5, 3, side, side), dtype=torch.uint8)

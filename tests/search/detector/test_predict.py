@@ -14,7 +14,8 @@ from PIL import Image
 
 from anomtune.errors import ImageError
 from anomtune.search.detector import predict as predict_module
-from anomtune.search.detector.predict import image_files, load_model
+from anomtune.datasets.io.files import image_files
+from anomtune.search.detector.predict import load_model
 from tests.search.toy_models import save_toy
 
 

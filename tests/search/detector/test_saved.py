@@ -10,15 +10,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from anomtune.datasets.splits.split import Validation, load_search_split
+from anomtune.datasets.splits.split import load_search_split
+from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import MethodError
 from anomtune.models.layers import backbones
 from anomtune.search.config import DatasetConfig
-from anomtune.search.data import open_data
+from anomtune.search.detector.opened import as_images
 from anomtune.search.detector.saved import CONFIG, WEIGHTS, load_detector, save_model
-from anomtune.search.detector.train import train_config
+from anomtune.search.detector.train import train
 from anomtune.search.metrics.image import f1_threshold
-from anomtune.search.run.trial import as_images
 from anomtune.search.store.storage import Storage
 from tests.models.test_every_method import SHORT
 from tests.search.toy_models import save_toy, toy_config
@@ -30,7 +30,8 @@ def folder(tmp_path, toy_data) -> Path:
 
 
 def test_a_folder_gives_the_same_detector(tmp_path, toy_data):
-    detector, config = train_config(toy_config(toy_data), device="cpu")
+    model = train(toy_config(toy_data), device="cpu")
+    detector, config = model.detector, model.config
     save_model(Storage(tmp_path), "models/plate/toy", detector, config)
     loaded, read = load_detector(tmp_path / "models/plate/toy")
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
@@ -49,7 +50,8 @@ def test_every_method_is_saved_without_what_only_training_needs(
     if "resolution" in settings:
         settings["resolution"] = 48
     config = toy_config(toy_data) | {"method": method, "hyperparameters": settings}
-    detector, saved = train_config(config, device="cpu")
+    model = train(config, device="cpu")
+    detector, saved = model.detector, model.config
     if "weights" in settings:  # as if it had been trained with ImageNet's
         imagenet = {**saved.hyperparameters, "weights": "imagenet"}
         saved = saved.model_copy(update={"hyperparameters": imagenet})
@@ -71,12 +73,13 @@ def test_every_method_is_saved_without_what_only_training_needs(
 
 
 def test_the_threshold_is_the_best_on_validation_and_between_two_scores(toy_data):
-    detector, config = train_config(toy_config(toy_data), device="cpu")
-    dataset = open_data(DatasetConfig(**toy_config(toy_data)["dataset"]))
+    model = train(toy_config(toy_data), device="cpu")
+    detector, config = model.detector, model.config
+    dataset = DatasetConfig(**toy_config(toy_data)["dataset"]).open()
     split = load_search_split(dataset, "plate", 32, Validation())
     scores = detector.score(as_images(split.validation, torch.device("cpu"))).numpy()
     threshold, f1, accuracy = f1_threshold(split.validation_labels, scores)
-    assert (config.validation.f1, config.validation.accuracy) == (f1, accuracy)
+    assert (config.measured.f1, config.measured.accuracy) == (f1, accuracy)
     assert np.array_equal(scores >= config.threshold, scores >= threshold)
     assert scores[scores < threshold].max() < config.threshold < threshold
     assert config.map_low < config.map_high
@@ -84,8 +87,8 @@ def test_the_threshold_is_the_best_on_validation_and_between_two_scores(toy_data
 
 def test_the_config_is_written_last(tmp_path, toy_data, monkeypatch):
     """Killed in between, a first save leaves no model, and a second one no mixture of two."""
-    first, first_config = train_config(toy_config(toy_data), device="cpu")
-    second, second_config = train_config(toy_config(toy_data, iterations=9), device="cpu")
+    first = train(toy_config(toy_data), device="cpu")
+    second = train(toy_config(toy_data, iterations=9), device="cpu")
     written: list[str] = []
     original = Storage.write
 
@@ -97,15 +100,15 @@ def test_the_config_is_written_last(tmp_path, toy_data, monkeypatch):
 
     monkeypatch.setattr(Storage, "write", killed)
     with pytest.raises(KeyboardInterrupt):
-        save_model(Storage(tmp_path), "model", first, first_config)
+        save_model(Storage(tmp_path), "model", first.detector, first.config)
     assert written == ["model/weights.safetensors", "model/config.yaml"]
     with pytest.raises(MethodError, match=r"no config.yaml there"):
         load_detector(tmp_path / "model")
     monkeypatch.undo()
-    save_model(Storage(tmp_path), "model", first, first_config)
+    save_model(Storage(tmp_path), "model", first.detector, first.config)
     monkeypatch.setattr(Storage, "write", killed)
     with pytest.raises(KeyboardInterrupt):
-        save_model(Storage(tmp_path), "model", second, second_config)
+        save_model(Storage(tmp_path), "model", second.detector, second.config)
     with pytest.raises(MethodError, match="not the weights that"):
         load_detector(tmp_path / "model")
 
@@ -113,7 +116,7 @@ def test_the_config_is_written_last(tmp_path, toy_data, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"format": 2}, "not a saved model of this version of anomtune (format 2"),
+        ({"format": 1}, "not a saved model of this version of anomtune (format 1"),
         ({"method": "toyy"}, "did you mean 'toy'?"),
         ({"hyperparameters": {"qualty": 1}}, "hyperparameters.qualty: unknown key"),
         ({"hyperparameters": {"quality": 3}}, "quality: Input should be less than"),
@@ -153,7 +156,7 @@ def test_weights_are_those_of_the_config(folder):
 def test_a_state_that_lacks_something_is_refused(tmp_path, toy_data):
     settings = {"backbone": "mobilenet_v2", "weights": "random"}
     config = toy_config(toy_data) | {"method": "patchcore", "hyperparameters": settings}
-    detector, _ = train_config(config, device="cpu")
+    detector = train(config, device="cpu").detector
     state = detector.inference_state()
     del state["network.bank"]
     with pytest.raises(MethodError, match=r"no network\.bank"):

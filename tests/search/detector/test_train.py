@@ -12,8 +12,8 @@ import yaml
 from anomtune.errors import DataError, SweepError, TrainingDivergedError
 from anomtune.search.detector import train as train_module
 from anomtune.search.detector.saved import load_detector
-from anomtune.search.detector.train import train_config
-from anomtune.search.sweep import run_sweep
+from anomtune.search.detector.train import train
+from anomtune.search.sweep import run as run_sweep
 from tests.conftest import draw_category
 from tests.search.conftest import parse_sweep, sweep_dict
 from tests.search.toy_models import toy_config
@@ -31,22 +31,22 @@ def test_what_best_prints_trains_to_what_the_search_saw(run, tmp_path, toy_data)
     assert code == 0, err
     _, saved = load_detector(tmp_path / "model")
     best = yaml.safe_load((tmp_path / "best.yaml").read_text())
-    assert saved.validation.auroc == best["validation"]["auroc"]
-    assert list(saved.validation.interval) == best["validation"]["interval"]
-    assert saved.validation.split_hash == best["validation"]["split_hash"]
+    assert saved.measured.auroc == best["found"]["auroc"]
+    assert list(saved.measured.interval) == best["found"]["interval"]
+    assert saved.split_hash == best["split_hash"]
     assert saved.hyperparameters == best["hyperparameters"]
-    assert f"validation AUROC {saved.validation.auroc:.4f}" in out
+    assert f"validation AUROC {saved.measured.auroc:.4f}" in out
     assert str(tmp_path / "model") in out
     assert "iteration 8 of 8  loss 0.1111" in err
 
 
-def test_the_monitor_sees_the_whole_training(toy_data):
+def test_the_observer_sees_the_whole_training(toy_data):
     seen = []
-    detector, _ = train_config(
+    model = train(
         toy_config(toy_data, iterations=25),
-        monitor=lambda iteration, total, report: seen.append((iteration, total)),
+        on_progress=lambda iteration, total, report: seen.append((iteration, total)),
     )
-    assert detector.iteration == 25
+    assert model.detector.iteration == 25
     assert seen[-1] == (25, 25)
     assert len(seen) == 10
     assert seen == sorted(seen)
@@ -58,21 +58,20 @@ def test_held_out_images_are_not_opened(toy_data, monkeypatch):
 
     monkeypatch.setattr("anomtune.datasets.splits.split.load_test_split", opened)
     assert not hasattr(train_module, "load_test_split")
-    train_config(toy_config(toy_data))
+    train(toy_config(toy_data))
 
 
 def test_other_images_than_the_search_had(tmp_path):
     draw_category(tmp_path / "data/plate")
     config = toy_config(tmp_path / "data")
-    _, saved = train_config(config)
-    known = config | {"validation": {"split_hash": saved.validation.split_hash}}
-    train_config(known)
+    known = config | {"split_hash": train(config).config.split_hash}
+    train(known)
     shutil.copy(tmp_path / "data/plate/test/good/000.png", tmp_path / "new.png")
     shutil.rmtree(tmp_path / "data")
     draw_category(tmp_path / "data/plate", seed=5)
-    with pytest.raises(DataError, match=r"restore them, or remove validation.split_hash from"):
-        train_config(known)
-    train_config(config)
+    with pytest.raises(DataError, match=r"restore them, or remove split_hash from config"):
+        train(known)
+    train(config)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +106,7 @@ def test_a_file_that_is_no_config(run, tmp_path, content):
     assert code == 2
     assert err.count("\n") == 1
     with pytest.raises(SweepError, match="cannot read the config: No such file"):
-        train_config(tmp_path / "absent.yaml")
+        train(tmp_path / "absent.yaml")
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(run, tmp_path, toy_data):
@@ -127,7 +126,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(run, tmp_path, toy_dat
 def test_a_training_that_diverges(run, tmp_path, toy_data):
     config = toy_config(toy_data, behaviour="diverge")
     with pytest.raises(TrainingDivergedError):
-        train_config(config)
+        train(config)
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps(config))
     code, _, err = run("train", path, "--out", tmp_path / "model")

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import roc_curve as sklearns_roc_curve
 
-from anomtune.search.metrics.image import auroc, f1_threshold, paired_delong_p
+from anomtune.search.metrics.image import auroc, f1_threshold, paired_delong_p, roc_curve
 
 # Few distinct values, so that ties are common.
 problems = st.lists(
@@ -142,6 +143,21 @@ def test_every_order_of_four_images():
         labels = np.array([0, 1, 0, 1])
         expected = roc_auc_score(labels, scores)
         assert auroc(labels, np.array(scores, float)).value == expected
+
+
+@given(problems)
+def test_roc_curve_is_scikit_learns(rows):
+    labels, scores = arrays(rows)
+    expected = sklearns_roc_curve(labels, scores)[:2]
+    for ours, theirs in zip(roc_curve(labels, scores), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_roc_curve_refuses_what_has_none():
+    with pytest.raises(ValueError, match="normal and anomalous"):
+        roc_curve(np.ones(3, int), np.arange(3.0))
+    with pytest.raises(ValueError, match="finite"):
+        roc_curve(np.array([0, 1]), np.array([0.0, math.nan]))
 
 
 @given(problems)

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from anomtune.cli.monitor import Monitor
 from anomtune.cli.tables import leaderboard_note, leaderboard_table
 from anomtune.search.config import load_sweep
-from anomtune.search.decide.work import Confirmation, Work
 from anomtune.search.results.leaderboard import compile_leaderboard, compile_trials, write_tables
 from anomtune.search.store.records import Cost, Facts, RecordStore, Rung, TrialRecord, npy_bytes
 from anomtune.search.store.storage import Storage
@@ -118,38 +116,3 @@ def test_the_demo_sweep_fits_the_schema():
     config = load_sweep(None)
     assert config.dataset.name == "synthetic"
     assert set(config.methods) == {"rd4ad", "recontrast"}
-
-
-@pytest.mark.parametrize("height", [10, 40])
-def test_the_progress_table_fits_the_terminal(simulation, make_sweep, height):
-    from anomtune.cli.monitor import _Progress
-
-    simulation.categories = tuple(f"category-{index}" for index in range(20))
-    ticks = iter(range(0, 10_000, 10))
-    config = make_sweep(trials=4)
-    pool = simulation.pool(config)
-    work = Work(pool, Confirmation(config, pool, {}, lambda record: None))
-    progress = _Progress(work, 2, lambda: next(ticks))
-    for _ in range(3):
-        record = pool.ask()
-    pool.report(record.key, record.number, simulation._rung(record, 4, make_sweep()))
-    pool.finish(record.key, record.number, "FAIL", error="x")
-    console = Console(width=100, height=height)
-    with console.capture() as shown:
-        console.print(progress.table(height))
-    lines = shown.get().splitlines()
-    assert len(lines) <= height
-    assert "1/80 trials, 2 running, 1 failed" in lines[-1]
-    assert ("more studies" in shown.get()) == (height == 10)
-
-
-def test_without_a_terminal_there_are_lines(simulation, make_sweep, monkeypatch, capsys):
-    monkeypatch.setattr("anomtune.cli.monitor._LINE_EVERY", 0.01)
-    monitor = Monitor(Console(force_terminal=False, width=200))
-    monitor.note("reading plate")
-    config = make_sweep(trials=4)
-    pool = simulation.pool(config)
-    monitor.running(Work(pool, Confirmation(config, pool, {}, lambda record: None)), 2)
-    while "0/8 trials" not in (text := capsys.readouterr().out):
-        assert "Traceback" not in text
-    monitor.stopped()

@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from anomtune.cli.main import app
-from anomtune.errors import SweepError
+from anomtune.errors import StorageError, SweepError
 from anomtune.search.results.optuna_export import export_studies, rebuild_studies
-from anomtune.search.store.records import RecordStore, StudyKey, TrialRecord, open_sweep
+from anomtune.search.store.directory import read_sweep, write_config
+from anomtune.search.store.records import RecordStore, StudyKey, TrialRecord
 from tests.search.sample_sweep import write_sample_sweep
 
 KEY = StudyKey("bottle", "rd4ad")
@@ -56,7 +57,7 @@ def contents(trials) -> list[tuple]:
 
 
 def test_trials_are_those_of_the_records(sweep):
-    config, store = open_sweep(sweep)
+    config, store = read_sweep(sweep)
     records = store.read_all()
     study = rebuild_studies(config, records)[KEY]
     assert study.study_name == NAME
@@ -96,7 +97,7 @@ def test_trial_0_outside_a_users_space_is_shown_as_it_was(tmp_path, space):
     data = config.model_dump(mode="json") | {"methods": methods}
     config = type(config).model_validate(data)
     (name,) = space
-    _, store = open_sweep(tmp_path)
+    _, store = read_sweep(tmp_path)
     first = store.read_all()[KEY][0]
     (trial,) = rebuild_studies(config, {KEY: [first]})[KEY].trials
     assert trial.state.name == "COMPLETE"
@@ -109,7 +110,7 @@ def test_exporting_twice_changes_nothing(sweep, any_url):
     first = trials_at(any_url)
     assert export_studies(sweep, any_url) == 1
     assert trials_at(any_url) == first
-    config, store = open_sweep(sweep)
+    config, store = read_sweep(sweep)
     expected = rebuild_studies(config, store.read_all())[KEY].trials
     assert contents(first) == contents(expected)
     assert [t.datetime_start for t in first] == [t.datetime_start for t in expected]
@@ -124,16 +125,16 @@ def test_a_running_sweep_is_brought_up_to_date(tmp_path, any_url):
     assert "RUNNING" in early
     export_studies(tmp_path / "late", any_url)
     assert "RUNNING" not in {trial.state.name for trial in trials_at(any_url)}
-    config, store = open_sweep(tmp_path / "late")
+    config, store = read_sweep(tmp_path / "late")
     expected = rebuild_studies(config, store.read_all())[KEY].trials
     assert contents(trials_at(any_url)) == contents(expected)
 
 
 def test_more_trials_are_added_to_those_that_are_there(tmp_path, sweep, url):
-    config, store = open_sweep(sweep)
+    config, store = read_sweep(sweep)
     records = store.read_all()[KEY]
     shorter = RecordStore(type(store.storage)(tmp_path / "shorter"))
-    shorter.storage.write("sweep.yaml", config.to_yaml().encode())
+    write_config(shorter.storage, config)
     for record in records[:5]:
         shorter.write(record)
     export_studies(tmp_path / "shorter", url)
@@ -154,14 +155,14 @@ def test_a_deleted_record_is_a_waiting_trial(sweep, url):
 def test_a_study_of_somebody_else_is_left_alone(tmp_path, sweep, url):
     theirs = optuna.create_study(study_name=NAME, storage=open_url(url))
     theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
-    with pytest.raises(SweepError, match=f"{NAME} that is not an export"):
+    with pytest.raises(StorageError, match=f"{NAME} that is not an export"):
         export_studies(sweep, url)
     assert list(trials_at(url)[0].params) == ["x"]
 
     write_sweep(tmp_path / "other", name="other")
     optuna.delete_study(study_name=NAME, storage=open_url(url))
     export_studies(sweep, url)
-    with pytest.raises(SweepError, match="of the sweep 'sample'"):
+    with pytest.raises(StorageError, match="of the sweep 'sample'"):
         export_studies(tmp_path / "other", url)
 
 
@@ -172,7 +173,7 @@ def test_what_a_killed_export_left_is_taken_over(sweep, url):
 
 
 def test_records_of_another_version_of_the_method_are_named(sweep, url):
-    _, store = open_sweep(sweep)
+    _, store = read_sweep(sweep)
     record = store.read_all()[KEY][5]
     store.write(TrialRecord(**record.model_dump() | {"params": {**record.params, "lr": 7.0}}))
     with pytest.raises(SweepError, match="bottle/rd4ad: its trials do not fit"):
@@ -190,7 +191,7 @@ def test_records_of_another_version_of_the_method_are_named(sweep, url):
     ],
 )
 def test_a_bad_url_is_one_line(sweep, url, message):
-    with pytest.raises(SweepError, match=message) as refusal:
+    with pytest.raises(StorageError, match=message) as refusal:
         export_studies(sweep, url)
     assert "\n" not in str(refusal.value)
 
@@ -200,7 +201,7 @@ def test_a_file_that_is_something_else_is_one_line_and_left_alone(tmp_path, swee
         file = tmp_path / name
         file.write_text('{"level": "info"}\n' if name == "lines.log" else "a line of a log\n")
         before = file.read_bytes()
-        with pytest.raises(SweepError, match=f"{name}: cannot be used"):
+        with pytest.raises(StorageError, match=f"{name}: cannot be used"):
             export_studies(sweep, str(file))
         assert file.read_bytes() == before
 
@@ -209,7 +210,7 @@ def test_a_read_only_database_is_one_line(tmp_path, sweep):
     export_studies(sweep, f"sqlite:///{tmp_path}/studies.db")
     (sweep / "trials/bottle/rd4ad/00008.json").unlink()
     url = f"sqlite:///file:{tmp_path}/studies.db?mode=ro&uri=true"
-    with pytest.raises(SweepError, match="readonly database") as refusal:
+    with pytest.raises(StorageError, match="readonly database") as refusal:
         export_studies(sweep, url)
     assert "\n" not in str(refusal.value)
 

@@ -12,7 +12,7 @@ import pytest
 from anomtune.registry import DATASETS, METHODS
 from anomtune.search.results.leaderboard import compile_leaderboard
 from anomtune.search.results.paper_results import paper_auroc
-from anomtune.search.store.records import open_sweep
+from anomtune.search.store.directory import read_sweep
 from tests.search.sample_sweep import write_sample_sweep
 
 TABLE = resources.files("anomtune.search.results").joinpath("paper_results.csv").read_text("utf-8")
@@ -90,7 +90,7 @@ def test_the_leaderboard_has_them(tmp_path):
     dataset = {"name": "mvtec", "root": "/data", "categories": ["bottle", "cable"]}
     settings = {"methods": ["rd4ad", "padim"], "trials": 2, "confirm": 0}
     write_sample_sweep(tmp_path, categories=["bottle", "cable"], dataset=dataset, **settings)
-    board = compile_leaderboard(*open_sweep(tmp_path)).to_pylist()
+    board = compile_leaderboard(*read_sweep(tmp_path)).to_pylist()
     assert {(row["category"], row["method"]): row["paper_auroc"] for row in board} == {
         ("bottle", "rd4ad"): 1.0,
         ("cable", "rd4ad"): 0.95,

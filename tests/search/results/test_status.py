@@ -80,7 +80,7 @@ def sweep(make_sweep, tmp_path):
 def test_nothing_has_run(sweep):
     status = sweep(("a", "b")).status()
     assert [str(study.key) for study in status.studies] == ["a/toy", "b/toy"]
-    assert [(study.done, study.total) for study in status.studies] == [(0, 4), (0, 4)]
+    assert [(study.ended, study.target) for study in status.studies] == [(0, 4), (0, 4)]
     assert status.seconds_left is None
     assert status.idle is None
     assert status_line(status) == "0/8 trials"
@@ -95,7 +95,7 @@ def test_states_are_counted_and_the_best_is_a_completed_one(sweep):
     running.trial(4, "RUNNING", auroc=1.0)
     [study] = running.status().studies
     assert (study.complete, study.pruned, study.failed, study.running) == (2, 1, 1, 1)
-    assert (study.done, study.total, study.best, study.default) == (4, 6, 0.8, 0.7)
+    assert (study.ended, study.target, study.best, study.default) == (4, 6, 0.8, 0.7)
 
 
 def test_the_time_left_is_that_of_the_trials_left_over_those_that_run(sweep):
@@ -144,14 +144,14 @@ def test_confirm_runs_are_at_most_so_many_until_the_search_has_ended(sweep):
     confirming = sweep(trials=2, confirm={"top": 3, "seeds": [1, 2]})
     confirming.trial(0, "COMPLETE", auroc=0.7)
     [study] = confirming.status().studies
-    assert study.to_confirm == (3 + 1) * 2
+    assert study.confirm_target == (3 + 1) * 2
     confirming.trial(1, "COMPLETE", auroc=0.8)
     confirming.confirm(1, 1)
     confirming.confirm(1, 2, "RUNNING")
     confirming.confirm(1, 99)  # of another sweep file's seeds
     status = confirming.status()
     [study] = status.studies
-    assert (study.confirmed, study.confirming, study.to_confirm) == (1, 1, 4)
+    assert (study.confirmed, study.confirming, study.confirm_target) == (1, 1, 4)
     assert status.seconds_left == 3 * 60  # no run has ended with times: as long as a trial
     for number, seed in ((1, 2), (0, 1), (0, 2)):
         confirming.confirm(number, seed)
@@ -161,17 +161,17 @@ def test_confirm_runs_are_at_most_so_many_until_the_search_has_ended(sweep):
 def test_where_nothing_is_searched_one_trial_is_all(sweep):
     fixed = {"toy": {"fixed": {"quality": 0.5, "colour": "red"}}}
     single = sweep(methods=fixed, trials=50)
-    assert single.status().studies[0].total == 1
+    assert single.status().studies[0].target == 1
 
 
 def test_more_records_than_trials_are_all_counted(sweep):
     shrunk = sweep(trials=1)
     for number in range(3):
         shrunk.trial(number, "COMPLETE")
-    assert shrunk.status().studies[0].total == 3
+    assert shrunk.status().studies[0].target == 3
 
 
 def test_a_method_that_is_not_installed_here_is_still_told(sweep):
     elsewhere = sweep(methods={"of_a_plugin": {}})
     assert elsewhere.status().studies[0].key == StudyKey("a", "of_a_plugin")
-    assert elsewhere.status().studies[0].total == 4
+    assert elsewhere.status().studies[0].target == 4

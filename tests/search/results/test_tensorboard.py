@@ -10,18 +10,18 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from anomtune.models.training.report import Histogram
 from anomtune.search.config import MethodConfig
 from anomtune.search.decide.study import plan_search
 from anomtune.search.detector.heatmaps import sheet_rows
 from anomtune.search.results.tensorboard import CurveWriter
+from anomtune.search.store.directory import read_sweep
 from anomtune.search.store.records import (
     ConfirmRecord,
     Cost,
-    HistogramRecord,
     Rung,
     StudyKey,
     TrialRecord,
-    open_sweep,
 )
 from anomtune.search.store.storage import Storage
 from tests.search.sample_sweep import write_sample_sweep
@@ -47,7 +47,7 @@ def toy_record(number: int, state: str, steps: int) -> TrialRecord:
                 auroc_high=1,
                 loss=1 / k,
                 figures={"diversity": 0.1 * k},
-                histograms={"weight": HistogramRecord(edges=(0, 0.5, 1), counts=(k, 4 - k))},
+                histograms={"weight": Histogram(edges=(0, 0.5, 1), counts=(k, 4 - k))},
             )
             for k in range(1, steps + 1)
         ],
@@ -65,13 +65,13 @@ def write_toys(root: Path) -> None:
 
 
 def sweep_writer(root: Path) -> CurveWriter:
-    config, store = open_sweep(root)
+    config, store = read_sweep(root)
     plans = {name: plan_search(name, method) for name, method in config.methods.items()}
     return CurveWriter(store.storage, plans)
 
 
 def confirmed(root: Path) -> list[ConfirmRecord]:
-    (runs,) = open_sweep(root)[1].read_confirmed().values()
+    (runs,) = read_sweep(root)[1].read_confirmed().values()
     return runs
 
 
@@ -150,8 +150,8 @@ def test_figures_of_a_confirm_run(sweep):
         {
             "auroc/confirmed": run.val_auroc,
             "auroc/held_out": run.test.auroc,
-            "held_out/pixel_auroc": run.test.pixel_auroc,
-            "held_out/aupro": run.test.aupro,
+            "held_out/pixel_auroc": run.test.figures["pixel_auroc"],
+            "held_out/aupro": run.test.figures["aupro"],
             "shifted/fog": run.shifted["fog"].auroc,
         }
     )
@@ -212,7 +212,7 @@ def test_a_broken_sheet_is_no_reason_to_stop(sweep, content):
 
 def test_runs_of_a_study_without_confirm_are_its_trials(tmp_path):
     write_sample_sweep(tmp_path, categories=["bottle"], methods=["padim"], trials=2, confirm=0)
-    _, store = open_sweep(tmp_path)
+    _, store = read_sweep(tmp_path)
     writer = sweep_writer(tmp_path)
     for record in store.read_all()[StudyKey("bottle", "padim")]:
         writer.update(record)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from anomtune.search.config import MethodConfig
 from anomtune.search.decide.study import plan_search
-from anomtune.search.store.records import open_sweep
+from anomtune.search.store.directory import read_sweep
 from tests.search.results.test_tensorboard import ROC, sweep_writer, write_toys
 from tests.search.sample_sweep import write_sample_sweep
 
@@ -77,7 +77,7 @@ def sweep(tmp_path_factory):
         seeds=SEEDS,
         domains=["fog"],
     )
-    _, store = open_sweep(root)
+    _, store = read_sweep(root)
     writer = sweep_writer(root)
     for studies in (store.read_all(), store.read_confirmed()):
         for records in studies.values():
@@ -109,7 +109,7 @@ def server(sweep):
 @pytest.fixture(scope="module")
 def confirmed(sweep):
     """A completed confirm run and the name of its folder."""
-    record = next(iter(open_sweep(sweep)[1].read_confirmed().values()))[0]
+    record = next(iter(read_sweep(sweep)[1].read_confirmed().values()))[0]
     return record, f"{record.number:05d}-{record.seed}"
 
 
@@ -128,7 +128,7 @@ def test_every_trial_and_confirm_run_is_a_run(server, sweep):
     toys = {f"plate/toy/{number:05d}" for number in range(3)}
     confirm = {
         f"{record.key}/{kind}/{record.number:05d}-{record.seed}"
-        for records in open_sweep(sweep)[1].read_confirmed().values()
+        for records in read_sweep(sweep)[1].read_confirmed().values()
         for record in records
         for kind in ("confirm", "roc")
     }
@@ -228,7 +228,7 @@ def test_hparams_shows_the_figures_of_trials_that_run_and_that_have_ended(server
 
 
 def test_hparams_shows_the_mean_of_a_confirmed_config_over_its_seeds(server, sweep):
-    runs = open_sweep(sweep)[1].read_confirmed()
+    runs = read_sweep(sweep)[1].read_confirmed()
     wanted = {
         f"{key}/confirm/{number:05d}": [run for run in records if run.number == number]
         for key, records in runs.items()

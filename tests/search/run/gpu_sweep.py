@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 import ray
 
 from anomtune.search.config import parse_sweep
-from anomtune.search.run.engine import ray_cluster
-from anomtune.search.sweep import run_sweep
+from anomtune.search.run.ray_cluster import ray_cluster
+from anomtune.search.sweep import run
 from tests.conftest import PLUGIN  # also makes the toy method known
 
 assert PLUGIN.is_dir()
@@ -43,7 +43,7 @@ def pretend() -> None:
 
     def peak_memory(device):
         spec = now["spec"]
-        need = int(spec.params["marker"] or 2) << 30
+        need = int(spec.training.hyperparameters["marker"] or 2) << 30
         if need > memory_limit(spec.gpu, device_bytes):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return need
@@ -68,9 +68,9 @@ def pretend() -> None:
         try:
             yield from run_trial(spec)
         finally:
-            run = {"share": spec.gpu, "gpu": ray.get_gpu_ids()[0], "begin": begin}
+            entry = {"share": spec.gpu, "gpu": ray.get_gpu_ids()[0], "begin": begin}
             with Path(os.environ["FAKE_GPU_LOG"]).open("a") as file:
-                file.write(json.dumps(run | {"end": time.time()}) + "\n")
+                file.write(json.dumps(entry | {"end": time.time()}) + "\n")
 
     trial.open_trial, trial.peak_memory = opened, peak_memory
     trial.gpu_memory = lambda device: device_bytes
@@ -91,8 +91,8 @@ def main() -> None:
         runtime_env={"worker_process_setup_hook": pretend},
     )
     with ray_cluster(None):
-        outcome = run_sweep(parse_sweep(json.loads(Path(sweep).read_text()), "test"), directory)
-    assert not outcome.interrupted
+        result = run(parse_sweep(json.loads(Path(sweep).read_text()), "test"), directory)
+    assert result.finished
 
 
 if __name__ == "__main__":

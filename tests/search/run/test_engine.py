@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from anomtune.search.results.leaderboard import LEADERBOARD_SCHEMA, TRIALS_SCHEMA
-from anomtune.search.store.records import RecordStore, StudyKey, open_sweep
+from anomtune.search.store.directory import read_sweep
+from anomtune.search.store.records import RecordStore, StudyKey
 from anomtune.search.store.storage import Storage
-from anomtune.search.sweep import run_sweep
+from anomtune.search.sweep import run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -46,13 +47,13 @@ def finished(tmp_path_factory, toy_data, ray_session):
 
     directory = tmp_path_factory.mktemp("finished")
     config = parse_sweep(sweep_dict(toy_data, trials=6), "test")
-    return directory, config, run_sweep(config, directory)
+    return directory, config, run(config, directory)
 
 
 def test_a_sweep_leaves_its_whole_directory(finished):
     directory, _, outcome = finished
-    assert not outcome.interrupted
-    assert outcome.unusable == ()
+    assert outcome.finished
+    assert all(study.best for study in outcome)
     files = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
     for category in ("plate", "ring"):
         for number in range(6):
@@ -91,7 +92,7 @@ def test_scores_of_a_trial_give_its_auroc(finished):
     from sklearn.metrics import roc_auc_score
 
     directory, _, _ = finished
-    _, store = open_sweep(directory)
+    _, store = read_sweep(directory)
     for key, study in store.read_all().items():
         labels = store.read_labels(key.category)
         for record in study:
@@ -104,7 +105,7 @@ def test_a_finished_sweep_is_left_as_it_is(finished):
     directory, config, outcome = finished
     before = digests(directory, "*")
     stamps = {path: path.stat().st_mtime_ns for path in directory.rglob("*.parquet")}
-    again = run_sweep(config, directory)
+    again = run(config, directory)
     assert again.leaderboard.equals(outcome.leaderboard)
     after = digests(directory, "*")
     owner = str(directory / "owner.json")
@@ -116,7 +117,7 @@ def test_a_finished_sweep_is_left_as_it_is(finished):
 
 def test_same_seed_and_one_worker_give_identical_records(tmp_path, toy_data, make_sweep):
     for name in ("one", "two"):
-        run_sweep(make_sweep(toy_data, trials=6, concurrency=1), tmp_path / name)
+        run(make_sweep(toy_data, trials=6, concurrency=1), tmp_path / name)
     one, two = (records_without_cost(tmp_path / name) for name in ("one", "two"))
     assert one == two
     scores = [list(digests(tmp_path / name, "*.npy").values()) for name in ("one", "two")]
@@ -125,10 +126,10 @@ def test_same_seed_and_one_worker_give_identical_records(tmp_path, toy_data, mak
 
 def test_extending_keeps_what_is_there(tmp_path, toy_data, make_sweep):
     small = {"name": "folder", "root": str(toy_data), "categories": ["plate"]}
-    run_sweep(make_sweep(toy_data, trials=2, dataset=small), tmp_path)
+    run(make_sweep(toy_data, trials=2, dataset=small), tmp_path)
     before = digests(tmp_path / "trials", "0*.json")
     assert len(before) == 2
-    outcome = run_sweep(make_sweep(toy_data, trials=3), tmp_path)
+    outcome = run(make_sweep(toy_data, trials=3), tmp_path)
     after = digests(tmp_path / "trials", "0*.json")
     assert len(after) == 6
     assert {path: after[path] for path in before} == before
@@ -156,7 +157,7 @@ def test_a_failing_trial_is_a_record_and_the_sweep_goes_on(
     config = make_sweep(
         toy_data, trials=8, methods=methods, dataset=dataset, sampler="random", pruner="none"
     )
-    outcome = run_sweep(config, tmp_path)
+    outcome = run(config, tmp_path)
     records = RecordStore(Storage(tmp_path)).read_all()[StudyKey("plate", "toy")]
     assert [record.number for record in records] == list(range(8))
     for record in records:
@@ -172,7 +173,7 @@ def test_a_killed_worker_is_retried_once(tmp_path, toy_data, make_sweep):
     fixed = {"behaviour": "die_once", "marker": str(tmp_path / "died")}
     dataset = {"name": "folder", "root": str(toy_data), "categories": ["ring"]}
     config = make_sweep(toy_data, trials=3, methods={"toy": {"fixed": fixed}}, dataset=dataset)
-    outcome = run_sweep(config, tmp_path / "sweep")
+    outcome = run(config, tmp_path / "sweep")
     assert (tmp_path / "died").exists()
     row = outcome.leaderboard.to_pylist()[0]
     assert (row["trials"], row["failed"]) == (3, 0)
@@ -180,43 +181,44 @@ def test_a_killed_worker_is_retried_once(tmp_path, toy_data, make_sweep):
 
 def test_a_study_without_a_usable_trial_is_reported(tmp_path, toy_data, make_sweep):
     methods = {"toy": {"fixed": {"behaviour": "diverge"}}}
-    outcome = run_sweep(make_sweep(toy_data, trials=2, methods=methods), tmp_path)
-    assert outcome.unusable == ("plate/toy", "ring/toy")
+    outcome = run(make_sweep(toy_data, trials=2, methods=methods), tmp_path)
+    unusable = [(study.category, study.method) for study in outcome if study.best is None]
+    assert unusable == [("plate", "toy"), ("ring", "toy")]
     assert [row["val_auroc"] for row in outcome.leaderboard.to_pylist()] == [None, None]
 
 
 def test_data_that_vanishes_is_no_fault_of_the_configs(tmp_path, toy_data, make_sweep, monkeypatch):
-    from anomtune.errors import SweepError
+    from anomtune.errors import DataError
     from anomtune.search import sweep
 
     data, away = tmp_path / "data", tmp_path / "away"
     shutil.copytree(toy_data, data)
-    run = sweep.run_work
+    run_work = sweep.run_work
 
     def unplugged(*arguments):
         data.rename(away)
-        run(*arguments)
+        run_work(*arguments)
 
     monkeypatch.setattr(sweep, "run_work", unplugged)
     config = make_sweep(data, trials=3)
-    with pytest.raises(SweepError, match="no such folder"):
-        run_sweep(config, tmp_path / "sweep")
+    with pytest.raises(DataError, match="no such folder"):
+        run(config, tmp_path / "sweep")
     monkeypatch.undo()
     states = {record["state"] for record in records_without_cost(tmp_path / "sweep").values()}
     assert states == {"RUNNING"}
     away.rename(data)
-    outcome = run_sweep(config, tmp_path / "sweep")
+    outcome = run(config, tmp_path / "sweep")
     assert [row["failed"] for row in outcome.leaderboard.to_pylist()] == [0, 0]
 
 
 def test_unreadable_scores_and_an_empty_record_stop_nothing(tmp_path, toy_data, make_sweep):
     config = make_sweep(toy_data, trials=2)
-    run_sweep(config, tmp_path)
+    run(config, tmp_path)
     for path in tmp_path.rglob("0*.npy"):
         path.write_bytes(b"")
     (tmp_path / "trials/ring/toy/00001.json").write_bytes(b"")
     (tmp_path / "trials/ring/toy/.00001.json.abc.tmp").write_bytes(b"half")
-    outcome = run_sweep(config, tmp_path)
+    outcome = run(config, tmp_path)
     assert [row["trials"] for row in outcome.leaderboard.to_pylist()] == [2, 2]
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -224,27 +226,27 @@ def test_unreadable_scores_and_an_empty_record_stop_nothing(tmp_path, toy_data, 
 def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
     tmp_path, toy_data, make_sweep, monkeypatch
 ):
-    from anomtune.errors import SweepError
+    from anomtune.errors import StorageError
     from anomtune.search.store import storage
 
-    real, writes = storage._replace_local, []
+    real, writes = storage.write_whole, []
 
-    def full_after_ten(target, content, durable):
+    def full_after_ten(target, content, *, durable=False):
         if target.parent.name == "toy":
             writes.append(target)
         if len(writes) > 10:
             raise OSError(28, os.strerror(28))
-        real(target, content, durable)
+        real(target, content, durable=durable)
 
-    monkeypatch.setattr(storage, "_replace_local", full_after_ten)
+    monkeypatch.setattr(storage, "write_whole", full_after_ten)
     config = make_sweep(toy_data, trials=4)
-    with pytest.raises(SweepError, match="No space left on device; free some space"):
-        run_sweep(config, tmp_path)
+    with pytest.raises(StorageError, match="No space left on device; free some space"):
+        run(config, tmp_path)
     monkeypatch.undo()
     before = digests(tmp_path / "trials", "0*.json")
     kept = {p: d for p, d in before.items() if '"RUNNING"' not in Path(p).read_text()}
     assert kept
-    assert not run_sweep(config, tmp_path).interrupted
+    assert run(config, tmp_path).finished
     after = digests(tmp_path / "trials", "0*.json")
     assert len(after) == 8
     assert {path: after[path] for path in kept} == kept

@@ -13,11 +13,22 @@ import pytest
 import torch
 
 from anomtune.search.decide.work import Confirmation, Work
+from anomtune.search.detector import devices
+from anomtune.search.detector.devices import gpu_memory, limit_memory
+from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.run import trial as trial_module
+from anomtune.search.run.adapters import Handout, PoolScheduler, PoolSearcher
 from anomtune.search.run.capacity import Capacity
-from anomtune.search.run.engine import PoolScheduler, PoolSearcher, _Adapters
+from anomtune.search.run.messages import (
+    Assignment,
+    Failed,
+    OutOfMemory,
+    TrialReport,
+    from_result,
+    to_result,
+)
 from anomtune.search.run.packing import CONTEXT_BYTES, SHARES, memory_limit
-from anomtune.search.run.trial import TrialResult, TrialSpec, gpu_memory, limit_memory
+from anomtune.search.run.trial import TrialResult, TrialSpec, open_trial
 from anomtune.search.store.records import Cost, RecordStore, Rung, StudyKey
 from anomtune.search.store.storage import Storage
 from tests.search.conftest import FACTS, sweep_dict
@@ -34,21 +45,35 @@ class Engine:
         work = Work(pool, Confirmation(config, pool, {}, lambda record: None))
         nodes = [{"CPU": 16.0, "GPU": float(gpus)}]
         capacity = Capacity(config, lambda: nodes)
-        self.adapters = _Adapters(config, work, self._spec, capacity)
-        self.searcher, self.scheduler = PoolSearcher(self.adapters), PoolScheduler(self.adapters)
+        self.handout = Handout(config, work, self._spec, capacity)
+        self.searcher, self.scheduler = PoolSearcher(self.handout), PoolScheduler(self.handout)
         self.serial = 0
 
     def _spec(self, record, gpu):
-        return SimpleNamespace(model_dump=lambda: {"gpu": gpu, "number": record.number})
+        training = TrainingSpec(
+            dataset={"name": "folder"},
+            category=record.category,
+            method=record.method,
+            hyperparameters=record.params,
+        )
+        return TrialSpec(
+            training=training,
+            directory="/nowhere",
+            record_path=record.path,
+            rungs=4,
+            threads=1,
+            gpu=gpu,
+        )
 
-    def start(self) -> dict[str, dict]:
+    def start(self) -> dict[str, TrialSpec]:
         """Starts all that can start now."""
         started = {}
         while isinstance(suggestion := self.searcher.suggest(str(self.serial)), dict):
-            assert suggestion["shape"].get("GPU", 0) == suggestion["spec"]["gpu"]
-            started[str(self.serial)] = suggestion["spec"]
+            assignment = Assignment.of(suggestion)
+            assert assignment.shape.get("GPU", 0) == assignment.spec.gpu
+            started[str(self.serial)] = assignment.spec
             self.serial += 1
-        assert self.adapters.failure is None
+        assert self.handout.failure is None
         return started
 
     def report(self, name: str, peak: float, step: int = 1) -> None:
@@ -58,11 +83,11 @@ class Engine:
     def complete(self, name: str, peak: float, seconds: float = 1.0) -> None:
         result = self._result(name, peak, 4, facts=FACTS, seconds=seconds)
         self.searcher.on_trial_complete(name, result)
-        assert self.adapters.failure is None
+        assert self.handout.failure is None
 
     def run_out(self, name: str) -> None:
-        self.searcher.on_trial_complete(name, {"out_of_memory": True, "done": True})
-        assert self.adapters.failure is None
+        self.searcher.on_trial_complete(name, to_result(OutOfMemory()))
+        assert self.handout.failure is None
 
     def record(self, number: int):
         return self.simulation.records()[StudyKey("a", "toy")][number]
@@ -72,11 +97,11 @@ class Engine:
             train_seconds=seconds * step,
             iterations=step,
             peak_memory_bytes=int(peak * GIB),
-            gpu=self.adapters.runs[name].gpu,
+            gpu=self.handout.runs[name].gpu,
             gpu_memory_bytes=16 * GIB,
         )
         rung = Rung(step=step, auroc=0.5, auroc_low=0, auroc_high=1)
-        return {"result": TrialResult(rung=rung, cost=cost, facts=facts).model_dump_json()}
+        return to_result(TrialReport(result=TrialResult(rung=rung, cost=cost, facts=facts)))
 
 
 @pytest.fixture
@@ -90,8 +115,12 @@ def engine(make_sweep, simulation):
     return make
 
 
-def gpus(started: dict[str, dict]) -> list[float]:
-    return [spec["gpu"] for spec in started.values()]
+def gpus(started: dict[str, TrialSpec]) -> list[float]:
+    return [spec.gpu for spec in started.values()]
+
+
+def numbers(started: dict[str, TrialSpec]) -> list[int]:
+    return [int(spec.record_path.rpartition("/")[2]) for spec in started.values()]
 
 
 def test_the_first_runs_have_whole_gpus_and_the_next_what_they_need(engine):
@@ -119,13 +148,13 @@ def test_a_run_without_memory_is_retried_in_the_next_larger_share_and_its_record
     sweep.complete("0", peak=2)
     sharing = sweep.start()
     assert gpus(sharing) == [1 / 4] * 4
-    unlucky = sharing["1"]["number"]
+    unlucky = numbers(sharing)[0]
     sweep.run_out("1")
     assert sweep.record(unlucky).state == "RUNNING"
     assert sweep.start() == {}  # it is the next, and wants more than is left
     sweep.complete("2", peak=2)
     retried = sweep.start()
-    assert list(retried.values()) == [{"gpu": 1 / 3, "number": unlucky}]
+    assert (gpus(retried), numbers(retried)) == ([1 / 3], [unlucky])
     sweep.complete("5", peak=4)
     cost = sweep.record(unlucky).cost
     assert (cost.gpu, cost.ran_out_with) == (1 / 3, 1 / 4)
@@ -137,20 +166,20 @@ def test_a_config_that_no_gpu_holds_fails_with_its_reason_and_changes_nothing(en
     sweep.start()
     sweep.complete("0", peak=2)
     sharing = sweep.start()
-    unlucky = sharing["1"]["number"]
+    unlucky = numbers(sharing)[0]
     for share in (1 / 4, 1 / 3, 1):
-        [name] = [name for name, run in sweep.adapters.runs.items() if run.record.number == unlucky]
-        assert sweep.adapters.runs[name].gpu == share
+        [name] = [name for name, run in sweep.handout.runs.items() if run.record.number == unlucky]
+        assert sweep.handout.runs[name].gpu == share
         assert sweep.record(unlucky).state == "RUNNING"
         sweep.run_out(name)
-        for other in list(sweep.adapters.runs):
+        for other in list(sweep.handout.runs):
             sweep.complete(other, peak=2)
         sweep.start()
     failed = sweep.record(unlucky)
     assert failed.state == "FAIL"
     assert failed.error == "out of GPU memory with 1/3 of a GPU, and again with a whole GPU"
     assert failed.traceback is None
-    assert sweep.adapters.packer.smallest == 1 / 4
+    assert sweep.handout.packer.smallest == 1 / 4
 
 
 @pytest.mark.parametrize(
@@ -165,7 +194,7 @@ def test_there_is_no_retry_where_there_is_no_larger_share(engine, gpu, reason):
     sweep = engine(resources={"gpu": gpu})
     started = sweep.start()
     sweep.run_out("0")
-    assert sweep.record(started["0"]["number"]).error == reason
+    assert sweep.record(numbers(started)[0]).error == reason
 
 
 def test_one_config_without_memory_does_not_end_the_packing_of_others(engine):
@@ -190,25 +219,35 @@ def test_runs_that_slow_each_other_stop_sharing(engine):
 def test_without_gpus_nothing_is_shared(engine):
     sweep = engine(gpus=0)
     assert gpus(sweep.start()) == [0.0] * 10  # the study's random ones, on 16 cores
-    assert all(run.kind is None for run in sweep.adapters.runs.values())
+    assert all(run.kind is None for run in sweep.handout.runs.values())
 
 
 def test_a_share_is_enforced(monkeypatch):
     limits = []
     fake = SimpleNamespace(
+        is_available=lambda: True,
         get_device_properties=lambda device: SimpleNamespace(total_memory=16 * GIB),
         set_per_process_memory_fraction=limits.append,
+        reset_peak_memory_stats=lambda device: None,
     )
-    monkeypatch.setattr(trial_module.torch, "cuda", fake)
-    device = torch.device("cuda")
-    assert gpu_memory(device) == 16 * GIB
-    limit_memory(device, 1.0)
+    monkeypatch.setattr(devices.torch, "cuda", fake)
+    monkeypatch.setattr(trial_module.torch, "set_num_threads", lambda number: None)
+    opened = []
+    monkeypatch.setattr(trial_module, "open_detector", lambda spec, device: opened.append(device))
+
+    def open_with(gpu: float) -> None:
+        open_trial(TrialSpec.model_construct(gpu=gpu, threads=1, training=None))
+
+    assert gpu_memory(torch.device("cuda")) == 16 * GIB
+    open_with(1.0)
     assert limits == []
-    limit_memory(device, 0.25)
+    open_with(0.25)
     assert limits == [pytest.approx(0.25 - CONTEXT_BYTES / (16 * GIB))]
-    limit_memory(torch.device("cpu"), 0.25)
+    open_with(0.0)
+    limit_memory(torch.device("cpu"), GIB)
     assert gpu_memory(torch.device("cpu")) is None
     assert len(limits) == 1
+    assert [device.type for device in opened] == ["cuda", "cuda", "cpu"]
 
 
 @pytest.mark.parametrize(
@@ -233,8 +272,7 @@ def test_a_worker_tells_memory_from_other_failures(error, gpu, retry):
     actor._spec = TrialSpec.model_construct(gpu=gpu)
     actor._results = failing()
     result = actor.step()
-    assert ("out_of_memory" in result) == retry
-    assert ("error" in result) != retry
+    assert isinstance(from_result(result), OutOfMemory if retry else Failed)
     assert result["done"]
 
 

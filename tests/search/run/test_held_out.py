@@ -9,47 +9,55 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
+from anomtune.cli.tables import leaderboard_table
 from anomtune.datasets.opening import open_dataset
-from anomtune.datasets.splits.split import Validation, load_search_split, load_test_split
+from anomtune.datasets.splits.split import load_search_split, load_test_split
+from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import DataError
-from anomtune.registry import METHODS
-from anomtune.search.config import DatasetConfig, ValidationConfig
+from anomtune.registry import METHODS, METRICS
+from anomtune.search.config import DatasetConfig, parse_sweep
+from anomtune.search.detector.opened import as_images
 from anomtune.search.detector.predict import load_model
+from anomtune.search.detector.spec import TrainingSpec
+from anomtune.search.metrics.metric import BUILT_IN, register_metric
+from anomtune.search.results.leaderboard import compile_leaderboard
 from anomtune.search.run.held_out import run_confirm
-from anomtune.search.run.trial import TrialSpec, as_images
-from anomtune.search.store.records import ConfirmRecord, RecordStore
+from anomtune.search.run.trial import TrialSpec
+from anomtune.search.store.records import ConfirmRecord, RecordStore, Rung, TrialRecord
 from anomtune.search.store.storage import Storage
 from tests.conftest import draw_category
 
 
 def open_split(root, category, validation) -> str:
     dataset = open_dataset("folder", root)
-    return load_search_split(
-        dataset, category, 32, Validation(**validation.model_dump())
-    ).split_hash
+    return load_search_split(dataset, category, 32, validation).split_hash
 
 
 @pytest.fixture
 def make_spec(tmp_path):
     def make(root, category="plate", **changes) -> TrialSpec:
-        validation = changes.pop("validation", ValidationConfig())
+        validation = changes.pop("validation", Validation())
         keep = changes.pop("keep", False)
         return TrialSpec(
+            training=TrainingSpec(
+                dataset=DatasetConfig(name="folder", root=str(root)),
+                category=category,
+                validation=validation,
+                image_size=32,
+                method="toy",
+                hyperparameters=METHODS.get("toy")
+                .Hyperparameters(quality=0.8, **changes)
+                .model_dump(),
+                seed=1,
+                split_hash=open_split(root, category, validation),
+            ),
             directory=str(tmp_path / "sweep"),
             record_path="confirm/plate/toy/00000-1",
-            dataset=DatasetConfig(name="folder", root=str(root)),
-            category=category,
-            validation=validation,
-            image_size=32,
-            method="toy",
-            params=METHODS.get("toy").Hyperparameters(quality=0.8, **changes).model_dump(),
             rungs=4,
-            seed=1,
             threads=1,
             gpu=0,
-            split_hash=open_split(root, category, validation),
             keep=keep,
         )
 
@@ -57,15 +65,16 @@ def make_spec(tmp_path):
 
 
 def record_of(spec: TrialSpec, **changes) -> ConfirmRecord:
+    training = spec.training
     return ConfirmRecord(
         dataset="folder",
-        category=spec.category,
-        method=spec.method,
+        category=training.category,
+        method=training.method,
         number=0,
-        seed=spec.seed,
+        seed=training.seed,
         state="COMPLETE",
-        params=spec.params,
-        split_hash=spec.split_hash,
+        params=training.hyperparameters,
+        split_hash=training.split_hash,
         **changes,
     )
 
@@ -88,14 +97,16 @@ def test_a_run_scores_exactly_the_held_out_images(toy_data, make_spec, side) -> 
     assert test.auroc == pytest.approx(roc_auc_score(held_out.labels, scores))
     assert test.auroc_low < test.auroc <= test.auroc_high
     assert (test.n_normal, test.n_anomalous) == (3, 3)
-    assert test.pixel_auroc == pytest.approx(
+    assert list(test.figures) == [metric.name for metric in BUILT_IN]
+    assert test.notes == []
+    assert test.figures["pixel_auroc"] == pytest.approx(
         roc_auc_score(held_out.masks.ravel(), maps.numpy().ravel()), abs=1e-3
     )
-    assert 0 <= test.aupro <= 1
-    assert 0 <= test.aupro_per_image <= 1
+    assert 0 <= test.figures["aupro"] <= 1
+    assert 0 <= test.figures["aupro_per_image"] <= 1
     best = max(f1_score(held_out.labels, scores >= t) for t in scores)
-    assert test.f1 == pytest.approx(best)
-    assert 0.5 <= test.accuracy <= 1
+    assert test.figures["f1"] == pytest.approx(best)
+    assert 0.5 <= test.figures["accuracy"] <= 1
     assert found.shifted == {}
     assert found.cost.train_seconds >= 0
     kept = RecordStore(Storage(spec.directory)).read_held_out(record_of(spec))
@@ -126,8 +137,9 @@ def test_held_out_scores_that_are_no_numbers_fail_nothing(toy_data, make_spec, m
     (found,) = run_confirm(spec)
     assert found.val_auroc == 0.5
     assert found.test.auroc is None
-    assert found.test.f1 is None
-    assert found.test.pixel_auroc is not None
+    assert found.test.figures["f1"] is None
+    assert found.test.figures["pixel_auroc"] is not None
+    assert found.test.notes == ["anomaly scores are not finite: no figures of images"]
 
 
 def test_held_out_maps_that_are_no_numbers_are_left_out(toy_data, make_spec, monkeypatch) -> None:
@@ -143,11 +155,11 @@ def test_held_out_maps_that_are_no_numbers_are_left_out(toy_data, make_spec, mon
     monkeypatch.setattr("anomtune_toy.Toy.anomaly_maps", maps)
     (found,) = run_confirm(spec)
     assert found.test.auroc is None
-    assert (found.test.pixel_auroc, found.test.aupro, found.test.aupro_per_image) == (None,) * 3
+    assert set(found.test.figures.values()) == {None}
 
 
 def test_where_nothing_is_held_out_there_are_no_figures(toy_data, make_spec) -> None:
-    spec = make_spec(toy_data, validation=ValidationConfig(protocol="test"), keep=True)
+    spec = make_spec(toy_data, validation=Validation(protocol="test"), keep=True)
     (found,) = run_confirm(spec)
     assert found.test is None
     assert found.val_auroc > 0
@@ -160,7 +172,7 @@ def test_defects_without_a_mask_count_for_images_alone(tmp_path, toy_data, make_
     shutil.rmtree(root / "plate" / "ground_truth")
     (found,) = run_confirm(make_spec(root))
     assert found.test.auroc is not None
-    assert (found.test.pixel_auroc, found.test.aupro) == (None, None)
+    assert (found.test.figures["pixel_auroc"], found.test.figures["aupro"]) == (None, None)
 
 
 def test_the_kept_run_leaves_its_detector_and_examples(toy_data, make_spec) -> None:
@@ -191,3 +203,40 @@ def test_other_runs_leave_only_scores(toy_data, make_spec) -> None:
     (found,) = run_confirm(spec)
     assert found.examples == []
     assert Storage(spec.directory).list("", "") == ["confirm/plate/toy/00000-1.npz"]
+
+
+def test_a_metric_of_ones_own_is_measured_and_has_a_column(toy_data, make_spec, monkeypatch):
+    monkeypatch.setitem(METRICS._registered, "average_precision", None)  # gone after the test
+
+    @register_metric("average_precision", title="AP", meaning="Average precision.")
+    def average_precision(labels, scores):
+        return average_precision_score(labels, scores)
+
+    spec = make_spec(toy_data)
+    (found,) = run_confirm(spec)
+    store = RecordStore(Storage(spec.directory))
+    held_out = store.read_held_out(record_of(spec))
+    expected = average_precision_score(held_out.labels, held_out.scores)
+    assert found.test.figures["average_precision"] == pytest.approx(expected)
+
+    # What the sweep writes of it, and the leaderboard made of that.
+    run = record_of(spec, **found.model_dump(include={"val_auroc", "test", "shifted"}))
+    rung = Rung(step=4, auroc=0.8, auroc_low=0.5, auroc_high=1.0)
+    names = {"dataset", "category", "method", "number", "params", "split_hash", "seed"}
+    trial = TrialRecord(
+        **run.model_dump(include=names), state="COMPLETE", curve=[rung], facts=found.facts
+    )
+    for record in (run, trial):
+        store.write(record)
+    config = parse_sweep(
+        {
+            "name": "toys",
+            "dataset": {"name": "folder", "categories": ["plate"]},
+            "methods": {"toy": {}},
+            "confirm": {"top": 1, "seeds": [run.seed]},
+        },
+        "test",
+    )
+    board = compile_leaderboard(config, store)
+    assert board["test_average_precision_mean"].to_pylist() == [pytest.approx(expected)]
+    assert "AP" in [column.header for column in leaderboard_table(board).columns]

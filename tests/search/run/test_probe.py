@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from anomtune.errors import SweepError
+from anomtune.errors import StorageError
 from anomtune.search.run import probe
 from anomtune.search.run.probe import NoAnswer, Node, ask_nodes, probe_storage, require_shared
 from anomtune.search.store.storage import Storage
@@ -48,7 +48,7 @@ def test_a_shared_directory_is_good_and_left_as_it_was(cluster, tmp_path):
 def test_a_node_with_a_directory_of_its_own_is_named_and_not_written_to(cluster, tmp_path):
     other = tmp_path / "other"
     storage = cluster(seen_there=other)
-    with pytest.raises(SweepError, match=r"not usable from node there \(10\.0\.0\.2\): it does"):
+    with pytest.raises(StorageError, match=r"not usable from node there \(10\.0\.0\.2\): it does"):
         require_shared(storage)
     assert not other.exists()
     assert list((tmp_path / "driver").iterdir()) == []
@@ -72,7 +72,7 @@ def test_a_node_that_may_not_write_says_why(cluster, tmp_path):
 
 def test_a_silent_node_is_named(cluster):
     storage = cluster(answer=NoAnswer("no answer within 60 s"))
-    with pytest.raises(SweepError, match=r"there .*: no answer within 60 s; with more than one"):
+    with pytest.raises(StorageError, match=r"there .*: no answer within 60 s; with more than one"):
         require_shared(storage)
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from anomtune.errors import SweepError
-from anomtune.search.run.engine import ray_cluster
+from anomtune.search.run.ray_cluster import ray_cluster
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def sweep_file(tmp_path, toy_data) -> Path:
 
 
 def start(sweep_file: Path, directory: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "anomtune.cli.main", "sweep", str(sweep_file)]
+    command = [sys.executable, "-m", "anomtune", "sweep", str(sweep_file)]
     return subprocess.Popen(
         [*command, "--dir", str(directory)],
         stdout=subprocess.PIPE,

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from anomtune.search.config import parse_sweep
-from anomtune.search.run.engine import _AGAIN_ELSEWHERE
+from anomtune.search.run.adapters import _AGAIN_ELSEWHERE
 from tests.search.conftest import sweep_dict
-from tests.search.run.test_gpu_sharing import Engine
+from tests.search.run.test_gpu_sharing import Engine, numbers
 
 DEATH = "Failure # 1\nThe actor died unexpectedly before finishing this task.\n"
 LOSS = "Failure # 1\nThe actor died because its node has died. Node Id: 12ab\n"
@@ -26,7 +26,7 @@ def engine(simulation, tmp_path):
         trial = SimpleNamespace(trial_id=name, error_file=str(file))
         made.scheduler.on_trial_error(None, trial)
         made.searcher.on_trial_complete(name, error=True)
-        assert made.adapters.failure is None
+        assert made.handout.failure is None
 
     made.die = die
     return made
@@ -36,7 +36,7 @@ def test_a_run_whose_worker_died_is_run_once_more(engine):
     engine.start()
     engine.die("0", DEATH)
     assert engine.record(0).state == "RUNNING"
-    assert [spec["number"] for spec in engine.start().values()] == [0]
+    assert numbers(engine.start()) == [0]
     engine.die("1", DEATH)
     assert engine.record(0).state == "FAIL"
     assert engine.record(0).error.startswith("the worker process died")
@@ -50,7 +50,7 @@ def test_what_is_done_at_the_second_attempt_is_done(engine, text):
     engine.start()
     engine.complete("1", peak=1)
     assert engine.record(0).state == "COMPLETE"
-    assert [spec["number"] for spec in engine.start().values()] == [1]
+    assert numbers(engine.start()) == [1]
 
 
 def test_nodes_come_and_go_but_not_for_ever(engine):

@@ -11,17 +11,20 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from anomtune.datasets.opening import open_dataset
-from anomtune.datasets.splits.split import SearchSplit, Validation, load_search_split
-from anomtune.errors import DataError, MethodError, TrainingDivergedError
+from anomtune.datasets.splits.split import SearchSplit, load_search_split
+from anomtune.datasets.splits.validation import Validation
+from anomtune.errors import DataError, MethodError, StorageError, TrainingDivergedError
 from anomtune.registry import METHODS
-from anomtune.search.config import DatasetConfig, MethodConfig, ValidationConfig
+from anomtune.search.config import DatasetConfig, MethodConfig
 from anomtune.search.decide.study import plan_search
+from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.run.checkpoint import (
     SECONDS_VARIABLE,
     Checkpoints,
     delete_checkpoint,
     delete_other_checkpoints,
 )
+from anomtune.search.run.messages import Aborted, Assignment, Failed, from_result
 from anomtune.search.run.trial import TrialResult, TrialSpec, run_trial
 from anomtune.search.run.worker import TrialActor
 from anomtune.search.store.records import RecordStore, TrialRecord
@@ -32,17 +35,31 @@ def make_spec(directory: Path, root: Path, category: str, method: str = "toy", *
     fixed = changes.pop("fixed", {})
     size = changes.pop("image_size", 32)
     split = load_search_split(open_dataset("folder", root), category, size, Validation())
-    return split, TrialSpec(
-        directory=str(directory),
-        record_path=f"trials/{category}/{method}/00000",
+    training = TrainingSpec(
         dataset=DatasetConfig(name="folder", root=str(root)),
         category=category,
-        validation=ValidationConfig(),
         image_size=size,
         method=method,
-        params=plan_search(method, MethodConfig(fixed=fixed)).defaults.model_dump(mode="json"),
-        **{"rungs": 4, "seed": 0, "threads": 1, "gpu": 0, "split_hash": split.split_hash} | changes,
+        hyperparameters=plan_search(method, MethodConfig(fixed=fixed)).defaults.model_dump(
+            mode="json"
+        ),
+        split_hash=changes.pop("split_hash", split.split_hash),
     )
+    return split, TrialSpec(
+        training=training,
+        directory=str(directory),
+        record_path=f"trials/{category}/{method}/00000",
+        **{"rungs": 4, "threads": 1, "gpu": 0} | changes,
+    )
+
+
+def assigned(spec: TrialSpec) -> dict:
+    """Returns a trial as Tune brings it to a worker."""
+    return Assignment(spec=spec, confirm=False, shape={"CPU": 1}).to_config()
+
+
+def of_training(spec: TrialSpec, **changes) -> TrialSpec:
+    return spec.model_copy(update={"training": spec.training.model_copy(update=changes)})
 
 
 def test_rungs_are_spread_evenly_and_scores_are_kept(tmp_path, toy_data):
@@ -138,16 +155,18 @@ def test_an_actor_reports_failures_and_lives_on(tmp_path, toy_data):
     actor = TrialActor.__new__(TrialActor)
     _, spec = make_spec(tmp_path, toy_data, "plate", fixed={"behaviour": "raise"})
     Storage(spec.directory).write(f"{spec.record_path}.json", b"{}")
-    actor.setup({"confirm": False, "spec": spec.model_dump()})
-    failed = actor.step()
-    assert failed["done"]
-    assert failed["error"] == "RuntimeError: this toy is broken"
-    assert "anomtune_toy.py" in failed["traceback"]
+    actor.setup(assigned(spec))
+    result = actor.step()
+    assert result["done"]
+    failed = from_result(result)
+    assert isinstance(failed, Failed)
+    assert failed.error == "RuntimeError: this toy is broken"
+    assert "anomtune_toy.py" in failed.traceback
     _, spec = make_spec(tmp_path, toy_data, "plate")
-    assert actor.reset_config({"confirm": False, "spec": spec.model_dump()})
+    assert actor.reset_config(assigned(spec))
     results = [actor.step() for _ in range(4)]
     assert [result["done"] for result in results] == [False, False, False, True]
-    assert TrialResult.model_validate_json(results[-1]["result"]).facts is not None
+    assert from_result(results[-1]).result.facts is not None
     gc.unfreeze()
 
 
@@ -157,10 +176,13 @@ def test_a_node_that_does_not_see_the_directory_ends_the_sweep_and_fails_no_conf
     """It may have joined after every node was asked; the record is always there before the run."""
     actor = TrialActor.__new__(TrialActor)
     _, spec = make_spec(tmp_path / "only here", toy_data, "plate")
-    actor.setup({"confirm": False, "spec": spec.model_dump()})
+    actor.setup(assigned(spec))
     result = actor.step()
     assert result["done"]
-    assert "does not see what the driver writes" in result["abort"]
+    aborted = from_result(result)
+    assert isinstance(aborted, Aborted)
+    assert isinstance(aborted.exception(), StorageError)
+    assert "does not see what the driver writes" in str(aborted.exception())
     assert not (tmp_path / "only here").exists()
     gc.unfreeze()
 
@@ -239,9 +261,11 @@ def test_a_checkpoint_of_another_training_or_a_broken_one_is_not_used(
     (path,) = (tmp_path / "checkpoints").rglob("*.safetensors")
     match spoil:
         case "seed":
-            spec = spec.model_copy(update={"seed": 1})
+            spec = of_training(spec, seed=1)
         case "params":
-            spec = spec.model_copy(update={"params": spec.params | {"quality": 0.7}})
+            spec = of_training(
+                spec, hyperparameters=spec.training.hyperparameters | {"quality": 0.7}
+            )
         case "truncate":
             path.write_bytes(path.read_bytes()[:-3])
         case "empty":

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from anomtune.errors import SweepError
+from anomtune.errors import StorageError
 from anomtune.search.detector.saved import load_detector
 from anomtune.search.results.leaderboard import write_tables
 from anomtune.search.store import lock
+from anomtune.search.store.directory import read_sweep
 from anomtune.search.store.lock import DirectoryLock
-from anomtune.search.store.records import RecordStore, TrialRecord, open_sweep
+from anomtune.search.store.records import RecordStore, TrialRecord
 from anomtune.search.store.storage import Storage
 from tests.search.conftest import sweep_dict
 
@@ -123,20 +124,20 @@ def test_moving_a_folder_replaces_another(place):
 
 def test_credentials_in_the_uri_are_refused_and_not_shown():
     for uri in ("s3://KEYNAME:WORD@bucket/a", "s3://bucket/a?secret_key=WORD"):
-        with pytest.raises(SweepError, match="set them in the environment") as caught:
+        with pytest.raises(StorageError, match="set them in the environment") as caught:
             Storage(uri)
         assert "WORD" not in str(caught.value)
 
 
 def test_a_bucket_that_is_not_there(place):
-    with pytest.raises(SweepError, match=r"cannot write: .*bucket does not exist"):
+    with pytest.raises(StorageError, match=r"cannot write: .*bucket does not exist"):
         Storage(place.replace("bucket/", "bukket/")).write("a", b"")
 
 
 def test_one_owner_at_a_time(place, quick):
     storage = Storage(place)
     storage.write("sweep.yaml", b"")
-    with DirectoryLock(storage) as owner, pytest.raises(SweepError, match="another sweep owns"):
+    with DirectoryLock(storage) as owner, pytest.raises(StorageError, match="another sweep owns"):
         DirectoryLock(Storage(place)).__enter__()
     owner.check()  # its mark was renewed a moment ago
     begin = time.monotonic()
@@ -167,7 +168,7 @@ def test_who_lost_the_directory_writes_no_more(place, quick):
         owner.check()
         storage.write("owner.json", b'{"host": "other", "pid": 1, "token": "another"}')
         time.sleep(2 * lock._BEAT)  # the owner's next look
-        with pytest.raises(SweepError, match="process 1 on other"):
+        with pytest.raises(StorageError, match="process 1 on other"):
             owner.check()
     assert json.loads(storage.read("owner.json"))["token"] == "another"
 
@@ -177,11 +178,11 @@ def test_a_store_that_fails_for_a_while_is_forgiven(place, quick, monkeypatch):
     with DirectoryLock(storage) as owner:
 
         def fail(*_, **__):
-            raise SweepError("no network")
+            raise StorageError("no network")
 
         monkeypatch.setattr(storage, "write", fail)
         time.sleep(2 * lock._LEASE)
-        with pytest.raises(SweepError, match="no network"):
+        with pytest.raises(StorageError, match="no network"):
             owner.check()
         monkeypatch.undo()
         owner.check()
@@ -199,7 +200,7 @@ def test_a_whole_sweep_is_killed_and_goes_on(place, tmp_path, toy_data):
     store = RecordStore(Storage(place))
 
     def start() -> subprocess.Popen:
-        command = [sys.executable, "-m", "anomtune.cli.main", "sweep", tmp_path / "sweep.yaml"]
+        command = [sys.executable, "-m", "anomtune", "sweep", tmp_path / "sweep.yaml"]
         return subprocess.Popen(
             [*command, "--dir", place], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -233,7 +234,7 @@ def test_a_whole_sweep_is_killed_and_goes_on(place, tmp_path, toy_data):
         assert (store.read_scores(record) is None) == (record.state == "PRUNED")
     runs = [run for study in store.read_confirmed().values() for run in study]
     assert {run.state for run in runs} == {"COMPLETE"}
-    config, _ = open_sweep(place)
+    config, _ = read_sweep(place)
     assert write_tables(config, store).num_rows == 2
     address, _, options = place.partition("?")
     for category in ("plate", "ring"):  # also reads what a move has copied

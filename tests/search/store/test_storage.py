@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from anomtune.errors import SweepError
+from anomtune.errors import StorageError
 from anomtune.search.store import lock
 from anomtune.search.store.lock import DirectoryLock
 from anomtune.search.store.storage import Storage
@@ -71,7 +71,7 @@ def test_read_list_append_delete(tmp_path):
 
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/x"])
 def test_no_path_leaves_the_root(tmp_path, path):
-    with pytest.raises(SweepError, match="leaves the sweep directory"):
+    with pytest.raises(StorageError, match="leaves the sweep directory"):
         Storage(tmp_path / "sweep").write(path, b"")
 
 
@@ -79,13 +79,13 @@ def test_other_filesystems_are_uris(tmp_path):
     storage = Storage((tmp_path / "sweep").as_uri())
     storage.write("a.json", b"1")
     assert (tmp_path / "sweep/a.json").read_bytes() == b"1"
-    with pytest.raises(SweepError, match="not a usable directory"):
+    with pytest.raises(StorageError, match="not a usable directory"):
         Storage("nonsense://bucket/x")
 
 
 def test_one_owner_at_a_time(tmp_path):
     storage = Storage(tmp_path)
-    with DirectoryLock(storage), pytest.raises(SweepError, match=f"process {os.getpid()} on"):
+    with DirectoryLock(storage), pytest.raises(StorageError, match=f"process {os.getpid()} on"):
         DirectoryLock(Storage(tmp_path)).__enter__()
     with DirectoryLock(storage):
         pass
@@ -104,12 +104,12 @@ def test_a_file_system_without_locks_has_one_owner_all_the_same(tmp_path, monkey
     another = DirectoryLock(Storage(tmp_path / "sweep"))
     with DirectoryLock(Storage(tmp_path / "sweep")) as owner:
         owner.check()
-        with pytest.raises(SweepError, match="another sweep owns"):
+        with pytest.raises(StorageError, match="another sweep owns"):
             another.__enter__()
     assert list((tmp_path / "sweep").iterdir()) == []
 
 
 def test_errors_name_file_reason_and_remedy(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SweepError, match=r"file/a.json: cannot write: .*start again"):
+    with pytest.raises(StorageError, match=r"file/a.json: cannot write: .*start again"):
         Storage(tmp_path / "file").write("a.json", b"")

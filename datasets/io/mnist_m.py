@@ -33,6 +33,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from anomtune.datasets.io.classes import Listing, some
+from anomtune.datasets.io.files import images_below
 from anomtune.datasets.io.foreign import list_images
 from anomtune.datasets.io.imagefile import digest_file, hash_pixels, read_rgb
 from anomtune.errors import DataError, ImageError
@@ -148,8 +149,7 @@ class _Archive(MnistM):
 
     def files(self) -> Iterator[Path]:
         yield self.place / "mnist_m_test_labels.txt"
-        if (self.place / "mnist_m_test").is_dir():
-            yield from (self.place / "mnist_m_test").iterdir()
+        yield from images_below(self.place / "mnist_m_test")
 
     def image(self, key: str) -> U8:
         return read_rgb(self._file(key))

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import pytest
 import torch
 
-from anomtune.models.training.trainer import BatchOrder, normalise
+from anomtune.models.training.batches import BatchOrder
 
 
 def test_every_pass_visits_every_image_once_in_a_new_order() -> None:
@@ -38,22 +37,6 @@ def test_the_order_goes_on_after_loading() -> None:
     copy.load_state_dict(order.state_dict())
     for _ in range(6):
         assert torch.equal(order.draw(10), copy.draw(10))
-
-
-def test_images_are_normalised_as_torchvision_does() -> None:
-    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
-    std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
-    actual = normalise(images, torch.device("cpu"))
-    torch.testing.assert_close(actual, (images / 255 - mean) / std)
-
-
-def test_normalising_makes_no_tensor_after_the_first_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    with torch.inference_mode():
-        expected = normalise(images, torch.device("cpu"))
-    monkeypatch.setattr(torch, "tensor", None)
-    assert torch.equal(normalise(images, torch.device("cpu")), expected)
 
 
 def test_the_order_of_a_pass_lies_where_the_images_are() -> None:

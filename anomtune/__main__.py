@@ -1,0 +1,6 @@
+"""``python -m anomtune``: the command."""
+
+from anomtune.cli.main import main
+
+if __name__ == "__main__":
+    main()

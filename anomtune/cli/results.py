@@ -1,0 +1,128 @@
+"""The commands that show what a sweep has found. Each imports what it needs itself."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from anomtune.cli.terminal import console, refuse
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Directory = Annotated[str, typer.Argument(help="The directory of a sweep.", metavar="DIR")]
+
+
+def leaderboard(
+    directory: Directory,
+    category: Annotated[str | None, typer.Option(help="Only this category.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only this method.")] = None,
+    form: Annotated[str, typer.Option("--format", help="table, json or csv.")] = "table",
+) -> None:
+    """Show the leaderboard, also of a sweep that still runs."""
+    board = _board(directory, category, method)
+    if form == "json":
+        print(json.dumps(board.to_pylist(), default=str, indent=2))
+    elif form == "csv":
+        from pyarrow import csv
+
+        buffer = io.BytesIO()
+        plain = board.cast(_without_dictionaries(board))
+        csv.write_csv(plain, buffer)
+        sys.stdout.write(buffer.getvalue().decode())
+    elif form == "table":
+        from anomtune.cli.tables import leaderboard_note, leaderboard_table
+
+        out = console()
+        out.print(leaderboard_table(board))
+        out.print(leaderboard_note(board), style="dim", highlight=False)
+    else:
+        refuse(f"--format {form}: there is table, json, csv")
+
+
+def best(
+    directory: Directory,
+    category: Annotated[
+        str | None, typer.Option(help="The category to decide for; may be left out if one.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="Default: the method of rank 1.")] = None,
+) -> None:
+    """Print the chosen config of a category as YAML."""
+    from anomtune.search.config import dump_yaml
+    from anomtune.search.results.result import open_sweep
+
+    result = open_sweep(directory)
+    if category is None:
+        if len(result.categories) > 1:
+            refuse(f"--category: say which; there is {', '.join(result.categories)}")
+        category = result.categories[0]
+    chosen = result.best(category, method).spec
+    sys.stdout.write(dump_yaml(chosen.model_dump(mode="json", exclude_none=True)))
+
+
+def report(directory: Directory) -> None:
+    """Write report.html, one page for people, also of a sweep that still runs."""
+    from anomtune.search.report import write_report
+
+    written = write_report(directory)
+    console().print(
+        f"{written.location} ({written.size / 1e6:.1f} MB)",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def tensorboard(
+    directory: Directory,
+    category: Annotated[str | None, typer.Option(help="Only this category.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only this method of the category.")] = None,
+    port: Annotated[int, typer.Option(help="0 = any free port.")] = 6006,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Open TensorBoard on the curves of a sweep."""
+    if method is not None and category is None:
+        refuse("--method: say which --category too")
+    logdir = "/".join(filter(None, (directory, "tensorboard", category, method)))
+    if "://" not in directory and not Path(logdir).is_dir():
+        refuse(f"{logdir}: no such folder; give the directory of a sweep with trials")
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", logdir]
+    raise typer.Exit(subprocess.call([*command, "--port", str(port), "--host", host]))  # noqa: S603
+
+
+def _board(directory: str, category: str | None, method: str | None) -> pa.Table:
+    """Compiles the leaderboard and keeps the rows that were asked for."""
+    import pyarrow.compute as pc
+
+    from anomtune.errors import suggest
+    from anomtune.search.results.result import open_sweep
+
+    result = open_sweep(directory)
+    board = result.leaderboard
+    for column, value, known in (
+        ("category", category, result.categories),
+        ("method", method, result.methods),
+    ):
+        if value is None:
+            continue
+        if value not in known:
+            refuse(f"--{column} {value}: not in this sweep{suggest(value, known)}")
+        board = board.filter(pc.equal(board[column].cast("string"), value))
+    return board
+
+
+def _without_dictionaries(table: pa.Table) -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            (field.name, pa.string() if pa.types.is_dictionary(field.type) else field.type)
+            for field in table.schema
+        ]
+    )

@@ -1,0 +1,142 @@
+"""How far a study is and what it still owes: one rule, told by its records alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from anomtune.search.config import SweepConfig
+from anomtune.search.decide.confirm import belongs, to_confirm
+from anomtune.search.store.records import ConfirmRecord, StudyKey, TrialRecord, best_record
+
+
+@dataclass(frozen=True)
+class StudyProgress:
+    """How far a study is.
+
+    Attributes:
+        key: Category and method.
+        target: How many trials it is to have.
+        complete: Trials that ended with a value.
+        pruned: Trials that were stopped early.
+        failed: Trials that failed.
+        running: Trials that were started and have not ended; after a kill, those of then.
+        best: Highest validation AUROC of a completed trial, in [0, 1].
+        default: That of the paper's own config.
+        confirmed: Confirm runs that have ended.
+        confirm_target: How many there are to be; while the search goes on, at most.
+        confirming: Confirm runs that were started and have not ended.
+    """
+
+    key: StudyKey
+    target: int
+    complete: int = 0
+    pruned: int = 0
+    failed: int = 0
+    running: int = 0
+    best: float | None = None
+    default: float | None = None
+    confirmed: int = 0
+    confirm_target: int = 0
+    confirming: int = 0
+
+    @property
+    def ended(self) -> int:
+        """Number of trials that have ended."""
+        return self.complete + self.pruned + self.failed
+
+    @property
+    def owed(self) -> int:
+        """Number of trials and confirm runs that have not ended."""
+        return self.target - self.ended + self.confirm_target - self.confirmed
+
+
+def study_progress(
+    config: SweepConfig,
+    key: StudyKey,
+    trials: Collection[TrialRecord],
+    runs: Collection[ConfirmRecord],
+    *,
+    searched: bool,
+) -> StudyProgress:
+    """Returns how far a study is.
+
+    Args:
+        config: The sweep.
+        key: One of its studies.
+        trials: The study's trials.
+        runs: Its confirm runs.
+        searched: Whether it has hyperparameters to search.
+    """
+    states = Counter(record.state for record in trials)
+    best = best_record(trials)
+    target = trial_target(config, len(trials), searched=searched)
+    searching = len(trials) - states["RUNNING"] < target
+    wanted = [] if searching else list(confirm_runs(config, trials))
+    by_number = {record.number: record for record in trials}
+    current = [
+        run
+        for run in runs
+        if run.number in by_number
+        and belongs(run, by_number[run.number])
+        and (run.seed in config.confirm.seeds if searching else (run.number, run.seed) in wanted)
+    ]
+    confirming = sum(run.state == "RUNNING" for run in current)
+    return StudyProgress(
+        key=key,
+        target=target,
+        complete=states["COMPLETE"],
+        pruned=states["PRUNED"],
+        failed=states["FAIL"],
+        running=states["RUNNING"],
+        best=best.value if best else None,
+        default=by_number[0].value if 0 in by_number else None,
+        confirmed=len(current) - confirming,
+        confirm_target=most_confirm_runs(config) if searching else len(wanted),
+        confirming=confirming,
+    )
+
+
+def trial_target(config: SweepConfig, known: int, *, searched: bool) -> int:
+    """Returns how many trials a study is to have.
+
+    Where nothing is searched, one trial says all. Records beyond the sweep's number are kept, and
+    what was begun of them is finished.
+
+    Args:
+        config: The sweep.
+        known: How many records there are.
+        searched: Whether the study has hyperparameters to search.
+    """
+    return max(config.trials if searched else 1, known)
+
+
+def confirm_runs(config: SweepConfig, trials: Collection[TrialRecord]) -> Iterator[tuple[int, int]]:
+    """Yields the confirm runs of a study whose search has ended: number of the trial, and seed."""
+    if config.confirm.top == 0:
+        return
+    for number in to_confirm(trials, config.confirm):
+        for seed in dict.fromkeys(config.confirm.seeds):
+            yield number, seed
+
+
+def owed_confirm_runs(
+    config: SweepConfig, trials: Collection[TrialRecord], runs: Collection[ConfirmRecord]
+) -> Iterator[tuple[int, int]]:
+    """Yields those of `confirm_runs` that no record says have ended."""
+    by_number = {record.number: record for record in trials}
+    ended = {
+        (run.number, run.seed)
+        for run in runs
+        if run.state != "RUNNING"
+        and run.number in by_number
+        and belongs(run, by_number[run.number])
+    }
+    return (wanted for wanted in confirm_runs(config, trials) if wanted not in ended)
+
+
+def most_confirm_runs(config: SweepConfig) -> int:
+    """Returns how many confirm runs a study can come to have: of its best, and the paper's own."""
+    top = config.confirm.top
+    return (top + 1) * len(set(config.confirm.seeds)) if top else 0

@@ -1,0 +1,58 @@
+"""The device that a detector runs on: which, how much of its memory, and how much was taken."""
+
+from __future__ import annotations
+
+import resource
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from anomtune.errors import MethodError
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """Returns the device of that name; by default a GPU if there is one.
+
+    Raises:
+        MethodError: If a GPU is asked for and there is none.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MethodError(f"device {name}: torch sees no GPU here; use cpu")
+    return device
+
+
+def gpu_memory(device: torch.device) -> int | None:
+    """Returns the memory of a whole GPU in bytes, ``None`` of a CPU."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def limit_memory(device: torch.device, limit: int) -> None:
+    """Keeps the tensors of this process to so many bytes of a GPU, whose rest belongs to others."""
+    total = gpu_memory(device)
+    if total is not None:
+        # Of the current device: Ray shows a process that has a share no other.
+        torch.cuda.set_per_process_memory_fraction(limit / total)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Lets `peak_memory` begin anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the process's peak so far
+
+
+def peak_memory(device: torch.device) -> int:
+    """Returns the peak of GPU memory, on a CPU of the process's resident memory, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,140 @@
+"""A detector and the images that a search may show it, opened together. Held-out images are not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from anomtune.datasets.io.foreign import folder_images, other_categories
+from anomtune.datasets.splits.split import SearchSplit, load_search_split
+from anomtune.datasets.splits.validation import Validation
+from anomtune.errors import DataError, MethodError, TrainingDivergedError
+from anomtune.models.base import Detector
+from anomtune.models.training.report import Report
+from anomtune.registry import METHODS
+from anomtune.search.config import DatasetConfig
+from anomtune.search.detector.spec import TrainingSpec
+from anomtune.search.store.records import Facts
+
+
+@dataclass(frozen=True)
+class OpenedDetector:
+    """A detector and the images that a search may show it.
+
+    Attributes:
+        detector: Untrained.
+        train: uint8 ``(N, 3, I, I)``.
+        validation: uint8 ``(M, 3, I, I)``.
+        labels: ``(M,)``, 1 = anomalous.
+        iterations: Length of the full training.
+        n_held_out: How many images are held out from the search.
+        split_hash: Names the exact images of training and validation.
+    """
+
+    detector: Detector[Any]
+    train: Tensor
+    validation: Tensor
+    labels: npt.NDArray[np.int8]
+    iterations: int
+    n_held_out: int
+    split_hash: str
+
+    def facts(self) -> Facts:
+        """Returns what is known of the detector, apart from its scores."""
+        return Facts(
+            n_val_normal=int((self.labels == 0).sum()),
+            n_val_anomalous=int((self.labels == 1).sum()),
+            parameters=sum(p.numel() for p in self.detector.network.parameters()),
+            score_rule=self.detector.score_rule,
+        )
+
+
+def open_detector(spec: TrainingSpec, device: torch.device) -> OpenedDetector:
+    """Builds the detector of a training and opens its images.
+
+    Args:
+        spec: What is to be trained on what.
+        device: Where the detector shall live.
+
+    Raises:
+        MethodError: If the method cannot be used so.
+        DataError: If the images cannot be read, or are not those that the spec names.
+    """
+    method = METHODS.get(spec.method)
+    hyperparameters = method.Hyperparameters(**spec.hyperparameters)
+    side = hyperparameters.input_size(spec.image_size)
+    dataset = spec.dataset.model_dump_json()
+    split = _open_split(dataset, spec.category, spec.image_size, spec.validation, input_size=side)
+    if spec.split_hash not in (None, split.split_hash):
+        raise images_changed(spec)
+    detector = method(hyperparameters, image_size=spec.image_size, device=device, seed=spec.seed)
+    foreign = hyperparameters.foreign_images()
+    if foreign is not None:
+        others = _open_foreign(dataset, spec.category, foreign, side)
+        detector.foreign = None if others is None else as_images(others, device)
+    iterations = hyperparameters.training_iterations(len(split.train))
+    if iterations < 1:
+        raise MethodError(f"{iterations} iterations of training; set at least one")
+    return OpenedDetector(
+        detector=detector,
+        train=as_images(split.train, device),
+        validation=as_images(split.validation, device),
+        labels=split.validation_labels,
+        iterations=iterations,
+        n_held_out=split.n_test_normal + split.n_test_anomalous + split.n_shifted,
+        split_hash=split.split_hash,
+    )
+
+
+def images_changed(spec: TrainingSpec) -> DataError:
+    """Returns the error of a category whose images are not those of the sweep any more."""
+    return DataError(
+        f"{spec.category}: the images under {spec.dataset.root} are not those that the sweep "
+        f"started with; restore them"
+    )
+
+
+def check_loss(report: Report) -> None:
+    """Raises TrainingDivergedError if a detector reports a loss that is no number."""
+    loss = report.get("loss")
+    if isinstance(loss, float) and not math.isfinite(loss):
+        raise TrainingDivergedError(f"the loss is {loss}")
+
+
+def as_images(array: Any, device: torch.device) -> Tensor:
+    """Returns ``(N, S, S, 3)`` uint8 images as the tensor that detectors take.
+
+    No copy on a CPU: the tensor is a channels-last view of the memory-mapped file.
+    """
+    return torch.from_numpy(array).to(device).permute(0, 3, 1, 2)
+
+
+def forget_images() -> None:
+    """Lets the next training of this process look again at what lies in the folders."""
+    _open_split.cache_clear()
+    _open_foreign.cache_clear()
+
+
+@lru_cache(maxsize=4)
+def _open_split(
+    dataset: str, category: str, image_size: int, validation: Validation, *, input_size: int
+) -> SearchSplit:
+    source = DatasetConfig.model_validate_json(dataset).open()
+    return load_search_split(source, category, image_size, validation, input_size=input_size)
+
+
+@lru_cache(maxsize=4)
+def _open_foreign(
+    dataset: str, category: str, source: str, size: int
+) -> npt.NDArray[np.uint8] | None:
+    if source == "categories":
+        return other_categories(DatasetConfig.model_validate_json(dataset).open(), category, size)
+    return folder_images(Path(source).expanduser(), size)

@@ -1,0 +1,56 @@
+"""All that one training depends on: one config of one method for one category."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from anomtune.datasets.splits.validation import Validation
+from anomtune.search.config import DatasetConfig, ImageSize, Seed
+
+
+class Found(BaseModel):
+    """What a search measured of a config; nothing depends on it.
+
+    Attributes:
+        trial: Number of the trial that the config comes from.
+        auroc: Its validation AUROC, in [0, 1].
+        interval: Its 95 % DeLong interval.
+        default_auroc: AUROC of the paper's own config.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    trial: Annotated[int, Field(ge=0)]
+    auroc: float
+    interval: tuple[float, float]
+    default_auroc: float | None = None
+
+
+class TrainingSpec(BaseModel):
+    """What is trained on what. ``anomtune best`` writes it and ``anomtune train`` reads it.
+
+    Attributes:
+        dataset: Where the images are.
+        category: One of its categories.
+        method: Name of the method.
+        image_size: Side of the maps in pixels.
+        seed: Seed of the training.
+        hyperparameters: What differs from the paper's defaults, or all of them.
+        validation: Which images set the threshold.
+        split_hash: Names the exact images of training and validation; other ones are refused.
+        found: What a search measured of it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    dataset: DatasetConfig
+    category: str
+    method: str
+    image_size: ImageSize = 256
+    seed: Seed = 0
+    hyperparameters: dict[str, Any] = {}
+    validation: Validation = Validation()
+    split_hash: str | None = None
+    found: Found | None = None

@@ -1,0 +1,168 @@
+"""What a sweep tells of itself while it runs: small values, in the order of what happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from anomtune.search.decide.progress import StudyProgress
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that a person should know.
+
+    Attributes:
+        text: A line.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True)
+class SweepStarted:
+    """Runs are handed out from now on.
+
+    Attributes:
+        slots: How many there can be at once.
+        studies: How far each study is.
+    """
+
+    slots: int
+    studies: tuple[StudyProgress, ...]
+
+
+@dataclass(frozen=True)
+class TrialStarted:
+    """A trial has been handed out, or one that was interrupted again.
+
+    Attributes:
+        category: Its category.
+        method: Its method.
+        number: Its number within the study.
+    """
+
+    category: str
+    method: str
+    number: int
+
+
+@dataclass(frozen=True)
+class RungReached:
+    """A trial has been evaluated.
+
+    Attributes:
+        category: Its category.
+        method: Its method.
+        number: Its number within the study.
+        step: The rung, from 1.
+        auroc: Validation AUROC there, in [0, 1].
+    """
+
+    category: str
+    method: str
+    number: int
+    step: int
+    auroc: float
+
+
+@dataclass(frozen=True)
+class TrialEnded:
+    """A trial has ended.
+
+    Attributes:
+        category: Its category.
+        method: Its method.
+        number: Its number within the study.
+        state: ``COMPLETE``, ``PRUNED`` or ``FAIL``.
+        auroc: Validation AUROC of a complete one, in [0, 1].
+        error: Why it failed, in one line.
+    """
+
+    category: str
+    method: str
+    number: int
+    state: str
+    auroc: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class SearchEnded:
+    """All trials of a study have ended; its confirm runs can begin.
+
+    Attributes:
+        category: Its category.
+        method: Its method.
+        confirm_runs: How many confirm runs it is to have, those of earlier starts included.
+    """
+
+    category: str
+    method: str
+    confirm_runs: int
+
+
+@dataclass(frozen=True)
+class ConfirmStarted:
+    """A confirm run has been handed out.
+
+    Attributes:
+        category: Its category.
+        method: Its method.
+        number: Number of the trial whose config it trains.
+        seed: What it trains with.
+    """
+
+    category: str
+    method: str
+    number: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class ConfirmEnded:
+    """A confirm run has ended.
+
+    Attributes:
+        category: Its category.
+        method: Its method.
+        number: Number of the trial whose config it trained.
+        seed: What it trained with.
+        state: ``COMPLETE`` or ``FAIL``.
+        auroc: Validation AUROC of a complete one, in [0, 1].
+        error: Why it failed, in one line.
+    """
+
+    category: str
+    method: str
+    number: int
+    seed: int
+    state: str
+    auroc: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class SweepEnded:
+    """No run is under way any more.
+
+    Attributes:
+        owed: How many trials and confirm runs are left for the next start.
+    """
+
+    owed: int
+
+
+Event = (
+    Note
+    | SweepStarted
+    | TrialStarted
+    | RungReached
+    | TrialEnded
+    | SearchEnded
+    | ConfirmStarted
+    | ConfirmEnded
+    | SweepEnded
+)
+#: Is told what happens, by the thread that runs the sweep.
+Observer = Callable[[Event], object]

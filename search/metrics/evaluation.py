@@ -1,0 +1,100 @@
+"""All metrics of one set of images, in one pass over its maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from anomtune.search.metrics.metric import Metric
+
+
+class Evaluation:
+    """Computes metrics of one set of images.
+
+    Held-out images must not decide what fails: a metric that raises or is no number has no figure,
+    and `notes` say why.
+
+    Args:
+        metrics: What is computed.
+    """
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = tuple(metrics)
+        self.notes: list[str] = []
+        self._broken: set[Callable[..., Any]] = set()
+        #: By what makes them: metrics may share an accumulator.
+        self._accumulators = {
+            compute: self._guarded(compute, compute)
+            for compute in dict.fromkeys(m.compute for m in self._metrics if m.level == "pixel")
+        }
+        self._has_maps = False
+
+    def add(self, maps: npt.NDArray[np.float32], masks: npt.NDArray[np.generic]) -> None:
+        """Adds a batch of images whose defects are marked, normal ones included.
+
+        Args:
+            maps: ``(N, H, W)``, finite.
+            masks: ``(N, H, W)``, 1 in defects.
+        """
+        if not len(maps):
+            return
+        self._has_maps = True
+        for compute, accumulator in self._accumulators.items():
+            if compute not in self._broken:
+                self._guarded(compute, accumulator.add, maps, masks)
+
+    def figures(
+        self, labels: npt.NDArray[np.int8], scores: npt.NDArray[np.float32]
+    ) -> dict[str, float | None]:
+        """Returns the figure of every metric, ``None`` where it is not defined.
+
+        Args:
+            labels: ``(N,)``, 1 = anomalous.
+            scores: ``(N,)``.
+        """
+        finite = bool(np.isfinite(scores).all())
+        if not finite:
+            self.notes.append("anomaly scores are not finite: no figures of images")
+        usable = finite and len(np.unique(labels)) == 2
+        results = {
+            compute: self._guarded(compute, accumulator.result)
+            for compute, accumulator in self._accumulators.items()
+            if compute not in self._broken and self._has_maps
+        }
+        figures: dict[str, float | None] = {}
+        for metric in self._metrics:
+            found = None
+            if metric.level == "pixel":
+                found = results.get(metric.compute)
+                found = getattr(found, metric.name, found)
+            elif usable:
+                found = self._guarded(metric.compute, metric.compute, labels, scores)
+            figures[metric.name] = self._number(metric, found)
+        return figures
+
+    def _number(self, metric: Metric, found: Any) -> float | None:
+        if found is None:
+            return None
+        try:
+            value = float(found)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
+            self.notes.append(f"{metric.name}: gives {found!r}, not a finite number")
+            return None
+        return value
+
+    def _guarded(self, compute: Callable[..., Any], call: Callable[..., Any], *args: Any) -> Any:
+        """Returns what a metric's own code returns, ``None`` if it fails."""
+        try:
+            return call(*args)
+        except Exception as error:  # noqa: BLE001 - anybody's code; the note says what it raised
+            names = ", ".join(metric.name for metric in self._metrics if metric.compute is compute)
+            reason = " ".join(str(error).split())
+            self._broken.add(compute)
+            self.notes.append(f"{names}: {type(error).__name__}: {reason}")
+            return None

@@ -1,0 +1,178 @@
+"""What a sweep makes sure of before it writes anything: config, methods, images, directory."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from anomtune.datasets.io.foreign import list_images
+from anomtune.datasets.io.remote import has_secrets, is_uri, mask_uri
+from anomtune.datasets.splits.audit import find_missing
+from anomtune.datasets.splits.damage import check_without
+from anomtune.datasets.splits.split import SearchSplit, load_search_split
+from anomtune.errors import SweepError, suggest
+from anomtune.registry import METHODS
+from anomtune.search.config import SweepConfig, check_extends
+from anomtune.search.decide.study import SearchPlan, plan_search
+from anomtune.search.events import Note, Observer
+from anomtune.search.store.directory import read_config
+from anomtune.search.store.storage import Storage
+
+#: How many notes on one category are shown.
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A sweep that can run.
+
+    Attributes:
+        config: Resolved: an absolute root, categories spelled out.
+        plans: How each method is searched.
+        splits: What a search may see of each category.
+    """
+
+    config: SweepConfig
+    plans: dict[str, SearchPlan]
+    splits: dict[str, SearchSplit]
+
+
+def prepare(sweep: SweepConfig, storage: Storage, on_event: Observer) -> Preparation:
+    """Checks all of a sweep and reads its images; writes nothing but the node's cache.
+
+    Raises:
+        SweepError, StorageError, DataError, MethodError: If something is not as it must be.
+    """
+    config = resolve(sweep)
+    settings = config.dataset.open().settings
+    plans = {name: plan_search(name, method, settings) for name, method in config.methods.items()}
+    check_deciders(config, plans)
+    config = leave_out_damage(config, plans, on_event)
+    check_directory(storage, config)
+    for plan in plans.values():
+        prepare_method(plan, config.dataset.root)
+    return Preparation(config, plans, _open_splits(config, on_event))
+
+
+def resolve(config: SweepConfig) -> SweepConfig:
+    """Returns the config with an absolute root and its categories spelled out and checked.
+
+    Raises:
+        SweepError, DataError: If there is no such dataset, folder or category.
+    """
+    root = config.dataset.root
+    if root is not None and is_uri(root) and has_secrets(root):
+        # The resolved config is written into the sweep directory, for everybody to read.
+        raise SweepError(
+            f"dataset.root: {mask_uri(root)} carries credentials; take them out and set them in "
+            "the environment"
+        )
+    known = config.dataset.open().categories()
+    for category in config.dataset.categories or ():
+        if category not in known:
+            raise SweepError(
+                f"dataset.categories: no category {category!r}{suggest(category, known)}"
+            )
+    section = config.dataset.model_copy(
+        update={
+            # Not resolved: a link's name is the category's, and where it leads may change.
+            "root": root if root is None or is_uri(root) else _absolute(root),
+            "categories": tuple(dict.fromkeys(config.dataset.categories or known)),
+        }
+    )
+    return config.model_copy(update={"dataset": section})
+
+
+def leave_out_damage(
+    config: SweepConfig, plans: Mapping[str, SearchPlan], on_event: Observer
+) -> SweepConfig:
+    """Returns the config with what its methods train on left out of synthetic validation.
+
+    Of all methods, not of each: they are to be judged by the same images.
+
+    Raises:
+        SweepError: If too few kinds of damage are left.
+    """
+    if config.validation.protocol != "synthetic":
+        return config
+    without = set(config.validation.without_damage)
+    reasons = []
+    for name, plan in plans.items():
+        damage = frozenset().union(*(variant.training_damage() for variant in plan.variants()))
+        if damage:
+            reasons.append(f"{name} may train on {', '.join(sorted(damage))}")
+            without |= damage
+    for reason in reasons:
+        on_event(Note(f"{reason}: left out of the validation"))
+    try:
+        check_without(without)
+    except ValueError as error:
+        message = "; ".join([f"validation.without_damage: {error}", *reasons])
+        raise SweepError(message) from None
+    section = config.validation.model_copy(update={"without_damage": tuple(sorted(without))})
+    return config.model_copy(update={"validation": section})
+
+
+def _absolute(root: str) -> str:
+    return str(Path(root).expanduser().absolute())
+
+
+def _check_foreign(folder: Path, root: str | None) -> None:
+    """Makes sure that a folder of foreign images is one, everywhere, and holds no test image."""
+    if not folder.is_absolute():
+        raise SweepError(f"{folder}: give the folder by its absolute path, for every worker")
+    if root is not None and not is_uri(root):
+        images = Path(root).resolve()
+        if folder.resolve().is_relative_to(images) or images.is_relative_to(folder.resolve()):
+            raise SweepError(
+                f"{folder}: overlaps the dataset in {root}, whose test images nothing may learn "
+                "from; give another folder"
+            )
+    list_images(folder)
+
+
+def prepare_method(plan: SearchPlan, root: str | None) -> None:
+    """Makes sure that weights and foreign images of every config can be had, before any trial."""
+    detector = METHODS.get(plan.method)
+    for config in plan.variants():
+        detector.prepare(config)
+        source = config.foreign_images()
+        if source is not None and source != "categories":
+            _check_foreign(Path(source).expanduser(), root)
+
+
+def check_directory(storage: Storage, config: SweepConfig) -> None:
+    """Makes sure that a sweep may begin, or go on, in a directory.
+
+    Raises:
+        SweepError: If another sweep is there.
+    """
+    earlier = read_config(storage)
+    if earlier is not None:
+        check_extends(earlier, config, storage.location)
+
+
+def _open_splits(config: SweepConfig, on_event: Observer) -> dict[str, SearchSplit]:
+    """Decodes the images that are not in this machine's cache yet."""
+    dataset = config.dataset.open()
+    splits = {}
+    _note_all(config, on_event, [str(problem) for problem in dataset.warnings()])
+    for category in config.dataset.categories or ():
+        on_event(Note(f"reading {config.dataset.name}/{category}"))
+        split = load_search_split(dataset, category, config.image_size, config.validation)
+        missing = find_missing(dataset, category, dataset.scan(category)[0])
+        _note_all(config, on_event, [*map(str, missing), *split.warnings, *split.dropped])
+        splits[category] = split
+    return splits
+
+
+def _note_all(config: SweepConfig, on_event: Observer, messages: Sequence[str]) -> None:
+    """Shows the first few of what is odd about a dataset, and where to see the rest."""
+    for message in messages[:_SHOWN]:
+        on_event(Note(f"note: {message}"))
+    if len(messages) > _SHOWN:
+        where = filter(None, (config.dataset.name, config.dataset.root))
+        command = shlex.join(["anomtune", "audit", *where])
+        on_event(Note(f"note: {len(messages) - _SHOWN} more; all of them: {command}"))

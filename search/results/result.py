@@ -1,0 +1,246 @@
+"""A sweep directory as objects, local or remote, also while the sweep runs.
+
+Example:
+    >>> result = open_sweep("no/such/sweep")
+    Traceback (most recent call last):
+    anomtune.errors.SweepError: no/such/sweep: no sweep.yaml there; give the directory of a sweep
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from anomtune.errors import MethodError, SweepError, suggest
+from anomtune.search.config import SweepConfig
+from anomtune.search.decide.progress import StudyProgress
+from anomtune.search.detector.spec import Found, TrainingSpec
+from anomtune.search.results.leaderboard import compile_leaderboard, compile_trials
+from anomtune.search.results.status import sweep_status
+from anomtune.search.results.winners import model_folder
+from anomtune.search.store.directory import read_sweep
+from anomtune.search.store.records import ConfirmRecord, StudyKey, TrialRecord, best_record
+
+if TYPE_CHECKING:
+    from anomtune.search.detector.predict import Model
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """One (category, method) of a sweep, as its records were when it was asked for.
+
+    Attributes:
+        category: Its category.
+        method: Its method.
+        trials: The trials, in order of number; 0 is the paper's own config.
+        confirm_runs: The confirm runs, in order of trial and seed.
+    """
+
+    category: str
+    method: str
+    trials: tuple[TrialRecord, ...]
+    confirm_runs: tuple[ConfirmRecord, ...]
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The completed trial with the highest validation AUROC, the earliest of equals."""
+        return best_record(self.trials)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The config that a category is answered with, and its detector.
+
+    Attributes:
+        spec: The config, as `anomtune.train` and ``anomtune train`` take it.
+        row: Its row of the leaderboard, by column.
+        folder: Where its detector is: a local path or a URI.
+    """
+
+    spec: TrainingSpec
+    row: dict[str, Any]
+    folder: str
+
+    @property
+    def category(self) -> str:
+        """The category."""
+        return self.spec.category
+
+    @property
+    def method(self) -> str:
+        """The method."""
+        return self.spec.method
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """All hyperparameters."""
+        return self.spec.hyperparameters
+
+    def load(self, device: str | None = None) -> Model:
+        """Returns the confirmed detector.
+
+        Args:
+            device: ``cpu`` or ``cuda``; default: a GPU if there is one.
+
+        Raises:
+            MethodError: If the sweep has left none, because it does not confirm (``confirm: 0``)
+                or has not ended; `anomtune.train` makes one of `spec`.
+        """
+        from anomtune.search.detector.predict import load_model  # noqa: PLC0415 - imports torch
+        from anomtune.search.detector.saved import CONFIG  # noqa: PLC0415
+        from anomtune.search.store.storage import Storage  # noqa: PLC0415
+
+        if Storage(self.folder).read(CONFIG) is None:
+            raise MethodError(
+                f"{self.folder}: no detector of {self.category}/{self.method} there: the sweep has "
+                "not confirmed it (yet); `anomtune best` and `anomtune train` make one"
+            )
+        return load_model(self.folder, device)
+
+
+class SweepResult:
+    """The result of a sweep, read from its directory at each question.
+
+    Args:
+        directory: Local path or pyarrow filesystem URI of the sweep directory.
+
+    Raises:
+        SweepError: If it is not the directory of a sweep of this version.
+        StorageError: If it cannot be read.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.config: SweepConfig
+        self.config, self._store = read_sweep(directory)
+        self.directory = str(directory)
+
+    @property
+    def leaderboard(self) -> pa.Table:
+        """One row per study, ranked within each category; columns as in ``docs/leaderboard.md``."""
+        return compile_leaderboard(self.config, self._store)
+
+    @property
+    def trials(self) -> pa.Table:
+        """One row per trial, in order of study and number."""
+        studies = self._store.read_all()
+        return compile_trials(self.config, [record for key in studies for record in studies[key]])
+
+    @property
+    def progress(self) -> tuple[StudyProgress, ...]:
+        """How far each study is."""
+        return sweep_status(self.config, self._store, datetime.now(UTC)).studies
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to run."""
+        return all(study.owed == 0 for study in self.progress)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The categories, in the order of the sweep."""
+        return self.config.dataset.categories or ()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods, in the order of the sweep."""
+        return tuple(self.config.methods)
+
+    def __iter__(self) -> Iterator[StudyResult]:
+        """Yields every study."""
+        trials, runs = self._store.read_all(), self._store.read_confirmed()
+        for category in self.categories:
+            for method in self.methods:
+                key = StudyKey(category, method)
+                found = tuple(trials.get(key, ())), tuple(runs.get(key, ()))
+                yield StudyResult(category, method, *found)
+
+    def __getitem__(self, study: tuple[str, str]) -> StudyResult:
+        """Returns the study of a category and a method.
+
+        Raises:
+            SweepError: If the sweep has no such study.
+        """
+        category, method = study
+        self._check("category", category, self.categories)
+        self._check("method", method, self.methods)
+        key = StudyKey(category, method)
+        return StudyResult(
+            category,
+            method,
+            tuple(self._store.read_trials(key)),
+            tuple(self._store.read_runs(key)),
+        )
+
+    def best(self, category: str, method: str | None = None) -> Best:
+        """Returns the config that a category is answered with.
+
+        Args:
+            category: One of the sweep's.
+            method: Only of this method; default: of the method of rank 1.
+
+        Raises:
+            SweepError: If there is no such study, or none of it has a completed trial yet.
+        """
+        self._check("category", category, self.categories)
+        if method is not None:
+            self._check("method", method, self.methods)
+        rows = [
+            row
+            for row in self.leaderboard.to_pylist()
+            if row["category"] == category and method in (None, row["method"])
+        ]
+        row = rows[0]
+        if row["params"] is None:
+            raise SweepError(
+                f"{category}/{row['method']}: no completed trial yet, so there is no best config"
+            )
+        spec = TrainingSpec(
+            dataset=self.config.dataset.model_copy(update={"categories": None}),
+            category=category,
+            method=row["method"],
+            image_size=self.config.image_size,
+            seed=self.config.seed,
+            hyperparameters=json.loads(row["params"]),
+            validation=self.config.validation,
+            split_hash=row["split_hash"],
+            found=Found(
+                trial=row["trial_number"],
+                auroc=row["val_auroc"],
+                interval=(row["val_auroc_low"], row["val_auroc_high"]),
+                default_auroc=row["default_val_auroc"],
+            ),
+        )
+        folder = _below(self.directory, model_folder(StudyKey(category, row["method"])))
+        return Best(spec, row, folder)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.directory!r})"
+
+    def _check(self, what: str, name: str, known: tuple[str, ...]) -> None:
+        if name not in known:
+            raise SweepError(f"{what} {name!r}: not in this sweep{suggest(name, known)}")
+
+
+def open_sweep(directory: str | os.PathLike[str]) -> SweepResult:
+    """Opens the directory of a sweep, which may still run elsewhere.
+
+    Args:
+        directory: Local path or pyarrow filesystem URI.
+
+    Raises:
+        SweepError: If it is not the directory of a sweep of this version.
+        StorageError: If it cannot be read.
+    """
+    return SweepResult(directory)
+
+
+def _below(directory: str, path: str) -> str:
+    """Returns the place of something in a directory, which may be a URI with parameters."""
+    place, question, parameters = directory.partition("?" if "://" in directory else "\0")
+    return f"{place.rstrip('/')}/{path}{question}{parameters}"

@@ -1,0 +1,294 @@
+"""The two thin adapters between the work and Ray Tune.
+
+A Searcher that hands out trials and confirm runs, and a Scheduler that answers each result with
+the pool's verdict. Both forget their work when Tune snapshots them: the records are the truth, and
+every start is a fresh Tuner for what remains.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from anomtune.search.config import SweepConfig
+from anomtune.search.decide.work import Work
+from anomtune.search.run.capacity import Capacity
+from anomtune.search.run.messages import (
+    Aborted,
+    Assignment,
+    ConfirmReport,
+    Failed,
+    OutOfMemory,
+    TrialReport,
+    from_result,
+)
+from anomtune.search.run.packing import Kind, Packer, kind_of, larger_share, share_name
+from anomtune.search.run.ray_internals import ACTOR_DIED, NODE_LOST, error_text
+from anomtune.search.run.trial import TrialResult, TrialSpec
+from anomtune.search.store.records import AnyRecord, ConfirmRecord, ConfirmResult, Cost, TrialRecord
+
+_NO_REASON = "Ray gave no reason"
+_WORKER_DIED = "the worker process died (killed, out of memory, or a crash of native code)"
+
+#: How often a run is begun again when its worker died, and when its node did. Nodes come and go,
+#: but a run that takes the memory of its whole machine would end one after the other.
+_AGAIN, _AGAIN_ELSEWHERE = 1, 5
+
+#: Says what a worker is told of a run that has so many GPUs.
+SpecMaker = Callable[[AnyRecord, float], TrialSpec]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A trial or confirm run that Tune has been given.
+
+    Attributes:
+        record: What it is.
+        gpu: GPUs that it has.
+        kind: What it shares GPUs as; ``None`` if the sweep file says how many GPUs it has.
+        ran_out_with: The share with which its latest attempt ran out of memory.
+        deaths: How many attempts ended with the death of their worker.
+        losses: How many ended with the loss of their node.
+    """
+
+    record: AnyRecord
+    gpu: float
+    kind: Kind | None = None
+    ran_out_with: float | None = None
+    deaths: int = 0
+    losses: int = 0
+
+
+class Handout:
+    """What is handed out: the work that the adapters share, and Tune's names for its runs."""
+
+    def __init__(
+        self, config: SweepConfig, work: Work, make_spec: SpecMaker, capacity: Capacity
+    ) -> None:
+        self.work = work
+        self.make_spec = make_spec
+        self.capacity = capacity
+        self.packer = Packer()
+        for record in work.ended_before():
+            if record.cost.gpu_memory_bytes is not None:
+                self.packer.remember(kind_of(record, config.image_size), record.cost)
+        self._image_size = config.image_size
+        self._handed_out: Counter[float] = Counter()
+        self._again: deque[_Run] = deque()
+        self.runs: dict[str, _Run] = {}
+        self.pruned: set[str] = set()
+        #: Why Ray gave up on a trial, and whether it went with its node.
+        self.reasons: dict[str, tuple[str, bool]] = {}
+        #: The first failure of the work itself (storage), which ends the run.
+        self.failure: Exception | None = None
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Keeps a failure for after the run: Tune would bury it in its own."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - raised again by run_work
+            self.failure = self.failure or error
+
+    def start(self, trial_id: str) -> _Run | None:
+        """Returns what is to run now under Tune's name, ``None`` if nothing can."""
+        run = self._next()
+        if run is not None:
+            self.runs[trial_id] = run
+            self._handed_out[run.gpu] += 1
+        return run
+
+    def end(self, trial_id: str) -> _Run:
+        """Returns what ran under Tune's name and has ended."""
+        run = self.runs.pop(trial_id)
+        self._handed_out[run.gpu] -= 1
+        return run
+
+    def retry(self, run: _Run) -> None:
+        """Runs once more, before anything else, what has not really ended. Its record stays."""
+        self._again.append(run)
+
+    def _next(self) -> _Run | None:
+        packs = self.capacity.packs
+        least = self.packer.smallest if packs else self.capacity.gpu
+        if not self.capacity.has_room(
+            self._handed_out, self._again[0].gpu if self._again else least
+        ):
+            return None
+        if self._again:
+            return self._again.popleft()
+        record = self.work.ask()
+        if record is None:
+            return None
+        if not packs:
+            return _Run(record, self.capacity.gpu)
+        kind = kind_of(record, self._image_size)
+        return _Run(record, self.packer.share(kind), kind)
+
+
+class PoolSearcher(Searcher):  # type: ignore[misc]
+    """Gives Ray Tune the trials and confirm runs that are to be started."""
+
+    def __init__(self, handout: Handout) -> None:
+        super().__init__(metric=None, mode=None)
+        self._handout = handout
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Does nothing: the records are the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Does nothing: the records are the state."""
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Returns the next trial, ``None`` for not now, ``FINISHED`` for no more."""
+        handout = self._handout
+        if handout.failure is not None or handout.work.remaining == 0:
+            return str(Searcher.FINISHED)
+        suggestion = None
+        with handout.guard():
+            run = handout.start(trial_id)
+            if run is not None:
+                suggestion = Assignment(
+                    spec=handout.make_spec(run.record, run.gpu),
+                    confirm=isinstance(run.record, ConfirmRecord),
+                    shape=handout.capacity.shape(run.gpu),
+                ).to_config()
+            elif handout.work.remaining == 0:
+                return str(Searcher.FINISHED)
+        return suggestion
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Ends a trial. The last result, which carried ``done``, is seen here alone."""
+        handout = self._handout
+        if trial_id not in handout.runs or handout.failure is not None:
+            return
+        run = handout.end(trial_id)
+        with handout.guard():
+            if error:
+                self._begin_again(run, *handout.reasons.pop(trial_id, (_NO_REASON, False)))
+                return
+            match from_result(result):
+                case Aborted() as aborted:
+                    # The record says RUNNING: when the surroundings are mended, the trial is run.
+                    raise aborted.exception()
+                case OutOfMemory():
+                    self._run_out_of_memory(run)
+                case Failed() as failed:
+                    self._fail(run, failed.error, failed.traceback)
+                case TrialReport() as report:
+                    self._end_trial(run, report.result, pruned=trial_id in handout.pruned)
+                case ConfirmReport() as report:
+                    self._end_confirm(run, report.result)
+                case None:
+                    self._fail(run, "the trial ended without a result")
+
+    def _end_confirm(self, run: _Run, result: ConfirmResult) -> None:
+        assert isinstance(run.record, ConfirmRecord)
+        cost = self._learn(run, result.cost)
+        confirmation = self._handout.work.confirmation
+        confirmation.finish(run.record, result.model_copy(update={"cost": cost}))
+
+    def _end_trial(self, run: _Run, last: TrialResult, *, pruned: bool) -> None:
+        pool, record = self._handout.work.pool, run.record
+        if last.facts is not None:
+            cost = self._learn(run, last.cost)
+            pool.report(record.key, record.number, last.rung)
+            pool.finish(record.key, record.number, "COMPLETE", facts=last.facts, cost=cost)
+        elif pruned:
+            cost = self._learn(run, last.cost)
+            pool.finish(record.key, record.number, "PRUNED", cost=cost)
+        # Else it was interrupted: its record says RUNNING, and the next start runs it.
+
+    def _learn(self, run: _Run, cost: Cost) -> Cost:
+        """Returns the cost of a run as its record keeps it, for the next start to learn from."""
+        cost = cost.model_copy(update={"ran_out_with": run.ran_out_with})
+        if run.kind is not None:
+            self._handout.packer.learn_memory(run.kind, cost)
+            self._handout.packer.learn_speed(run.kind, cost)
+        return cost
+
+    def _begin_again(self, run: _Run, reason: str, with_node: bool) -> None:
+        """Retries a run whose process has ended, from its checkpoint; too many times is a FAIL."""
+        run = replace(run, deaths=run.deaths + (not with_node), losses=run.losses + int(with_node))
+        if run.deaths > _AGAIN or run.losses > _AGAIN_ELSEWHERE:
+            self._fail(run, f"{reason}; this was attempt {run.deaths + run.losses}")
+        else:
+            self._handout.retry(run)
+
+    def _run_out_of_memory(self, run: _Run) -> None:
+        """Retries a run in the next larger share, then on a whole GPU; what that cannot hold fails.
+
+        Nothing is learned before a share has held it: a config that no GPU holds must not make
+        the others take more than they need.
+        """
+        reason = f"out of GPU memory with {share_name(run.ran_out_with or run.gpu)}"
+        if run.kind is not None and run.gpu < 1:
+            gpu = larger_share(run.gpu) if run.ran_out_with is None else 1.0
+            self._handout.retry(replace(run, gpu=gpu, ran_out_with=run.gpu))
+        elif run.ran_out_with is not None:
+            self._fail(run, f"{reason}, and again with {share_name(run.gpu)}")
+        else:
+            remedy = "; resources.gpu can give it more" if run.gpu < 1 else ""
+            self._fail(run, reason + remedy)
+
+    def _fail(self, run: _Run, error: str, traceback: str | None = None) -> None:
+        work, record = self._handout.work, run.record
+        if isinstance(record, ConfirmRecord):
+            work.confirmation.finish(record, None, error=error, traceback=traceback)
+        else:
+            work.pool.finish(record.key, record.number, "FAIL", error=error, traceback=traceback)
+
+
+class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Answers each rung with what the study's pruner says."""
+
+    def __init__(self, handout: Handout) -> None:
+        super().__init__()
+        self._handout = handout
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Notes why a trial could not run."""
+        text = error_text(trial)
+        if any(sign in text for sign in NODE_LOST):
+            reason = "its node went away", True
+        elif ACTOR_DIED in text:
+            reason = _WORKER_DIED, False
+        else:
+            lines = text.splitlines() or [_NO_REASON]
+            reason = f"the trial could not run: {lines[-1]}", False
+        self._handout.reasons[trial.trial_id] = reason
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Returns whether the trial goes on."""
+        handout = self._handout
+        run = handout.runs.get(trial.trial_id)
+        if handout.failure is not None or run is None:
+            return str(TrialScheduler.STOP)
+        record = run.record
+        if not isinstance(record, TrialRecord):  # has one result, its last, which comes elsewhere
+            return str(TrialScheduler.STOP)
+        goes_on = False
+        with handout.guard():
+            report = from_result(result)
+            assert isinstance(report, TrialReport), report
+            reported = report.result
+            if run.kind is not None:
+                handout.packer.learn_memory(run.kind, reported.cost)
+            goes_on = handout.work.pool.report(record.key, record.number, reported.rung)
+            if not goes_on:
+                handout.pruned.add(trial.trial_id)
+        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)

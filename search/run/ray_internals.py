@@ -1,0 +1,90 @@
+"""All that is used of Ray beyond its public interface; `test_ray_internals.py` guards it.
+
+Seen in Ray 2.60, unless it says otherwise. A later Ray that has changed one of these fails that
+test, which names it. Importing this imports no Ray: it is slow, and a refusal does not need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+#: How Tune and its workers are set up where Tune has no argument for it. Read by the driver when it
+#: runs, and by the raylet, from which the workers have it, when it starts.
+SWITCHES = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our records and curves replace Tune's
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # our results are messages, without a metric
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # its snapshot is not the truth, and costs time
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000000",  # the searcher says when there is no more room
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "10",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+#: What Ray's job client tells of uploads and connections, of no use to people.
+CLIENT_LOGGERS = (
+    "ray._private.runtime_env.packaging",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+)
+#: Ray's job client lets these replace the address that it is given.
+CLIENT_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+#: Seconds between SIGTERM and SIGKILL when a job is stopped; since 2.2.
+JOB_STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+#: Set in every process that a raylet starts: the raylet's own, whose environment is the node's.
+RAYLET_PID = "RAY_RAYLET_PID"
+
+#: Begins the name of the resource that a node with GPUs of a type has one of.
+ACCELERATOR_TYPE = "accelerator_type:"
+
+#: How Ray says that an actor went with its node: once it knows, and before. That it died is an
+#: exception of its own, why it died is told in words alone.
+NODE_LOST = ("its node has died", "is unavailable")
+#: How it says that the process died.
+ACTOR_DIED = "actor died"
+
+
+class LiveNode(NamedTuple):
+    """What `ray.nodes` says of a node that is alive; it returns dictionaries.
+
+    Attributes:
+        id: Ray's name for it, 56 hexadecimal digits.
+        host: Its host name.
+        address: Its IP address.
+        resources: What it has: ``CPU``, ``GPU``, ``accelerator_type:A100``, ...
+    """
+
+    id: str
+    host: str
+    address: str
+    resources: Mapping[str, float]
+
+
+def live_nodes(nodes: Iterable[Mapping[str, Any]]) -> list[LiveNode]:
+    """Returns those nodes that are alive.
+
+    Args:
+        nodes: From `ray.nodes`.
+    """
+    return [
+        LiveNode(
+            node["NodeID"],
+            node["NodeManagerHostname"],
+            node["NodeManagerAddress"],
+            node["Resources"],
+        )
+        for node in nodes
+        if node["Alive"]
+    ]
+
+
+def error_text(trial: Any) -> str:
+    """Returns what Tune wrote of the end of a trial that could not run.
+
+    A scheduler is told that it could not, not why.
+    """
+    path = trial.error_file
+    return Path(path).read_text().strip() if path and Path(path).exists() else ""

@@ -1,0 +1,44 @@
+"""What the terminal shows while a sweep runs."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from anomtune.cli.monitor import Monitor, _Shown
+from anomtune.search.decide.progress import StudyProgress
+from anomtune.search.events import Note, SweepEnded, SweepStarted, TrialEnded, TrialStarted
+from anomtune.search.store.records import StudyKey
+
+
+def studies(count: int) -> tuple[StudyProgress, ...]:
+    """Studies of four trials each."""
+    return tuple(
+        StudyProgress(StudyKey(f"category-{index}", "toy"), target=4) for index in range(count)
+    )
+
+
+@pytest.mark.parametrize("height", [10, 40])
+def test_the_progress_table_fits_the_terminal(height):
+    ticks = iter(range(0, 10_000, 10))
+    progress = _Shown(studies(20), 2, lambda: next(ticks))
+    for number in range(3):
+        progress.update(TrialStarted("category-0", "toy", number))
+    progress.update(TrialEnded("category-0", "toy", 2, "FAIL", error="x"))
+    console = Console(width=100, height=height)
+    with console.capture() as shown:
+        console.print(progress.table(height))
+    lines = shown.get().splitlines()
+    assert len(lines) <= height
+    assert "1/80 trials, 2 running, 1 failed" in lines[-1]
+    assert ("more studies" in shown.get()) == (height == 10)
+
+
+def test_without_a_terminal_there_are_lines(monkeypatch, capsys):
+    monkeypatch.setattr("anomtune.cli.monitor._LINE_EVERY", 0.01)
+    monitor = Monitor(Console(force_terminal=False, width=200))
+    monitor(Note("reading plate"))
+    monitor(SweepStarted(2, studies(2)))
+    while "0/8 trials" not in (text := capsys.readouterr().out):
+        assert "Traceback" not in text
+    monitor(SweepEnded(8))

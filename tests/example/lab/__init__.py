@@ -1,0 +1,1 @@
+"""What a laboratory might keep beside its scripts."""

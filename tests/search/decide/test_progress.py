@@ -1,0 +1,49 @@
+"""What the pool and the confirm runs still owe is what the records alone say."""
+
+from __future__ import annotations
+
+import pytest
+
+from anomtune.search.config import parse_sweep
+from anomtune.search.decide.progress import study_progress
+from anomtune.search.decide.work import Confirmation
+from tests.search.conftest import sweep_dict
+from tests.search.decide.test_confirm import Store, result
+
+
+def owed(config, simulation, store) -> int:
+    trials, runs = simulation.records(), store.read()
+    return sum(
+        study_progress(config, key, trials.get(key, []), runs.get(key, []), searched=True).owed
+        for key in simulation.pool(config).studies
+    )
+
+
+@pytest.mark.parametrize("top", [0, 2])
+@pytest.mark.parametrize("events", [0, 5, 13, 1000])
+def test_one_rule_says_what_is_owed(simulation, top, events):
+    config = parse_sweep(sweep_dict(trials=4, confirm={"top": top, "seeds": [1, 11, 11]}), "test")
+    pool, store = simulation.run(config, events=events), Store()
+    confirmation = Confirmation(config, pool, {}, store.save)
+    assert pool.remaining + confirmation.remaining == owed(config, simulation, store)
+    while record := confirmation.ask():
+        assert pool.remaining + confirmation.remaining == owed(config, simulation, store)
+        confirmation.finish(record, None if record.seed == 1 else result(0.5))
+        assert pool.remaining + confirmation.remaining == owed(config, simulation, store)
+    again = Confirmation(config, simulation.pool(config), store.read(), store.save)
+    assert again.remaining == confirmation.remaining, "a failed run is not made again"
+
+
+def test_a_run_that_was_begun_or_is_of_another_config_is_owed(simulation):
+    config = parse_sweep(sweep_dict(trials=3, confirm={"top": 1, "seeds": [1]}), "test")
+    pool, store = simulation.run(config), Store()
+    confirmation = Confirmation(config, pool, {}, store.save)
+    while record := confirmation.ask():
+        confirmation.finish(record, result(0.5))
+    assert owed(config, simulation, store) == 0
+    first, second = next(iter(store.read().values()))[:2]
+    store.save(first.model_copy(update={"state": "RUNNING"}))
+    store.save(second.model_copy(update={"params": {"quality": 0.123}}))
+    assert owed(config, simulation, store) == 2
+    again = Confirmation(config, simulation.pool(config), store.read(), store.save)
+    assert sorted([again.ask().path, again.ask().path]) == sorted([first.path, second.path])

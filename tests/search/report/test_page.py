@@ -1,0 +1,252 @@
+"""The page of the report: what stands on it, and that a browser shows it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+from typer.testing import CliRunner
+
+from anomtune.errors import SweepError
+from anomtune.search.report import write_report
+from anomtune.search.report.evidence import gather
+from anomtune.search.report.overview import heat_maps, leaderboard
+from anomtune.search.report.page import render
+from anomtune.search.store.directory import read_sweep
+from tests.search.sample_sweep import write_sample_sweep
+
+NASTY = 'a</script><b onload="x">&amp;\'é'
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    """A finished sweep with all that a report can show, and names that try to break the page."""
+    root = tmp_path_factory.mktemp("sweep")
+    write_sample_sweep(
+        root,
+        categories=("bottle", "screw & <i>nut</i>"),
+        methods=("patchcore", "padim"),
+        trials=8,
+        confirm=1,
+        seeds=(1, 11),
+        domains=("fog", "<dark>"),
+        pruner="median",
+        fails=lambda record: f"broke: {NASTY}" if record.number in {2, 3} else None,
+    )
+    write_report(root)
+    return root
+
+
+class Structure(HTMLParser):
+    """What a page consists of; complains of tags that are not closed as they were opened."""
+
+    VOID = frozenset({"meta", "link", "img", "br"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+        self.scripts: dict[str, str] = {}
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, (tag, self.open)
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            self.scripts[self.tags[-1][1].get("id", f"script {len(self.scripts)}")] = data
+        elif self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def test_the_page_has_all_its_parts(sample):
+    page = (sample / "report.html").read_text(encoding="utf-8")
+    structure = Structure(page)
+    sections = [section.get("id") for section in structure.all("section")]
+    assert sections == [
+        "verdict", "overview", "leaderboard", "categories", "agreement", "studies", "provenance",
+    ]  # fmt: skip
+    figures = json.loads(structure.scripts["figures"])
+    places = [div["data-figure"] for div in structure.all("div") if "data-figure" in div]
+    assert sorted(places) == sorted(figures)
+    assert len(structure.all("option")) == 2 + 4
+    assert len(structure.all("img")) == 2 * 5
+    assert all(image["alt"] and image["src"].startswith("data:") for image in structure.all("img"))
+    assert "NaN" not in structure.scripts["figures"]
+    for part in ("false alarm", "Shifted domains", "sha256 of the sweep", "optuna "):
+        assert part in structure.words
+    assert "32 of 32 trials" in structure.words
+    assert "2 failed trials" in structure.words
+
+
+def test_the_page_asks_for_nothing_else_and_runs_no_script_but_its_own(sample):
+    page = (sample / "report.html").read_text(encoding="utf-8")
+    structure = Structure(page)
+    for _, attributes in structure.tags:
+        for name in ("src", "href"):
+            assert re.match(r"data:|#|$", attributes.get(name) or ""), attributes
+        assert not any(name.startswith("on") for name in attributes)
+    policy = next(meta for meta in structure.all("meta") if "http-equiv" in meta)["content"]
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy.split("script-src")[1]
+    assert len(structure.all("script")) == 3
+    assert f"broke: {NASTY}" in structure.words
+    assert "screw & <i>nut</i>" in structure.words
+    figures = json.loads(structure.scripts["figures"])
+    assert "<" not in structure.scripts["figures"]
+    labels = json.dumps(figures)
+    assert "screw &amp; &lt;i&gt;nut" in labels  # plotly reads tags
+    assert "<i>" not in labels
+
+
+def test_heat_map_and_leaderboard(sample):
+    evidence = gather(*read_sweep(sample))
+    validation, held_out = heat_maps(evidence)
+    assert [name for name, _ in validation.rows] == ["bottle", "screw & <i>nut</i>"]
+    for _, cells in (*validation.rows, *held_out.rows):
+        assert sum(cell.best for cell in cells) == 1
+        assert all(0 <= cell.level <= 1 for cell in cells)
+    assert re.fullmatch(r"± 0\.\d{3}", validation.rows[0][1][0].note)
+    assert re.fullmatch(r"0\.\d{3}-[01]\.\d{3}", held_out.rows[0][1][0].note)
+    columns = {column.title: column for column in leaderboard(evidence)}
+    assert "held out" in columns
+    assert [cell.key for cell in columns["rank"].cells] == [1, 2, 1, 2]
+
+
+def page_of(root, **sweep) -> str:
+    write_sample_sweep(root, **{"methods": ("patchcore",), "categories": ("bottle",)} | sweep)
+    written = write_report(root)
+    content = (root / "report.html").read_bytes()
+    assert written.size == len(content)
+    return Structure(content.decode()).words
+
+
+def test_a_sweep_that_still_runs(tmp_path):
+    words = page_of(tmp_path, trials=8, killed_after=12)
+    assert "while the sweep is not finished" in words
+    assert "of 8 trials done" in words
+    assert "Nothing is confirmed" in words
+    assert "confirm: 0" not in words
+
+
+def test_a_sweep_that_has_just_begun(tmp_path):
+    words = page_of(tmp_path, trials=8, killed_after=0, categories=("bottle", "screw"))
+    assert "No method has a completed trial yet" in words
+    assert "No trial has reached its first rung yet." in words
+
+
+def test_a_sweep_that_only_fails(tmp_path):
+    words = page_of(tmp_path, trials=4, pruner="none", fails=lambda record: "CUDA out of memory")
+    assert "every one of the 4 trials failed" in words
+    assert "trial 0 CUDA out of memory" in words
+
+
+def test_no_confirm_runs_and_the_protocol_of_papers(tmp_path):
+    assert "( confirm: 0 )" in page_of(tmp_path / "a", trials=4, confirm=0)
+    words = page_of(tmp_path / "b", trials=4, validation={"protocol": "test"})
+    assert "Every figure here is of the images that chose the config, and optimistic" in words
+    assert "optimistic: validation = test" in words
+
+
+def test_damaged_extras_do_not_stop_the_report(tmp_path):
+    write_sample_sweep(tmp_path, methods=("patchcore",), categories=("bottle",), trials=3)
+    for path in (tmp_path / "confirm").rglob("*"):
+        if path.suffix in {".npz", ".png"}:
+            path.write_bytes(path.read_bytes()[:40])
+    words = Structure(render(gather(*read_sweep(tmp_path)))).words
+    assert "What patchcore sees" not in words
+    assert "held out" in words
+
+
+def test_the_command(sample):
+    from anomtune.cli.main import app
+
+    result = CliRunner().invoke(app, ["report", str(sample)])
+    assert result.exit_code == 0
+    assert re.fullmatch(r".*/report\.html \(\d\.\d MB\)\n", result.output)
+    with pytest.raises(SweepError, match=r"no sweep\.yaml"):
+        write_report(sample / "trials")
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if BROWSER is None or DRIVER is None:
+        pytest.skip("no chromium with its driver here: apt-get install chromium chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
+def test_a_browser_shows_it(sample, browser, width, scheme):
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    def shown(panel: str) -> int:
+        return browser.execute_script(
+            "return document.querySelectorAll(`${arguments[0]} .plot .main-svg`).length", panel
+        )
+
+    def wait(condition) -> None:
+        WebDriverWait(browser, 30).until(lambda _: condition())
+
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        # So high that all of a panel is in view, and therefore drawn.
+        {"width": width, "height": 12_000, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    browser.get((sample / "report.html").as_uri())
+    places = browser.execute_script(
+        "return document.querySelectorAll('.panel:not(.off) .plot, #agreement .plot').length"
+    )
+    assert places >= 10
+    drawn = "return document.querySelectorAll('.plot[data-drawn] .main-svg').length > 0 &&" \
+            "document.querySelectorAll('.plot[data-drawn]').length"  # fmt: skip
+    wait(lambda: browser.execute_script(drawn) == places)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+    assert shown("#study-3") == 0
+    Select(browser.find_element("css selector", "[data-panels=study]")).select_by_index(3)
+    wait(lambda: shown("#study-3") > 0)
+    assert shown("#study-0") == 0  # let go
+
+    heading = browser.find_element("css selector", ".sortable thead th:nth-child(3) button")
+    cells = "document.querySelectorAll('.sortable td:nth-child(3)')"
+    for order in (sorted, lambda names: sorted(names, reverse=True)):
+        browser.execute_script("arguments[0].click()", heading)
+        found = browser.execute_script(f"return [...{cells}].map(cell => cell.innerText)")
+        assert found == order(found)
+
+    browser.execute_script("document.querySelector('[data-shows=heat-1]').click()")
+    assert browser.find_element("id", "heat-1").is_displayed()
+    assert not browser.find_element("id", "heat-0").is_displayed()
+    assert browser.get_log("browser") == []

@@ -1,0 +1,97 @@
+"""The installed Ray still has what `ray_internals` uses of it."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+from anomtune.search.run.ray_internals import (
+    ACCELERATOR_TYPE,
+    ACTOR_DIED,
+    CLIENT_ADDRESSES,
+    CLIENT_LOGGERS,
+    JOB_STOP_WAIT,
+    NODE_LOST,
+    RAYLET_PID,
+    SWITCHES,
+    LiveNode,
+    error_text,
+    live_nodes,
+)
+
+ROOT = Path(ray.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def sources() -> str:
+    """The Python files of Ray in which these names stand."""
+    folders = ("_private", "tune", "dashboard/modules", "autoscaler/_private")
+    files = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    return "".join(path.read_text(errors="replace") for path in files if "test" not in path.parts)
+
+
+@pytest.mark.parametrize("name", [*SWITCHES, *CLIENT_ADDRESSES, JOB_STOP_WAIT])
+def test_ray_still_reads_the_variable(sources, name):
+    assert name in sources, f"Ray {ray.__version__} does not read {name} any more"
+
+
+def test_every_process_of_a_raylet_has_its_number():
+    assert holds(ROOT / "core/src/ray/raylet/raylet", RAYLET_PID)
+
+
+def holds(path: Path, text: str) -> bool:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(text.encode()) >= 0
+
+
+def test_ray_says_in_these_words_that_a_node_is_lost():
+    """In the C++ of the process that knows all nodes, and where an actor cannot be reached."""
+    dead, unreachable = NODE_LOST
+    assert holds(ROOT / "core/src/ray/gcs/gcs_server", dead), f"Ray does not say {dead!r} any more"
+    assert unreachable in str(ActorUnavailableError("lost", b"\0" * 16))
+
+
+def test_ray_says_in_these_words_that_a_worker_died():
+    assert ACTOR_DIED in str(ActorDiedError())
+    assert not any(sign in str(ActorDiedError()) for sign in NODE_LOST)
+
+
+@pytest.mark.parametrize("name", CLIENT_LOGGERS)
+def test_the_job_client_still_has_the_logger(name):
+    assert find_spec(name) is not None, f"Ray has no module {name} any more"
+    __import__(name)
+    assert name in logging.root.manager.loggerDict
+
+
+def test_the_name_of_gpu_types():
+    from ray._common import utils
+
+    assert utils.RESOURCE_CONSTRAINT_PREFIX == ACCELERATOR_TYPE
+
+
+def test_tune_writes_why_a_trial_could_not_run_into_the_trials_error_file(tmp_path):
+    from ray.tune.experiment import Trial
+
+    assert isinstance(Trial.error_file, property)
+    assert error_text(SimpleNamespace(error_file=None)) == ""
+    assert error_text(SimpleNamespace(error_file=str(tmp_path / "none"))) == ""
+    (tmp_path / "error.txt").write_text("it died\n")
+    assert error_text(SimpleNamespace(error_file=str(tmp_path / "error.txt"))) == "it died"
+
+
+@pytest.mark.ray
+def test_what_ray_says_of_nodes(ray_session):
+    [node] = live_nodes(ray_session.nodes())
+    assert isinstance(node, LiveNode)
+    assert len(node.id) == 56
+    assert node.host
+    assert node.address.count(".") == 3
+    assert node.resources["CPU"] >= 1
+    assert live_nodes([{**ray_session.nodes()[0], "Alive": False}]) == []

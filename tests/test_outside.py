@@ -1,0 +1,129 @@
+"""What another package, a script or a notebook adds without an edit in this one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import optuna
+import pytest
+from pydantic import Field
+from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
+
+import anomtune as at
+from anomtune.registry import ALL
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_registered() -> Iterator[None]:
+    yield
+    for registry in ALL:
+        registry._registered.clear()
+
+
+def add_a_method() -> None:
+    class LevelHyperparameters(at.Hyperparameters):
+        level: float = Field(default=0.4, description="Grey level of a normal pixel. Source: ours.")
+
+        def training_iterations(self, n_images: int) -> int:
+            return 2
+
+    @at.register_method("level")
+    class Level(at.GradientDetector[LevelHyperparameters]):
+        def build(self) -> nn.Module:
+            return nn.Conv2d(3, 1, 1)
+
+        def loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
+            return self.network(images / 255).square().mean()
+
+        def maps(self, images: Tensor) -> Tensor:
+            return (images.float().mean(1) / 255 - self.hyperparameters.level).abs()
+
+
+def add_a_dataset() -> None:
+    @at.register_dataset("dots")
+    class Dots(at.Dataset):
+        def categories(self) -> tuple[str, ...]:
+            return ("dot",)
+
+        def scan(self, category: str) -> tuple[tuple[at.Sample, ...], tuple[at.Problem, ...]]:
+            kinds = (("train", "good", 4), ("test", "good", 4), ("test", "dot", 6))
+            return tuple(
+                at.Sample(f"{part}/{kind}/{i}", part, kind, f"mask/{i}" if kind == "dot" else None)
+                for part, kind, count in sorted(kinds)
+                for i in range(count)
+            ), ()
+
+        def file_digest(self, category: str, key: str) -> str:
+            return key
+
+        def read_image(self, category: str, key: str) -> np.ndarray:
+            image = np.full((32, 32, 3), 100, np.uint8)
+            image += np.random.default_rng(list(key.encode())).integers(
+                9, size=image.shape, dtype=np.uint8
+            )
+            if "dot" in key:
+                image[self.read_mask(category, key)] = 255
+            return image
+
+        def read_mask(self, category: str, key: str) -> np.ndarray:
+            return np.pad(np.ones((8, 8), bool), 12)
+
+
+def add_a_sampler() -> None:
+    @at.register_sampler("even")
+    def even(seed: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.QMCSampler(seed=seed, warn_independent_sampling=False)
+
+
+def add_a_pruner() -> None:
+    @at.register_pruner("below_half")
+    def below_half() -> optuna.pruners.BasePruner:
+        return optuna.pruners.ThresholdPruner(lower=0.5)
+
+
+def add_a_metric() -> None:
+    @at.register_metric("average_precision", title="AP", meaning="Average precision of the images.")
+    def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
+        return float(average_precision_score(labels, scores))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_all_of_it_in_one_sweep(tmp_path, run) -> None:
+    for add in (add_a_method, add_a_dataset, add_a_sampler, add_a_pruner, add_a_metric):
+        add()
+    sweep = at.Sweep(
+        name="outside",
+        dataset={"name": "dots"},
+        methods={"level": {"space": {"level": {"low": 0.3, "high": 0.5}}}},
+        sampler="even",
+        pruner="below_half",
+        image_size=32,
+        trials=4,
+        rungs=2,
+        confirm={"top": 1, "seeds": [1]},
+    )
+    result = at.run(sweep, tmp_path)
+    assert result.finished
+    (row,) = result.leaderboard.to_pylist()
+    assert (row["dataset"], row["category"], row["method"]) == ("dots", "dot", "level")
+    assert row["val_auroc"] == 1.0
+    assert row["test_average_precision_mean"] == 1.0
+    field = result.leaderboard.schema.field("test_average_precision_mean")
+    assert b"Average precision of the images." in field.metadata.values()
+    code, shown, _ = run("leaderboard", tmp_path)
+    assert code == 0
+    assert "AP" in shown
+    assert result.best("dot").load("cpu").config.measured.auroc == 1.0
+
+
+@pytest.mark.parametrize(("key", "word"), [("sampler", "evn"), ("pruner", "below_hlf")])
+def test_a_name_that_nobody_has_registered(key: str, word: str) -> None:
+    add_a_sampler()
+    add_a_pruner()
+    with pytest.raises(
+        ValueError, match=f"no {key} of that name.*did you mean '(even|below_half)'"
+    ):
+        at.Sweep(name="x", dataset={"name": "synthetic"}, methods={"padim": {}}, **{key: word})
