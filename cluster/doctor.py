@@ -34,7 +34,7 @@ from anomtune.datasets.io.store import cache_root
 from anomtune.errors import AnomtuneError, StorageError
 from anomtune.files import temporary_name
 from anomtune.registry import DATASETS
-from anomtune.search.config import SweepConfig
+from anomtune.search.config import Sweep
 from anomtune.search.decide.study import plan_search
 from anomtune.search.preparation import prepare_method
 from anomtune.search.run.probe import NoAnswer, Node, ask_nodes, live_nodes, probe_storage
@@ -101,7 +101,7 @@ class Findings:
     auth: str
 
 
-def examine(config: SweepConfig | None, directory: str | None, address: str | None) -> list[Check]:
+def examine(config: Sweep | None, directory: str | None, address: str | None) -> list[Check]:
     """Examines this machine, or every node of a cluster.
 
     Args:
@@ -118,7 +118,7 @@ def examine(config: SweepConfig | None, directory: str | None, address: str | No
         checks = judge(node, look(config, node), None)
         return checks if storage is None else [*checks, _check_storage(node, _try_storage(storage))]
 
-    from anomtune.search.run.engine import ray_cluster  # noqa: PLC0415 - this machine needs no Ray
+    from anomtune.search.run.ray_cluster import ray_cluster  # noqa: PLC0415 - this machine needs no Ray
 
     with ray_cluster(address):
         nodes = live_nodes()
@@ -142,7 +142,7 @@ def examine(config: SweepConfig | None, directory: str | None, address: str | No
     return checks
 
 
-def look(config: SweepConfig | None, node: Node) -> Findings:
+def look(config: Sweep | None, node: Node) -> Findings:
     """Looks around on the machine that it runs on."""
     gpus, gpu_problem = look_at_gpus(node.gpus)
     images, images_problem = look_at_images(config)
@@ -237,7 +237,7 @@ def compute(most: int) -> None:
     print(json.dumps(names))
 
 
-def look_for_weights(config: SweepConfig | None) -> str | None:
+def look_for_weights(config: Sweep | None) -> str | None:
     """Returns what the methods of a sweep miss on this machine (see `Findings`)."""
     if config is None:
         return None
@@ -250,7 +250,7 @@ def look_for_weights(config: SweepConfig | None) -> str | None:
     return ""
 
 
-def look_at_images(config: SweepConfig | None) -> tuple[tuple[int, str] | None, str | None]:
+def look_at_images(config: Sweep | None) -> tuple[tuple[int, str] | None, str | None]:
     """Lists the data root of a sweep, without fetching anything.
 
     Returns:

@@ -24,7 +24,7 @@ from aiohttp import ClientError
 
 from anomtune.datasets.io.remote import has_secrets, is_uri
 from anomtune.errors import INTERRUPTED, UNUSABLE, SweepError
-from anomtune.search.config import SweepConfig
+from anomtune.search.config import Sweep
 from anomtune.search.run.ray_internals import JOB_STOP_WAIT
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def shared_directory(directory: str | None, name: str, *, here: bool) -> str:
     )
 
 
-def portable(config: SweepConfig, *, here: bool) -> SweepConfig:
+def portable(config: Sweep, *, here: bool) -> Sweep:
     """Returns a sweep that means the same on the cluster, and makes sure that it holds no secret.
 
     Args:
@@ -124,9 +124,7 @@ def portable(config: SweepConfig, *, here: bool) -> SweepConfig:
     return config.model_copy(update={"dataset": section})
 
 
-def submit(
-    client: JobSubmissionClient, config: SweepConfig, directory: str, *, ship: bool = True
-) -> str:
+def submit(client: JobSubmissionClient, config: Sweep, directory: str, *, ship: bool = True) -> str:
     """Starts a sweep on a cluster, or what is left of it; returns the job's id.
 
     Args:
@@ -155,7 +153,7 @@ def submit(
 
 def submit_doctor(
     client: JobSubmissionClient,
-    config: SweepConfig | None,
+    config: Sweep | None,
     directory: str | None,
     *,
     ship: bool = True,

@@ -8,7 +8,7 @@ the map. Training and map follow the official code; the paper's text adds the de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -179,7 +179,7 @@ def warmed_up_decay(decay: float, updates: int) -> float:
 
 
 def follow_weights(
-    decay: float, averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor | int
+    decay: float, averages: list[Tensor], weights: list[Tensor], updates: Tensor | int
 ) -> None:
     """Moves averages towards the weights, as `torch.optim.swa_utils.AveragedModel` asks for it.
 

@@ -122,7 +122,7 @@ class ResourcesConfig(_Section):
         return self
 
 
-class SweepConfig(_Section):
+class Sweep(_Section):
     """A grid of studies: every method on every category."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -211,7 +211,7 @@ def read_yaml(text: str, origin: str) -> Any:
         raise SweepError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def load_sweep(path: Path | None, overrides: Sequence[str] = ()) -> SweepConfig:
+def load_sweep(path: Path | None, overrides: Sequence[str] = ()) -> Sweep:
     """Reads a sweep file and applies ``a.b=c`` overrides to it.
 
     Args:
@@ -240,16 +240,16 @@ def load_sweep(path: Path | None, overrides: Sequence[str] = ()) -> SweepConfig:
     return parse_sweep(data, origin)
 
 
-def parse_sweep(data: Mapping[str, Any], origin: str) -> SweepConfig:
+def parse_sweep(data: Mapping[str, Any], origin: str) -> Sweep:
     """Validates the content of a sweep file.
 
     Raises:
         SweepError: Naming the first wrong key, and for an unknown one the nearest that exists.
     """
     try:
-        config = SweepConfig.model_validate(data)
+        config = Sweep.model_validate(data)
     except ValidationError as error:
-        raise SweepError(f"{origin}: {explain(error, SweepConfig)}") from None
+        raise SweepError(f"{origin}: {explain(error, Sweep)}") from None
     return config
 
 
@@ -315,7 +315,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 _FREE = {"resources", "concurrency", "confirm"}
 
 
-def check_extends(old: SweepConfig, new: SweepConfig, directory: str) -> None:
+def check_extends(old: Sweep, new: Sweep, directory: str) -> None:
     """Checks that a sweep may go on in the directory of an earlier start.
 
     More trials, methods and categories extend a sweep; resources and concurrency are free.

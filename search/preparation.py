@@ -14,9 +14,11 @@ from anomtune.datasets.splits.damage import check_without
 from anomtune.datasets.splits.split import SearchSplit, load_search_split
 from anomtune.errors import SweepError, suggest
 from anomtune.registry import METHODS
-from anomtune.search.config import SweepConfig, check_extends
+from anomtune.search.config import Sweep, check_extends
+from anomtune.search.decide.pool import check_deciders
 from anomtune.search.decide.study import SearchPlan, plan_search
 from anomtune.search.events import Note, Observer
+from anomtune.search.metrics.metric import metrics
 from anomtune.search.store.directory import read_config
 from anomtune.search.store.storage import Storage
 
@@ -34,12 +36,12 @@ class Preparation:
         splits: What a search may see of each category.
     """
 
-    config: SweepConfig
+    config: Sweep
     plans: dict[str, SearchPlan]
     splits: dict[str, SearchSplit]
 
 
-def prepare(sweep: SweepConfig, storage: Storage, on_event: Observer) -> Preparation:
+def prepare(sweep: Sweep, storage: Storage, on_event: Observer) -> Preparation:
     """Checks all of a sweep and reads its images; writes nothing but the node's cache.
 
     Raises:
@@ -49,6 +51,7 @@ def prepare(sweep: SweepConfig, storage: Storage, on_event: Observer) -> Prepara
     settings = config.dataset.open().settings
     plans = {name: plan_search(name, method, settings) for name, method in config.methods.items()}
     check_deciders(config, plans)
+    metrics()  # a broken one is told now, not after the first training
     config = leave_out_damage(config, plans, on_event)
     check_directory(storage, config)
     for plan in plans.values():
@@ -56,7 +59,7 @@ def prepare(sweep: SweepConfig, storage: Storage, on_event: Observer) -> Prepara
     return Preparation(config, plans, _open_splits(config, on_event))
 
 
-def resolve(config: SweepConfig) -> SweepConfig:
+def resolve(config: Sweep) -> Sweep:
     """Returns the config with an absolute root and its categories spelled out and checked.
 
     Raises:
@@ -85,9 +88,7 @@ def resolve(config: SweepConfig) -> SweepConfig:
     return config.model_copy(update={"dataset": section})
 
 
-def leave_out_damage(
-    config: SweepConfig, plans: Mapping[str, SearchPlan], on_event: Observer
-) -> SweepConfig:
+def leave_out_damage(config: Sweep, plans: Mapping[str, SearchPlan], on_event: Observer) -> Sweep:
     """Returns the config with what its methods train on left out of synthetic validation.
 
     Of all methods, not of each: they are to be judged by the same images.
@@ -143,7 +144,7 @@ def prepare_method(plan: SearchPlan, root: str | None) -> None:
             _check_foreign(Path(source).expanduser(), root)
 
 
-def check_directory(storage: Storage, config: SweepConfig) -> None:
+def check_directory(storage: Storage, config: Sweep) -> None:
     """Makes sure that a sweep may begin, or go on, in a directory.
 
     Raises:
@@ -154,7 +155,7 @@ def check_directory(storage: Storage, config: SweepConfig) -> None:
         check_extends(earlier, config, storage.location)
 
 
-def _open_splits(config: SweepConfig, on_event: Observer) -> dict[str, SearchSplit]:
+def _open_splits(config: Sweep, on_event: Observer) -> dict[str, SearchSplit]:
     """Decodes the images that are not in this machine's cache yet."""
     dataset = config.dataset.open()
     splits = {}
@@ -168,7 +169,7 @@ def _open_splits(config: SweepConfig, on_event: Observer) -> dict[str, SearchSpl
     return splits
 
 
-def _note_all(config: SweepConfig, on_event: Observer, messages: Sequence[str]) -> None:
+def _note_all(config: Sweep, on_event: Observer, messages: Sequence[str]) -> None:
     """Shows the first few of what is odd about a dataset, and where to see the rest."""
     for message in messages[:_SHOWN]:
         on_event(Note(f"note: {message}"))

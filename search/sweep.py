@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from anomtune.datasets.splits.split import SearchSplit
-from anomtune.search.config import SweepConfig
+from anomtune.search.config import Sweep
 from anomtune.search.decide.pool import Pool
 from anomtune.search.decide.progress import StudyProgress, confirm_runs, study_progress
 from anomtune.search.decide.work import Confirmation, Work
@@ -28,9 +28,10 @@ from anomtune.search.results.leaderboard import write_tables
 from anomtune.search.results.result import SweepResult
 from anomtune.search.results.tensorboard import CurveWriter
 from anomtune.search.results.winners import kept_seed, publish_winner
+from anomtune.search.run.adapters import SpecMaker
 from anomtune.search.run.capacity import Capacity
 from anomtune.search.run.checkpoint import delete_checkpoint, delete_other_checkpoints
-from anomtune.search.run.engine import SpecMaker, run_work
+from anomtune.search.run.engine import run_work
 from anomtune.search.run.probe import require_shared
 from anomtune.search.run.ray_cluster import living_nodes, ray_cluster
 from anomtune.search.run.trial import TrialSpec
@@ -47,7 +48,7 @@ from anomtune.search.store.storage import Storage
 
 
 def run(
-    sweep: SweepConfig,
+    sweep: Sweep,
     directory: str | os.PathLike[str],
     *,
     address: str | None = None,
@@ -129,7 +130,7 @@ def run(
 
 
 def _progress(
-    config: SweepConfig, pool: Pool, confirmed: Mapping[StudyKey, Sequence[ConfirmRecord]]
+    config: Sweep, pool: Pool, confirmed: Mapping[StudyKey, Sequence[ConfirmRecord]]
 ) -> tuple[StudyProgress, ...]:
     return tuple(
         study_progress(
@@ -160,9 +161,7 @@ def _tell(record: AnyRecord, on_event: Observer) -> None:
         on_event(TrialStarted(*where))
 
 
-def _write_preamble(
-    config: SweepConfig, store: RecordStore, splits: Mapping[str, SearchSplit]
-) -> None:
+def _write_preamble(config: Sweep, store: RecordStore, splits: Mapping[str, SearchSplit]) -> None:
     """Writes what a reader of the directory needs beside the records."""
     write_config(store.storage, config)
     counts = {name: (split.n_test_normal, split.n_test_anomalous) for name, split in splits.items()}
@@ -171,7 +170,7 @@ def _write_preamble(
         store.write_labels(category, split.validation_labels)
 
 
-def _spec_maker(config: SweepConfig, storage: Storage) -> SpecMaker:
+def _spec_maker(config: Sweep, storage: Storage) -> SpecMaker:
     local = storage.local_root
 
     def make(record: AnyRecord, gpu: float) -> TrialSpec:

@@ -78,7 +78,7 @@ def ray_session():
     """One Ray instance for all tests of this process."""
     import ray
 
-    from anomtune.search.run.engine import ray_cluster
+    from anomtune.search.run.ray_cluster import ray_cluster
 
     with ray_cluster(None):
         yield ray

@@ -86,10 +86,11 @@ def status(
     allow_unauthenticated: Unauthenticated = False,
 ) -> None:
     """Show how far a sweep is: trials, the best so far, the time left."""
-    from anomtune.search.results.status import status_table, sweep_status
-    from anomtune.search.store.records import open_sweep
+    from anomtune.cli.tables import status_table
+    from anomtune.search.results.status import sweep_status
+    from anomtune.search.store.directory import read_sweep
 
-    config, store = open_sweep(directory)
+    config, store = read_sweep(directory)
     out = console()
     out.print(status_table(sweep_status(config, store, datetime.now(UTC))))
     if address is None:

@@ -53,9 +53,7 @@ def train(
         f"validation AUROC {found.auroc:.4f} (95 % interval {low:.4f} to {high:.4f}, "
         f"{found.n_normal} normal and {found.n_anomalous} anomalous images)"
     )
-    print(
-        f"threshold {threshold:.6g}: F1 {found.f1:.4f}, accuracy {found.accuracy:.4f}"
-    )
+    print(f"threshold {threshold:.6g}: F1 {found.f1:.4f}, accuracy {found.accuracy:.4f}")
     print(f"model in {out}; next: anomtune predict {shlex.quote(str(out))} IMAGES --out RESULTS")
 
 

@@ -38,7 +38,7 @@ def sweep(
     log.print(f"anomtune sweep {config.name} -> {where}", highlight=False)
 
     from anomtune.cli.monitor import Monitor
-    from anomtune.search.run.engine import terminate_as_interrupt
+    from anomtune.search.run.process import terminate_as_interrupt
     from anomtune.search.sweep import run
 
     monitor = Monitor(log)

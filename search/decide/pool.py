@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 
 from anomtune.errors import SweepError
-from anomtune.search.config import SweepConfig, explain
+from anomtune.search.config import Sweep, explain
 from anomtune.search.decide.optuna_internals import (
     contains,
     fast_truncated_normal,
@@ -98,7 +98,7 @@ class Pool:
 
     def __init__(
         self,
-        config: SweepConfig,
+        config: Sweep,
         plans: Mapping[str, SearchPlan],
         split_hashes: Mapping[str, str],
         records: Mapping[StudyKey, Sequence[TrialRecord]],
@@ -306,7 +306,7 @@ class Pool:
         study.search.add_trial(optuna_trial(record, told, point, study.plan.distributions))
 
 
-def check_deciders(config: SweepConfig, plans: Mapping[str, SearchPlan]) -> None:
+def check_deciders(config: Sweep, plans: Mapping[str, SearchPlan]) -> None:
     """Makes sure that the sweep's sampler and pruner can be made, before anything is written.
 
     Raises:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from anomtune.search.config import SweepConfig
+from anomtune.search.config import Sweep
 from anomtune.search.decide.confirm import belongs, to_confirm
 from anomtune.search.store.records import ConfirmRecord, StudyKey, TrialRecord, best_record
 
@@ -53,7 +53,7 @@ class StudyProgress:
 
 
 def study_progress(
-    config: SweepConfig,
+    config: Sweep,
     key: StudyKey,
     trials: Collection[TrialRecord],
     runs: Collection[ConfirmRecord],
@@ -98,7 +98,7 @@ def study_progress(
     )
 
 
-def trial_target(config: SweepConfig, known: int, *, searched: bool) -> int:
+def trial_target(config: Sweep, known: int, *, searched: bool) -> int:
     """Returns how many trials a study is to have.
 
     Where nothing is searched, one trial says all. Records beyond the sweep's number are kept, and
@@ -112,7 +112,7 @@ def trial_target(config: SweepConfig, known: int, *, searched: bool) -> int:
     return max(config.trials if searched else 1, known)
 
 
-def confirm_runs(config: SweepConfig, trials: Collection[TrialRecord]) -> Iterator[tuple[int, int]]:
+def confirm_runs(config: Sweep, trials: Collection[TrialRecord]) -> Iterator[tuple[int, int]]:
     """Yields the confirm runs of a study whose search has ended: number of the trial, and seed."""
     if config.confirm.top == 0:
         return
@@ -122,7 +122,7 @@ def confirm_runs(config: SweepConfig, trials: Collection[TrialRecord]) -> Iterat
 
 
 def owed_confirm_runs(
-    config: SweepConfig, trials: Collection[TrialRecord], runs: Collection[ConfirmRecord]
+    config: Sweep, trials: Collection[TrialRecord], runs: Collection[ConfirmRecord]
 ) -> Iterator[tuple[int, int]]:
     """Yields those of `confirm_runs` that no record says have ended."""
     by_number = {record.number: record for record in trials}
@@ -136,7 +136,7 @@ def owed_confirm_runs(
     return (wanted for wanted in confirm_runs(config, trials) if wanted not in ended)
 
 
-def most_confirm_runs(config: SweepConfig) -> int:
+def most_confirm_runs(config: Sweep) -> int:
     """Returns how many confirm runs a study can come to have: of its best, and the paper's own."""
     top = config.confirm.top
     return (top + 1) * len(set(config.confirm.seeds)) if top else 0

@@ -6,12 +6,12 @@ import optuna
 from optuna.pruners import BasePruner
 
 from anomtune.registry import PRUNERS
-from anomtune.search.config import SweepConfig
+from anomtune.search.config import Sweep
 from anomtune.search.decide.factories import make
 from anomtune.search.decide.samplers import startup_trials
 
 
-def make_pruner(config: SweepConfig) -> BasePruner:
+def make_pruner(config: Sweep) -> BasePruner:
     """Returns the pruner of a study; its first look comes after a quarter of the rungs.
 
     A factory is called with those of these arguments that its signature names, in rungs:

@@ -11,12 +11,12 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 from anomtune.registry import SAMPLERS
-from anomtune.search.config import SweepConfig
+from anomtune.search.config import Sweep
 from anomtune.search.decide.factories import make
 
 
 def make_sampler(
-    config: SweepConfig, study: str, number: int, space: Mapping[str, BaseDistribution]
+    config: Sweep, study: str, number: int, space: Mapping[str, BaseDistribution]
 ) -> BaseSampler:
     """Returns the sampler for one trial.
 

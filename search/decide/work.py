@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from anomtune.search.config import SweepConfig
+from anomtune.search.config import Sweep
 from anomtune.search.decide.pool import Pool, Study
 from anomtune.search.decide.progress import most_confirm_runs, owed_confirm_runs
 from anomtune.search.store.records import (
@@ -31,7 +31,7 @@ class Confirmation:
 
     def __init__(
         self,
-        config: SweepConfig,
+        config: Sweep,
         pool: Pool,
         records: Mapping[StudyKey, Sequence[ConfirmRecord]],
         save: Callable[[ConfirmRecord], None],

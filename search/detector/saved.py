@@ -174,7 +174,7 @@ def save_model(storage: Storage, folder: str, detector: Detector[Any], config: S
         config: From `make_saved_config`.
 
     Raises:
-        SweepError: If the storage refuses.
+        StorageError: If the storage refuses.
     """
     weights = safetensors.torch.save(detector.inference_state())
     whole = config.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})

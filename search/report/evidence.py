@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from anomtune.search.config import SweepConfig
+from anomtune.search.config import Sweep
 from anomtune.search.decide.confirm import Confirmed, choose, summarise
 from anomtune.search.decide.progress import StudyProgress, study_progress
 from anomtune.search.decide.study import SearchPlan, plan_search
@@ -61,7 +61,7 @@ class Evidence:
         categories: What is known of each.
     """
 
-    config: SweepConfig
+    config: Sweep
     store: RecordStore
     board: pa.Table
     categories: Sequence[CategoryEvidence]
@@ -77,7 +77,7 @@ class Evidence:
         return list(self.config.methods)
 
 
-def gather(config: SweepConfig, store: RecordStore) -> Evidence:
+def gather(config: Sweep, store: RecordStore) -> Evidence:
     """Reads the records of a sweep and judges each category.
 
     Raises:
@@ -103,7 +103,7 @@ def gather(config: SweepConfig, store: RecordStore) -> Evidence:
 
 
 def _study(
-    config: SweepConfig,
+    config: Sweep,
     row: Row,
     plan: SearchPlan,
     records: Sequence[TrialRecord],

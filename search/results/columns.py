@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from anomtune.search.config import SweepConfig
+from anomtune.search.config import Sweep
 from anomtune.search.decide.confirm import Confirmed
 from anomtune.search.metrics.metric import BUILT_IN, Metric, metrics
 from anomtune.search.results.column import NAME, TIME, Column, Row, as_time, plain
@@ -41,7 +41,7 @@ class Standing:
         tied: Whether it cannot be told from rank 1; ``None`` where that was not tested.
     """
 
-    config: SweepConfig
+    config: Sweep
     key: StudyKey
     records: Sequence[TrialRecord]
     best: TrialRecord | None

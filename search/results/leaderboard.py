@@ -17,7 +17,7 @@ from importlib.metadata import version
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from anomtune.search.config import SweepConfig
+from anomtune.search.config import Sweep
 from anomtune.search.decide.confirm import choose, summarise
 from anomtune.search.metrics.image import paired_delong_p
 from anomtune.search.results.column import row_of, schema_of
@@ -29,7 +29,7 @@ SCHEMA_VERSION = 1
 
 
 def compile_leaderboard(
-    config: SweepConfig,
+    config: Sweep,
     store: RecordStore,
     studies: Mapping[StudyKey, Sequence[TrialRecord]] | None = None,
 ) -> pa.Table:
@@ -66,7 +66,7 @@ def compile_leaderboard(
     )
 
 
-def compile_trials(config: SweepConfig, records: Iterable[TrialRecord]) -> pa.Table:
+def compile_trials(config: Sweep, records: Iterable[TrialRecord]) -> pa.Table:
     """Returns one row per trial, in order of study and number."""
     rows = [row_of(TRIAL_COLUMNS, record) for record in records]
     return pa.Table.from_pylist(rows, schema=schema_of(TRIAL_COLUMNS)).replace_schema_metadata(
@@ -74,7 +74,7 @@ def compile_trials(config: SweepConfig, records: Iterable[TrialRecord]) -> pa.Ta
     )
 
 
-def write_tables(config: SweepConfig, store: RecordStore) -> pa.Table:
+def write_tables(config: Sweep, store: RecordStore) -> pa.Table:
     """Compiles both tables, writes them into the sweep directory and returns the leaderboard."""
     studies = store.read_all()
     board = compile_leaderboard(config, store, studies)
@@ -122,7 +122,7 @@ def _ties(store: RecordStore, category: str, standings: Sequence[Standing]) -> l
     return ties
 
 
-def _metadata(config: SweepConfig) -> dict[str, str]:
+def _metadata(config: Sweep) -> dict[str, str]:
     return {
         "anomtune.schema_version": str(SCHEMA_VERSION),
         "anomtune.sweep_name": config.name,

@@ -30,7 +30,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from anomtune.datasets.io.remote import mask_uri
 from anomtune.errors import StorageError, SweepError
-from anomtune.search.config import SweepConfig
+from anomtune.search.config import Sweep
 from anomtune.search.decide.optuna_internals import quiet
 from anomtune.search.decide.study import SearchPlan, optuna_trial, plan_search
 from anomtune.search.store.directory import read_sweep
@@ -43,7 +43,7 @@ _METRIC = ["validation AUROC"]
 
 
 def rebuild_studies(
-    config: SweepConfig, studies: Mapping[StudyKey, Sequence[TrialRecord]]
+    config: Sweep, studies: Mapping[StudyKey, Sequence[TrialRecord]]
 ) -> dict[StudyKey, optuna.Study]:
     """Returns an in-memory Optuna study for each study of a sweep, with all its trials.
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from anomtune.errors import MethodError, SweepError, suggest
-from anomtune.search.config import SweepConfig
+from anomtune.search.config import Sweep
 from anomtune.search.decide.progress import StudyProgress
 from anomtune.search.detector.spec import Found, TrainingSpec
 from anomtune.search.results.leaderboard import compile_leaderboard, compile_trials
@@ -116,7 +116,7 @@ class SweepResult:
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.config: SweepConfig
+        self.config: Sweep
         self.config, self._store = read_sweep(directory)
         self.directory = str(directory)
 

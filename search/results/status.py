@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from statistics import mean
 
 from anomtune.errors import SweepError
-from anomtune.search.config import MethodConfig, SweepConfig
+from anomtune.search.config import MethodConfig, Sweep
 from anomtune.search.decide.progress import StudyProgress, study_progress
 from anomtune.search.decide.study import plan_search
 from anomtune.search.results.duration import duration
@@ -39,7 +39,7 @@ class SweepStatus:
     idle: float | None
 
 
-def sweep_status(config: SweepConfig, store: RecordStore, now: datetime) -> SweepStatus:
+def sweep_status(config: Sweep, store: RecordStore, now: datetime) -> SweepStatus:
     """Returns how far a sweep is.
 
     Args:

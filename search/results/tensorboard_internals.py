@@ -18,14 +18,28 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from tensorboard.compat.proto.event_pb2 import Event as Event
-from tensorboard.compat.proto.summary_pb2 import Summary as Summary
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.histogram import metadata as histogram_metadata
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
+
+__all__ = [
+    "Event",
+    "Summary",
+    "encode",
+    "event",
+    "first_event",
+    "histogram",
+    "image",
+    "scalar",
+    "session_end",
+    "session_start",
+    "text",
+]
 
 _STATUS = {"success": api_pb2.STATUS_SUCCESS, "failure": api_pb2.STATUS_FAILURE}
 

@@ -16,7 +16,7 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from anomtune.search.config import SweepConfig
+from anomtune.search.config import Sweep
 from anomtune.search.decide.work import Work
 from anomtune.search.run.capacity import Capacity
 from anomtune.search.run.messages import (
@@ -68,9 +68,7 @@ class _Run:
 class Handout:
     """What is handed out: the work that the adapters share, and Tune's names for its runs."""
 
-    def __init__(
-        self, config: SweepConfig, work: Work, make_spec: SpecMaker, capacity: Capacity
-    ) -> None:
+    def __init__(self, config: Sweep, work: Work, make_spec: SpecMaker, capacity: Capacity) -> None:
         self.work = work
         self.make_spec = make_spec
         self.capacity = capacity

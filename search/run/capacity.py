@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from anomtune.errors import SweepError
-from anomtune.search.config import SweepConfig
+from anomtune.search.config import Sweep
 from anomtune.search.run.ray_internals import ACCELERATOR_TYPE as TYPE
 
 #: What one node has, as Ray counts it: ``CPU``, ``GPU``, ``accelerator_type:A100``, ...
@@ -54,7 +54,7 @@ class Capacity:
 
     def __init__(
         self,
-        config: SweepConfig,
+        config: Sweep,
         read_nodes: Callable[[], Sequence[Resources]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from ray import tune
 
 from anomtune.registry import registrations
-from anomtune.search.config import SweepConfig
+from anomtune.search.config import Sweep
 from anomtune.search.decide.work import Work
 from anomtune.search.run.adapters import Handout, PoolScheduler, PoolSearcher, SpecMaker
 from anomtune.search.run.capacity import Capacity
@@ -25,7 +25,6 @@ from anomtune.search.run.process import (
     terminate_as_interrupt,
     unchanged_process,
 )
-from anomtune.search.run.ray_cluster import living_nodes, ray_cluster  # noqa: F401 TRANSITION
 from anomtune.search.run.ray_internals import SWITCHES
 from anomtune.search.run.worker import TrialActor
 
@@ -33,7 +32,7 @@ from anomtune.search.run.worker import TrialActor
 _FOR_WORKERS = ("method", "dataset", "metric")
 
 
-def run_work(config: SweepConfig, work: Work, make_spec: SpecMaker, capacity: Capacity) -> None:
+def run_work(config: Sweep, work: Work, make_spec: SpecMaker, capacity: Capacity) -> None:
     """Runs what remains of a sweep; returns early, with work left, if it is interrupted.
 
     Args:

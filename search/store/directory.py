@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from anomtune.errors import SweepError
-from anomtune.search.config import SweepConfig, dump_yaml, parse_sweep, read_yaml
+from anomtune.search.config import MADE_BY, Sweep, dump_yaml, parse_sweep, read_yaml
 from anomtune.search.store.records import RecordStore
 from anomtune.search.store.storage import Storage
 
@@ -19,20 +19,19 @@ from anomtune.search.store.storage import Storage
 FORMAT = 2
 
 _NAME = "sweep.yaml"
-_MADE_BY = "made_by"
 
 
-def write_config(storage: Storage, config: SweepConfig) -> None:
+def write_config(storage: Storage, config: Sweep) -> None:
     """Writes the config into a sweep directory.
 
     Raises:
         StorageError: If the storage refuses.
     """
-    made_by = {_MADE_BY: {"anomtune": version("anomtune"), "format": FORMAT}}
+    made_by = {MADE_BY: {"anomtune": version("anomtune"), "format": FORMAT}}
     storage.write(_NAME, (dump_yaml(made_by) + config.to_yaml()).encode(), durable=True)
 
 
-def read_config(storage: Storage) -> SweepConfig | None:
+def read_config(storage: Storage) -> Sweep | None:
     """Returns the config of a sweep directory, ``None`` if no sweep began there.
 
     Raises:
@@ -49,7 +48,7 @@ def read_config(storage: Storage) -> SweepConfig | None:
         raise SweepError(f"{location}: not a text file; restore it") from None
     if not isinstance(data, dict):
         raise SweepError(f"{location}: not a sweep file; restore it")
-    made_by = data.pop(_MADE_BY, None)
+    made_by = data.pop(MADE_BY, None)
     if not isinstance(made_by, dict) or made_by.get("format") != FORMAT:
         raise SweepError(
             f"{storage.location}: made by anomtune {_maker(made_by)}, and this is "
@@ -59,7 +58,7 @@ def read_config(storage: Storage) -> SweepConfig | None:
     return parse_sweep(data, location)
 
 
-def read_sweep(directory: str | os.PathLike[str]) -> tuple[SweepConfig, RecordStore]:
+def read_sweep(directory: str | os.PathLike[str]) -> tuple[Sweep, RecordStore]:
     """Returns the config and the records of a sweep directory.
 
     Raises:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from anomtune.cli.tables import leaderboard_table
 from anomtune.search.config import load_sweep
-from anomtune.search.sweep import run_sweep
+from anomtune.search.sweep import run
 
 PROJECT = Path(__file__).parent.parent.parent
 SHARED = PROJECT.parent / "shared"
@@ -35,7 +35,7 @@ def main() -> None:
     config = load_sweep(Path(__file__).with_suffix(".yaml"))
     with tempfile.TemporaryDirectory() as directory:
         begin = time.perf_counter()
-        board = run_sweep(config, directory).leaderboard
+        board = run(config, directory).leaderboard
         seconds = time.perf_counter() - begin
     Console(file=sys.stdout, width=120).print(leaderboard_table(board))
     selected = board.to_pylist()[0]

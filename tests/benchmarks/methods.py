@@ -18,7 +18,7 @@ from rich.console import Console
 
 from anomtune.cli.monitor import Monitor
 from anomtune.search.config import load_sweep
-from anomtune.search.sweep import run_sweep
+from anomtune.search.sweep import run
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parent.parent
@@ -37,7 +37,7 @@ def main() -> None:
             print(f"skipped {name}: no {config.dataset.root}")
             continue
         with tempfile.TemporaryDirectory() as directory:
-            outcome = run_sweep(config, directory, monitor=Monitor(Console(file=sys.stderr)))
+            outcome = run(config, directory, on_event=Monitor(Console(file=sys.stderr)))
         rows += outcome.leaderboard.to_pylist()
     categories = list(dict.fromkeys(row["category"] for row in rows))
     print(f"| method | {' | '.join(categories)} | seconds per trial | parameters |")

@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from anomtune.search.config import SweepConfig, parse_sweep
+from anomtune.search.config import Sweep, parse_sweep
 from anomtune.search.decide.pool import Pool
 from anomtune.search.decide.study import SearchPlan, plan_search
-from anomtune.search.run.collector import Collector
+from anomtune.search.run.process import no_full_collections
 from anomtune.search.store.records import (
     Cost,
     Facts,
@@ -75,7 +75,7 @@ class Timed:
         )
 
 
-def sweep(trials: int, categories: int = 15) -> SweepConfig:
+def sweep(trials: int, categories: int = 15) -> Sweep:
     """Returns the sweep; its categories are names only."""
     return parse_sweep(
         {
@@ -89,7 +89,7 @@ def sweep(trials: int, categories: int = 15) -> SweepConfig:
     )
 
 
-def make_plans(config: SweepConfig) -> dict[str, SearchPlan]:
+def make_plans(config: Sweep) -> dict[str, SearchPlan]:
     """Returns how each method is searched: its own space, as it is shipped."""
     plans = {}
     for name, method in config.methods.items():
@@ -101,7 +101,7 @@ def make_plans(config: SweepConfig) -> dict[str, SearchPlan]:
 
 
 def make_pool(
-    config: SweepConfig, records: dict[StudyKey, list[TrialRecord]], save: Callable[..., None]
+    config: Sweep, records: dict[StudyKey, list[TrialRecord]], save: Callable[..., None]
 ) -> Pool:
     hashes = dict.fromkeys(config.dataset.categories or (), "split")
     return Pool(config, make_plans(config), hashes, records, save)
@@ -129,11 +129,10 @@ def steps(record: TrialRecord, rungs: int, generator: random.Random) -> Iterator
 class Cluster:
     """Runs a sweep to its end on so many GPUs."""
 
-    def __init__(self, config: SweepConfig, gpus: int) -> None:
+    def __init__(self, config: Sweep, gpus: int) -> None:
         self.config, self.gpus = config, gpus
         self.saved = 0
         self.pool = make_pool(config, {}, self._save)
-        self.collector = Collector()
         self.generator = random.Random(0)
         #: What the trials that run have taken so far.
         self.seconds: dict[str, float] = {}
@@ -196,11 +195,9 @@ class Cluster:
     def _finish(self, record: TrialRecord, state: State, **result: Any) -> None:
         cost = Cost(train_seconds=self.seconds.pop(record.path))
 
-        def finish() -> None:
-            self.pool.finish(record.key, record.number, state, cost=cost, **result)
-            self.collector.ended()
-
-        self.verdicts(finish)
+        self.verdicts(
+            lambda: self.pool.finish(record.key, record.number, state, cost=cost, **result)
+        )
 
     def utilisation(self) -> tuple[float, float, float]:
         """Returns the mean up to 95 % of the work, the worst hundredth of it, and the hours."""
@@ -227,11 +224,12 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def simulate(config: SweepConfig, gpus: int) -> None:
+def simulate(config: Sweep, gpus: int) -> None:
     """Prints utilisation, decisions and memory of a sweep."""
     begin = time.perf_counter()
     cluster = Cluster(config, gpus)
-    cluster.run()
+    with no_full_collections():
+        cluster.run()
     mean, worst, hours = cluster.utilisation()
     studies = cluster.pool.studies.values()
     trials = sum(study.finished.total() for study in studies)
@@ -255,7 +253,7 @@ def simulate(config: SweepConfig, gpus: int) -> None:
     print(f"simulated in {time.perf_counter() - begin:.0f} s")
 
 
-def write_records(config: SweepConfig, root: Path) -> int:
+def write_records(config: Sweep, root: Path) -> int:
     """Writes finished trials of a whole sweep, and returns how many."""
     generator = random.Random(0)
     count = 0
@@ -298,7 +296,7 @@ def _draw(item: Any, generator: random.Random) -> Any:
     return generator.uniform(item.low, item.high)
 
 
-def load(config: SweepConfig) -> None:
+def load(config: Sweep) -> None:
     """Prints how long it takes to read the records of a sweep and to go on."""
     with tempfile.TemporaryDirectory() as scratch:
         count = write_records(config, Path(scratch))

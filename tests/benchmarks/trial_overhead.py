@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from anomtune.search.config import SweepConfig, parse_sweep
-from anomtune.search.run.engine import ray_cluster
-from anomtune.search.sweep import run_sweep
+from anomtune.search.config import Sweep, parse_sweep
+from anomtune.search.run.ray_cluster import ray_cluster
+from anomtune.search.sweep import run
 from tests.conftest import draw_category  # also makes the toy method known
 
 
@@ -49,7 +49,7 @@ def plain_ray_tune(trials: int, storage: str) -> float:
     return (time.perf_counter() - begin) / trials
 
 
-def sweep(root: Path, categories: int, trials: int) -> SweepConfig:
+def sweep(root: Path, categories: int, trials: int) -> Sweep:
     """Returns a sweep of the toy method: one rung, no sleep, nothing to learn."""
     names = [f"category-{index:02}" for index in range(categories)]
     return parse_sweep(
@@ -66,11 +66,11 @@ def sweep(root: Path, categories: int, trials: int) -> SweepConfig:
     )
 
 
-def anomtune(config: SweepConfig) -> float:
+def anomtune(config: Sweep) -> float:
     """Returns the seconds per trial of a sweep, start and tables included."""
     with tempfile.TemporaryDirectory() as directory:
         begin = time.perf_counter()
-        outcome = run_sweep(config, directory)
+        outcome = run(config, directory)
         seconds = time.perf_counter() - begin
     done = sum(row["completed"] for row in outcome.leaderboard.to_pylist())
     return seconds / done

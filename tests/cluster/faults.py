@@ -41,18 +41,18 @@ _PATIENCE = 600.0
 
 def drive(sweep: dict[str, Any], directory: str, address: str) -> None:
     """Is the driver: runs the sweep and ends the process as the command does."""
-    from anomtune.errors import SweepError
+    from anomtune.errors import AnomtuneError
     from anomtune.search.config import parse_sweep
-    from anomtune.search.sweep import run_sweep
+    from anomtune.search.sweep import run
 
     os.setsid()
     sys.stderr = sys.stdout = open(f"{directory}.log", "a")  # noqa: SIM115
     try:
-        outcome = run_sweep(parse_sweep(sweep, "case"), directory, address=address)
-    except SweepError as error:
+        result = run(parse_sweep(sweep, "case"), directory, address=address)
+    except AnomtuneError as error:
         print(error, flush=True)
         os._exit(2)
-    os._exit(3 if outcome.interrupted else 0)
+    os._exit(0 if result.finished else 3)
 
 
 class Campaign:

@@ -16,12 +16,12 @@ from anomtune.search.decide.confirm import choose, to_confirm
 from anomtune.search.detector.saved import load_detector
 from anomtune.search.results.leaderboard import write_tables
 from anomtune.search.results.winners import kept_seed, model_folder
+from anomtune.search.store.directory import read_sweep
 from anomtune.search.store.records import (
     ConfirmRecord,
     RecordStore,
     StudyKey,
     TrialRecord,
-    open_sweep,
 )
 
 #: All that may lie at the top of a sweep directory.
@@ -57,7 +57,7 @@ def violations(directory: Path, before: dict[str, bytes]) -> Iterator[str]:
         directory: Local path.
         before: Records that had ended before, and their content then.
     """
-    config, store = open_sweep(directory)
+    config, store = read_sweep(directory)
     yield from _changed(directory, before)
     yield from _left_over(directory)
     trials, runs = store.read_all(), store.read_confirmed()
@@ -173,7 +173,7 @@ def _wrong_model(
 def _wrong_tables(directory: Path, store: RecordStore) -> Iterator[str]:
     files = [directory / f"{name}.parquet" for name in ("leaderboard", "trials")]
     before = [pq.read_table(path) for path in files]
-    write_tables(open_sweep(directory)[0], store)
+    write_tables(read_sweep(directory)[0], store)
     for path, table in zip(files, before, strict=True):
         if not pq.read_table(path).equals(table):
             yield f"{path.name}: compiled again it differs"

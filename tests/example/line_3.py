@@ -58,31 +58,40 @@ class Stripes(at.Dataset):
         return ("cloth",)
 
     def scan(self, category: str) -> tuple[tuple[at.Sample, ...], tuple[at.Problem, ...]]:
-        """Lists the images."""
-        train = [at.Sample(f"train/{i:02}", "train", "good") for i in range(8)]
-        good = [at.Sample(f"test/good/{i:02}", "test", "good") for i in range(8)]
-        bad = [at.Sample(f"test/blot/{i:02}", "test", "blot", f"mask/{i:02}") for i in range(8)]
-        return tuple(sorted(train + good + bad, key=lambda sample: sample.key)), ()
+        """Lists the images by key, and what is wrong with them: nothing."""
+        if category != "cloth":
+            raise at.DataError(f"stripes: no category {category!r}; there is cloth")
+        kinds = (("test", "blot"), ("test", "good"), ("train", "good"))
+        return tuple(
+            at.Sample(f"{part}/{kind}/{i}", part, kind, f"mask/{i}" if kind == "blot" else None)
+            for part, kind in kinds
+            for i in range(8)
+        ), ()
 
     def file_digest(self, category: str, key: str) -> str:
         """Returns the key: an image depends on nothing else."""
-        return key
+        return self._known(category, key)
 
     def read_image(self, category: str, key: str) -> np.ndarray:
         """Draws an image."""
-        random = np.random.default_rng(list(key.encode()))
+        random = np.random.default_rng(list(self._known(category, key).encode()))
         image = np.full((32, 32, 3), 90, np.uint8)
         image[:, ::4] = 130
         image += random.integers(0, 20, image.shape, dtype=np.uint8)
-        image[self.read_mask(category, key)] = 250
+        if "blot" in key:
+            image[self.read_mask(category, key.replace("test/blot", "mask"))] = 250
         return image
 
     def read_mask(self, category: str, key: str) -> np.ndarray:
         """Draws a mask."""
-        mask = np.zeros((32, 32), bool)
-        if "blot" in key or "mask" in key:
-            mask[8:16, 8:16] = True
-        return mask
+        self._known(category, key)
+        return np.pad(np.ones((8, 8), bool), ((8, 16), (8, 16)))
+
+    def _known(self, category: str, key: str) -> str:
+        samples, _ = self.scan(category)
+        if key not in {name for sample in samples for name in (sample.key, sample.mask)}:
+            raise at.DataError(f"stripes: no image {key!r} in {category!r}")
+        return key
 
 
 def main(images: str, out: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from anomtune.search.config import SweepConfig, parse_sweep
+from anomtune.search.config import Sweep, parse_sweep
 from anomtune.search.decide.pool import Pool
 from anomtune.search.decide.study import plan_search
 from anomtune.search.store.records import Cost, Facts, Rung, StudyKey, TrialRecord
@@ -31,7 +31,7 @@ def sweep_dict(root: object = "/nowhere", **changes) -> dict:
 
 
 @pytest.fixture
-def make_sweep() -> Callable[..., SweepConfig]:
+def make_sweep() -> Callable[..., Sweep]:
     return lambda root="/nowhere", **changes: parse_sweep(sweep_dict(root, **changes), "test")
 
 
@@ -58,14 +58,14 @@ class Simulation:
             found.setdefault(record.key, []).append(record)
         return found
 
-    def pool(self, config: SweepConfig) -> Pool:
+    def pool(self, config: Sweep) -> Pool:
         plans = {name: plan_search(name, method) for name, method in config.methods.items()}
         hashes = dict.fromkeys(self.categories, "split")
         return Pool(config, plans, hashes, self.records(), self.save)
 
     def run(
         self,
-        config: SweepConfig,
+        config: Sweep,
         workers: int = 1,
         events: float = math.inf,
         fail: Callable[[TrialRecord], bool] = lambda record: False,
@@ -104,7 +104,7 @@ class Simulation:
         }
 
     @staticmethod
-    def _rung(record: TrialRecord, step: int, config: SweepConfig) -> Rung:
+    def _rung(record: TrialRecord, step: int, config: Sweep) -> Rung:
         luck = random.Random(f"{record.path}{step}").random() * 0.05
         value = min(1.0, record.params["quality"] * step / config.rungs * 0.9 + luck)
         return Rung(step=step, auroc=value, auroc_low=0, auroc_high=1, loss=1 / step)

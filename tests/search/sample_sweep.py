@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from anomtune.search.config import SweepConfig, parse_sweep
+from anomtune.search.config import Sweep, parse_sweep
 from anomtune.search.decide.confirm import to_confirm
 from anomtune.search.decide.pool import Pool
 from anomtune.search.decide.study import SearchPlan, plan_search
@@ -61,7 +61,7 @@ def write_sample_sweep(
     killed_after: float = math.inf,
     fails: Callable[[TrialRecord], str | None] = lambda record: None,
     **changes: Any,
-) -> SweepConfig:
+) -> Sweep:
     """Writes the directory of a sweep.
 
     Args:
@@ -109,7 +109,7 @@ def write_sample_sweep(
 
 
 def _search(
-    config: SweepConfig,
+    config: Sweep,
     plans: Mapping[str, SearchPlan],
     store: RecordStore,
     labels: npt.NDArray[np.int8],

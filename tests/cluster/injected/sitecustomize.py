@@ -32,11 +32,11 @@ class _Spoil(importlib.abc.MetaPathFinder):
 
 
 def _patch(module):
-    replace, append = module._replace_local, module.Storage.append
+    replace, append = module.write_whole, module.Storage.append
 
-    def spoiled_replace(target, content, durable):
+    def spoiled_replace(target, content, *, durable=False):
         _interfere()
-        replace(target, content, durable)
+        replace(target, content, durable=durable)
 
     def spoiled_append(self, path, content):
         try:
@@ -45,7 +45,7 @@ def _patch(module):
             raise self._unusable("write", path, error) from error
         append(self, path, content)
 
-    module._replace_local = spoiled_replace
+    module.write_whole = spoiled_replace
     module.Storage.append = spoiled_append
 
 

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from anomtune.datasets.io.files import image_files
 from anomtune.errors import ImageError
 from anomtune.search.detector import predict as predict_module
-from anomtune.datasets.io.files import image_files
 from anomtune.search.detector.predict import load_model
 from tests.search.toy_models import save_toy
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -156,6 +157,38 @@ def test_the_decorator_leaves_the_function_as_it_is():
 def test_names_that_cannot_be(name, message):
     with pytest.raises(SweepError, match=message):
         register_metric(name, title="", meaning="")(lambda labels, scores: 1.0)
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Installs a package with one metric."""
+
+    def make(code: str) -> None:
+        (tmp_path / "lab_metrics.py").write_text(code)
+        info = tmp_path / "lab_metrics-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lab-metrics\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[anomtune.metrics]\ntop = lab_metrics:TOP\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "lab_metrics", raising=False)
+
+    return make
+
+
+def test_a_metric_of_an_installed_package(install):
+    install(
+        "from anomtune.search.metrics.metric import Metric\n"
+        "TOP = Metric('top', 'top', 'The highest score.', lambda labels, scores: scores.max())\n"
+    )
+    assert METRICS.get("lab_metrics:TOP") is METRICS.get("top")
+    figures, _ = evaluate(*metrics())
+    assert figures["top"] == SCORES.max()
+
+
+def test_a_metric_of_an_installed_package_that_cannot_be_used(install):
+    install("TOP = max\n")
+    with pytest.raises(SweepError, match=r"metric 'top' .*lab-metrics.* is not a .*uninstall"):
+        metrics()
 
 
 def test_two_of_one_name_are_refused():

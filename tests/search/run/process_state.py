@@ -19,7 +19,8 @@ import numpy as np
 import optuna
 import PIL.Image  # noqa: F401
 import plotly.graph_objects
-import plotly.subplots  # noqa: F401
+import plotly.subplots
+import plotly.tools  # noqa: F401
 import pyarrow.parquet  # noqa: F401
 import ray
 import ray.job_submission
