@@ -185,6 +185,5 @@ def _monitoring(report: Report) -> dict[str, Any]:
         "histograms": {
             name: value
             for name, value in report.items()
-            if isinstance(value, Histogram) and all(map(math.isfinite, value.edges))
         },
     }

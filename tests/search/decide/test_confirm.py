@@ -54,9 +54,6 @@ def held_out(auroc: float) -> DomainFigures:
 
 
 def confirm_run(number: int, seed: int, value: float, test: float | None = None) -> ConfirmRecord:
-    figures = (
-        None if test is None else DomainFigures(n_normal=3, n_anomalous=3, figures={"auroc": test})
-    )
     return ConfirmRecord(
         dataset="folder",
         category="a",
