@@ -123,7 +123,25 @@ class ResourcesConfig(_Section):
 
 
 class Sweep(_Section):
-    """A grid of studies: every method on every category."""
+    """A grid of studies: every method on every category.
+
+    Keys and defaults are those of a sweep file; ``dataset`` may be a dataset as well.
+
+    >>> import anomtune as at
+    >>> sweep = at.Sweep(
+    ...     name="line-3",
+    ...     dataset=at.Folder("/data/line-3"),
+    ...     methods={"patchcore": {}, "rd4ad": {"fixed": {"backbone": "resnet18"}}},
+    ...     sampler="optuna.samplers:QMCSampler",
+    ... )
+    >>> sweep.dataset.name, sweep.dataset.root, sweep.trials
+    ('folder', '/data/line-3', 50)
+    >>> at.Sweep(name="line-3", dataset=at.Synthetic(), methods={"padim": {}}, sampler="tpo")
+    Traceback (most recent call last):
+    pydantic_core._pydantic_core.ValidationError: 1 validation error for Sweep
+    sampler
+      Value error, no sampler of that name; there is cmaes, gp, random, tpe; did you mean 'tpe'? ...
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     dataset: DatasetConfig

@@ -59,6 +59,21 @@ def run(
     Ray is used as it is found: one that this process has started already is left running. Nothing
     else of the process is changed.
 
+    >>> import anomtune as at
+    >>> sweep = at.Sweep(
+    ...     name="try",
+    ...     dataset={"name": "synthetic", "categories": ["grain"]},
+    ...     methods={"padim": {"fixed": {"backbone": "mobilenet_v2", "weights": "random"}}},
+    ...     image_size=32,
+    ...     trials=2,
+    ...     confirm=0,
+    ... )
+    >>> result = at.run(sweep, "sweeps/try")
+    >>> result.finished
+    True
+    >>> result.leaderboard.select(["category", "method", "completed"]).to_pylist()
+    [{'category': 'grain', 'method': 'padim', 'completed': 2}]
+
     Args:
         sweep: What to search.
         directory: Local path or pyarrow filesystem URI of the sweep directory.

@@ -18,8 +18,10 @@ from scipy.special import erf, log_ndtr
 
 try:
     from optuna.samplers._tpe import _truncnorm
+
+    _NORMAL: dict[str, Any] = vars(_truncnorm)
 except ImportError:  # moved: TPE is slower, and as good
-    _truncnorm = None  # type: ignore[assignment]
+    _NORMAL = {}
 
 #: TPE calculates the logarithm of the normal distribution in Python, number by number: most of
 #: the time of its suggestions. SciPy has the same functions in C.
@@ -34,18 +36,13 @@ def fast_truncated_normal() -> Iterator[None]:
 
     A sampler has no argument for it.
     """
-    if _truncnorm is None:
-        yield
-        return
     with _fast:  # else the second of two threads would restore what the first has put there
-        before = {
-            name: vars(_truncnorm)[name] for name in FAST_FUNCTIONS if name in vars(_truncnorm)
-        }
-        vars(_truncnorm).update({name: FAST_FUNCTIONS[name] for name in before})
+        before = {name: _NORMAL[name] for name in FAST_FUNCTIONS if name in _NORMAL}
+        _NORMAL.update({name: FAST_FUNCTIONS[name] for name in before})
         try:
             yield
         finally:
-            vars(_truncnorm).update(before)
+            _NORMAL.update(before)
 
 
 @contextmanager

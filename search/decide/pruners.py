@@ -28,7 +28,7 @@ def make_pruner(config: Sweep) -> BasePruner:
         "n_warmup_steps": first,
         "n_startup_trials": startup_trials(config.trials),
     }
-    return make(PRUNERS, config.pruner, offered, BasePruner)
+    return make(PRUNERS, config.pruner, offered, BasePruner)  # type: ignore[type-abstract]
 
 
 def successive_halving(*, min_resource: int) -> BasePruner:

@@ -42,7 +42,7 @@ def make_sampler(
         "n_startup_trials": startup_trials(config.trials),
         "search_space": space,
     }
-    return make(SAMPLERS, config.sampler, offered, BaseSampler)
+    return make(SAMPLERS, config.sampler, offered, BaseSampler)  # type: ignore[type-abstract]
 
 
 def startup_trials(trials: int) -> int:

@@ -183,7 +183,6 @@ def _monitoring(report: Report) -> dict[str, Any]:
         "loss": figures.pop("loss", None),
         "figures": figures,
         "histograms": {
-            name: value
-            for name, value in report.items()
+            name: value for name, value in report.items() if isinstance(value, Histogram)
         },
     }

@@ -15,7 +15,8 @@ import yaml
 from PIL import Image
 
 from anomtune.search.config import read_yaml
-from anomtune.search.sweep import resolve, run_sweep
+from anomtune.search.preparation import resolve
+from anomtune.search.sweep import run as run_sweep
 from tests.conftest import draw_category
 from tests.search.conftest import parse_sweep, sweep_dict
 
@@ -80,7 +81,7 @@ def nested(keys: str, value: object) -> dict:
         ({"trials": "many"}, "trials: Input should be a valid integer"),
         ({"image_size": 100}, "image_size: Input should be a multiple of 32"),
         ({"name": "../up"}, "name: String should match"),
-        ({"pruner": "asha"}, "pruner: Input should be 'successive_halving'"),
+        ({"pruner": "asha"}, "pruner: no pruner of that name; there is hyperband, median,"),
         ({"dataset": {"name": "foldr"}}, "did you mean 'folder'?"),
         ({"dataset": {"name": "folder", "root": "/no/such"}}, "/no/such"),
         ({"confirm": {"top": -1}}, "confirm.top: Input should be greater than or equal to 0"),

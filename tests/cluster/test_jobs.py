@@ -14,9 +14,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from anomtune.cli.terminal import INTERRUPTED, UNUSABLE
 from anomtune.cluster import jobs
-from anomtune.errors import SweepError
+from anomtune.errors import INTERRUPTED, UNUSABLE, SweepError
 from anomtune.search.config import parse_sweep
 from tests.conftest import PROJECT
 from tests.search.conftest import sweep_dict

@@ -67,7 +67,9 @@ def main() -> None:
                 "changes": found,
                 "finished": result.finished,
                 "errors": [record.error for record in trials if record.error],
-                "figures": [record.curve[-1].figures.get("brightness") for record in trials],
+                "figures": [
+                    record.curve and record.curve[-1].figures.get("brightness") for record in trials
+                ],
                 "methods": [record.method for record in trials],
             }
         )

@@ -14,7 +14,9 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from anomtune.search.results.leaderboard import LEADERBOARD_SCHEMA, TRIALS_SCHEMA
+from anomtune.search.results.column import schema_of
+from anomtune.search.results.columns import leaderboard_columns
+from anomtune.search.results.trial_columns import TRIAL_COLUMNS
 from anomtune.search.store.directory import read_sweep
 from anomtune.search.store.records import RecordStore, StudyKey
 from anomtune.search.store.storage import Storage
@@ -67,9 +69,10 @@ def test_a_sweep_leaves_its_whole_directory(finished):
 
 def test_tables_have_the_schema_and_open_everywhere(finished):
     directory, _, outcome = finished
-    for name, schema in (("leaderboard", LEADERBOARD_SCHEMA), ("trials", TRIALS_SCHEMA)):
+    tables = {"leaderboard": leaderboard_columns(), "trials": TRIAL_COLUMNS}
+    for name, columns in tables.items():
         path = str(directory / f"{name}.parquet")
-        assert pq.read_schema(path).equals(schema)
+        assert pq.read_schema(path).equals(schema_of(columns))
         rows = pq.read_table(path).num_rows
         assert rows == {"leaderboard": 2, "trials": 12}[name]
         assert len(pd.read_parquet(path)) == len(pl.read_parquet(path)) == rows
@@ -232,7 +235,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
     real, writes = storage.write_whole, []
 
     def full_after_ten(target, content, *, durable=False):
-        if target.parent.name == "toy":
+        if Path(target).parent.name == "toy":
             writes.append(target)
         if len(writes) > 10:
             raise OSError(28, os.strerror(28))

@@ -308,7 +308,7 @@ def test_a_sweep_on_gpus_that_are_not_there(tmp_path, toy_data):
     environment = os.environ | {"FAKE_GPU_LOG": str(tmp_path / "log")}
     command = [sys.executable, str(script), str(tmp_path / "sweep.json"), str(tmp_path / "out")]
     # In a process of its own: the session's Ray has no GPUs.
-    subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parent.parent.parent)
+    subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[3])
 
     records = RecordStore(Storage(tmp_path / "out")).read_all()[StudyKey("plate", "toy")]
     assert len(records) == 12
