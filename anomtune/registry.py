@@ -207,8 +207,8 @@ def registrations() -> dict[str, dict[str, Any]]:
 def adopt(given: Mapping[str, Mapping[str, Any]]) -> None:
     """Makes known in this process what another has registered."""
     for registry in ALL:
-        for name, item in given.get(registry.kind, {}).items():
-            registry.register(name, item)
+        # Whatever is installed here: the name means what it meant there.
+        registry._registered.update(given.get(registry.kind, {}))
 
 
 register_method = METHODS.register

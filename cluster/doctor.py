@@ -5,52 +5,28 @@ A node answers for itself, in a task that Ray pins to it. The answers are compar
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import os
-import platform
 import secrets
-import shutil
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 
-from pyarrow import ArrowException, fs
-from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
-
-from anomtune.datasets.io.remote import is_uri, mask_uri
-from anomtune.datasets.io.store import cache_root
-from anomtune.errors import AnomtuneError, StorageError
+from anomtune.cluster.findings import Findings, look, look_at_versions
+from anomtune.errors import StorageError
 from anomtune.files import temporary_name
-from anomtune.registry import DATASETS
 from anomtune.search.config import Sweep
-from anomtune.search.decide.study import plan_search
-from anomtune.search.preparation import prepare_method
 from anomtune.search.run.probe import NoAnswer, Node, ask_nodes, live_nodes, probe_storage
-from anomtune.search.run.ray_internals import RAYLET_PID
 from anomtune.search.store.storage import Storage
 
 #: Seconds for a node's answer; weights that it has not got may be downloaded meanwhile.
 _PATIENCE = 300.0
-_GPU_PATIENCE = 120.0
 #: MVTec AD, 5,354 images of 256 x 256 pixels, takes 1.1 GB of cache.
 _LEAST_SPACE = 2e9
 #: S3 refuses requests that are 15 minutes off; people compare times of records much closer.
 _MOST_SKEW = 2.0
-_GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
-_GPU_CHOICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
-_COMPARED = ("ray", "torch", "torchvision", "anomtune")
 
 
 @dataclass(frozen=True)
@@ -71,34 +47,6 @@ class Check:
     good: bool
     found: str
     remedy: str = ""
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What a node says of itself.
-
-    Attributes:
-        versions: By package, and of Python.
-        gpus: Names of the GPUs that have computed.
-        gpu_problem: Why not all of them have.
-        weights_problem: What a method of the sweep misses; empty if nothing, ``None`` if there is
-            no sweep.
-        images: Number and digest of the files below the data root; ``None`` without one.
-        images_problem: Why they cannot be listed.
-        space: Free bytes where the cache is.
-        cache: Where that is.
-        auth: Ray's mode: ``token`` or ``disabled``.
-    """
-
-    versions: Mapping[str, str]
-    gpus: tuple[str, ...]
-    gpu_problem: str | None
-    weights_problem: str | None
-    images: tuple[int, str] | None
-    images_problem: str | None
-    space: int
-    cache: str
-    auth: str
 
 
 def examine(config: Sweep | None, directory: str | None, address: str | None) -> list[Check]:
@@ -140,137 +88,6 @@ def examine(config: Sweep | None, directory: str | None, address: str | None) ->
         if node in stored:
             checks.append(_check_storage(node, stored[node]))
     return checks
-
-
-def look(config: Sweep | None, node: Node) -> Findings:
-    """Looks around on the machine that it runs on."""
-    gpus, gpu_problem = look_at_gpus(node.gpus)
-    images, images_problem = look_at_images(config)
-    cache = cache_root()
-    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    return Findings(
-        versions=look_at_versions(),
-        gpus=gpus,
-        gpu_problem=gpu_problem,
-        weights_problem=look_for_weights(config),
-        images=images,
-        images_problem=images_problem,
-        space=shutil.disk_usage(existing).free,
-        cache=str(cache),
-        auth=os.environ.get("RAY_AUTH_MODE", "disabled").lower(),
-    )
-
-
-def look_at_versions() -> dict[str, str]:
-    """Returns the versions that must be the same on all nodes."""
-    return {"python": platform.python_version(), **{name: version(name) for name in _COMPARED}}
-
-
-def look_at_gpus(expected: float) -> tuple[tuple[str, ...], str | None]:
-    """Lets every GPU that a sweep would use on this machine multiply two matrices.
-
-    In a process of its own: Ray may hide the GPUs from a task that has asked for none, and a driver
-    that hangs can be ended.
-
-    Args:
-        expected: How many Ray counts here; 0 = all that can be seen.
-
-    Returns:
-        Their names, and what is wrong with them.
-    """
-    if not expected and not any(Path(device).exists() for device in _GPU_DEVICES):
-        return (), None
-    others = {name: value for name, value in os.environ.items() if name not in _GPU_CHOICES}
-    code = f"from {__name__} import compute; compute({math.ceil(expected)})"
-    try:
-        done = subprocess.run(  # noqa: S603
-            [sys.executable, "-c", code],
-            env={**others, **_chosen_gpus()},
-            capture_output=True,
-            text=True,
-            timeout=_GPU_PATIENCE,
-            check=True,
-        )
-    except subprocess.TimeoutExpired:
-        return (), f"no result within {_GPU_PATIENCE:g} s"
-    except subprocess.CalledProcessError as error:
-        return (), (error.stderr.strip().splitlines() or ["the process died"])[-1]
-    names = tuple(json.loads(done.stdout.splitlines()[-1]))
-    if len(names) < expected:
-        return names, f"torch sees {len(names)} of {expected:g}"
-    return names, None
-
-
-def _chosen_gpus() -> dict[str, str]:
-    """Returns the variables that say which of this machine's GPUs are ours.
-
-    On a shared machine the others are in use by somebody else. What counts in a Ray task is the
-    environment that the node was started in: Ray changes that of the task.
-    """
-    raylet = os.environ.get(RAYLET_PID)
-    if raylet is None:
-        chosen = dict(os.environ)
-    else:
-        try:
-            pairs = os.fsdecode(Path("/proc", raylet, "environ").read_bytes()).split("\0")
-            chosen = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-        except OSError:  # not Linux, or another user's; an empty variable may be Ray's doing
-            chosen = {name: value for name, value in os.environ.items() if value}
-    return {name: chosen[name] for name in _GPU_CHOICES if name in chosen}
-
-
-def compute(most: int) -> None:
-    """Multiplies two matrices on GPUs and prints the GPUs' names as JSON.
-
-    Args:
-        most: On how many, the first ones: those that Ray hands out; 0 = on all.
-    """
-    import torch  # noqa: PLC0415 - in a process of its own
-
-    names = []
-    for index in range(torch.cuda.device_count())[: most or None]:
-        left = torch.rand(256, 256)
-        right = left.to(f"cuda:{index}")
-        if not torch.allclose((right @ right).cpu(), left @ left, rtol=1e-2):
-            raise SystemExit(f"GPU {index} multiplies wrongly")
-        names.append(torch.cuda.get_device_name(index))
-    print(json.dumps(names))
-
-
-def look_for_weights(config: Sweep | None) -> str | None:
-    """Returns what the methods of a sweep miss on this machine (see `Findings`)."""
-    if config is None:
-        return None
-    try:
-        settings = DATASETS.get(config.dataset.name).settings
-        for name, method in config.methods.items():
-            prepare_method(plan_search(name, method, settings), config.dataset.root)
-    except AnomtuneError as error:
-        return str(error)
-    return ""
-
-
-def look_at_images(config: Sweep | None) -> tuple[tuple[int, str] | None, str | None]:
-    """Lists the data root of a sweep, without fetching anything.
-
-    Returns:
-        The number of its files and a digest of their names and sizes; and what is wrong.
-    """
-    root = None if config is None else config.dataset.root
-    if root is None:
-        return None, None
-    try:
-        if is_uri(root):
-            filesystem, base = fs.FileSystem.from_uri(root)
-        else:
-            filesystem, base = fs.LocalFileSystem(), str(Path(root).expanduser().absolute())
-        found = filesystem.get_file_info(fs.FileSelector(base, recursive=True))
-    except (ArrowException, OSError, ValueError) as error:
-        number = getattr(error, "errno", None)
-        reason = os.strerror(number) if number else "cannot be listed"
-        return None, f"{mask_uri(root) if is_uri(root) else root}: {reason}"
-    files = sorted(f"{info.path[len(base) :]} {info.size}" for info in found if info.is_file)
-    return (len(files), hashlib.sha256("\n".join(files).encode()).hexdigest()), None
 
 
 def judge(
@@ -404,27 +221,3 @@ def _no_new_folder(storage: Storage) -> Iterator[None]:
 
 def _counted(names: Sequence[str]) -> str:
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "none"
-
-
-def report(checks: Sequence[Check]) -> Group:
-    """Returns a table of nodes and subjects, and below it what is to be done."""
-    subjects = list(dict.fromkeys(check.subject for check in checks))
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column("node", no_wrap=True)
-    for subject in subjects:
-        table.add_column(subject, overflow="fold")
-    for node in dict.fromkeys(check.node for check in checks):
-        own = {check.subject: check for check in checks if check.node == node}
-        table.add_row(
-            escape(node), *(_cell(own[subject]) if subject in own else "" for subject in subjects)
-        )
-    bad = [check for check in checks if not check.good]
-    lines = [
-        Text(f"{c.node}: {c.subject}: {'; '.join(filter(None, (c.found, c.remedy)))}", style="red")
-        for c in bad
-    ]
-    return Group(table, *lines, *([] if bad else [Text("All is well.", style="bold green")]))
-
-
-def _cell(check: Check) -> str:
-    return escape(check.found) if check.good else "[bold red]FAIL[/]"

@@ -203,3 +203,9 @@ def test_another_process_can_adopt_what_was_registered() -> None:
     registry.adopt(given)
     registry.adopt(given)
     assert METHODS.get("mine") is Mine
+
+
+def test_what_is_adopted_goes_before_what_is_installed() -> None:
+    """A node may have a package that the driver has not."""
+    registry.adopt({"method": {"rd4ad": ReContrast}})
+    assert METHODS.get("rd4ad") is ReContrast

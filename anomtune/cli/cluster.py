@@ -168,10 +168,11 @@ def doctor(
 
     config = load_sweep(file, overrides or ()) if file else None
     if address is None or "://" not in address:
-        from anomtune.cluster.doctor import examine, report
+        from anomtune.cli.tables import checks_table
+        from anomtune.cluster.doctor import examine
 
         checks = examine(config, directory, address)
-        console().print(report(checks))
+        console().print(checks_table(checks))
         raise typer.Exit(0 if all(check.good for check in checks) else UNUSABLE)
     here = is_loopback(dashboard_url(address))
     if config is not None:

@@ -1,6 +1,9 @@
-"""The leaderboard and the status of a sweep as people read them in a terminal."""
+"""The leaderboard, the status of a sweep and doctor's checks as people read them in a terminal."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from rich.console import Group
@@ -11,6 +14,9 @@ from rich.text import Text
 from anomtune.search.results.columns import columns_named, is_of_plugin
 from anomtune.search.results.figures import figure
 from anomtune.search.results.status import SweepStatus, status_line
+
+if TYPE_CHECKING:
+    from anomtune.cluster.doctor import Check
 
 #: Columns of the leaderboard that a terminal has room for: the figures that a decision needs.
 _BEFORE = ("category", "rank", "method", "val_auroc", "val_auroc_low", "gain")
@@ -78,3 +84,27 @@ def status_table(status: SweepStatus) -> Group:
             *([f"{study.confirmed}/{study.confirm_target}"] if confirms else []),
         )
     return Group(table, Text(status_line(status), style="bold"))
+
+
+def checks_table(checks: Sequence[Check]) -> Group:
+    """Returns a table of nodes and subjects, and below it what is to be done."""
+    subjects = list(dict.fromkeys(check.subject for check in checks))
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("node", no_wrap=True)
+    for subject in subjects:
+        table.add_column(subject, overflow="fold")
+    for node in dict.fromkeys(check.node for check in checks):
+        own = {check.subject: check for check in checks if check.node == node}
+        table.add_row(
+            escape(node), *(_cell(own[subject]) if subject in own else "" for subject in subjects)
+        )
+    bad = [check for check in checks if not check.good]
+    lines = [
+        Text(f"{c.node}: {c.subject}: {'; '.join(filter(None, (c.found, c.remedy)))}", style="red")
+        for c in bad
+    ]
+    return Group(table, *lines, *([] if bad else [Text("All is well.", style="bold green")]))
+
+
+def _cell(check: Check) -> str:
+    return escape(check.found) if check.good else "[bold red]FAIL[/]"

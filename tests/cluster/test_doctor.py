@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from anomtune.cluster import doctor
-from anomtune.cluster.doctor import Findings, examine, judge
+from anomtune.cluster import doctor, findings
+from anomtune.cluster.doctor import examine, judge
+from anomtune.cluster.findings import Findings
 from anomtune.search.config import parse_sweep
 from anomtune.search.run import probe
 from anomtune.search.run.probe import Node
@@ -99,8 +100,8 @@ def test_a_clock_is_judged_by_what_cannot_be_delay(monkeypatch):
 )
 def test_gpus_compute_in_a_process_of_their_own(monkeypatch, tmp_path, output, expected):
     stand_in_for_python(monkeypatch, tmp_path, output)
-    monkeypatch.setattr(doctor, "_GPU_PATIENCE", 1.0 if "sleep" in output else 60.0)
-    assert doctor.look_at_gpus(2) == expected
+    monkeypatch.setattr(findings, "_GPU_PATIENCE", 1.0 if "sleep" in output else 60.0)
+    assert findings.look_at_gpus(2) == expected
 
 
 def stand_in_for_python(monkeypatch, folder, script):
@@ -108,7 +109,7 @@ def stand_in_for_python(monkeypatch, folder, script):
     stand_in = folder / "python"
     stand_in.write_text(f"#!{sys.executable}\n{script}\n")
     stand_in.chmod(0o755)
-    monkeypatch.setattr(doctor.sys, "executable", str(stand_in))
+    monkeypatch.setattr(findings.sys, "executable", str(stand_in))
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def start_raylet(monkeypatch):
 def gpus_that_are_tried(monkeypatch, folder, variable):
     told = f"[os.environ.get({variable!r}), sys.argv[2][-2]]"
     stand_in_for_python(monkeypatch, folder, f"import json, os, sys\nprint(json.dumps({told}))")
-    (tried, number), problem = doctor.look_at_gpus(2)
+    (tried, number), problem = findings.look_at_gpus(2)
     assert problem is None
     assert number == "2", "more than Ray hands out"
     return tried
@@ -190,14 +191,14 @@ def test_only_gpus_that_ray_hands_out_compute(monkeypatch, capsys, most, expecte
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
     monkeypatch.setattr(torch.Tensor, "to", to)
-    doctor.compute(most)
+    findings.compute(most)
     assert devices == [f"cuda:{index}" for index in range(expected)]
     assert json.loads(capsys.readouterr().out) == [f"GPU {index}" for index in range(expected)]
 
 
 def test_the_same_images_have_the_same_listing(toy_data, tmp_path):
     def listing(root):
-        return doctor.look_at_images(parse_sweep(sweep_dict(root), "test"))
+        return findings.look_at_images(parse_sweep(sweep_dict(root), "test"))
 
     here, problem = listing(toy_data)
     assert problem is None
@@ -307,7 +308,7 @@ def test_what_is_missing_here_ends_with_1_and_a_remedy(run, tmp_path):
 
 def test_a_full_disk_is_told(monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage(10, 10, 0))
+    monkeypatch.setattr(findings.shutil, "disk_usage", lambda _: usage(10, 10, 0))
     assert list(bad(examine(None, None, None))) == ["disk"]
 
 

@@ -12,13 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from anomtune.datasets.splits.validation import Validation
-from anomtune.search.config import ConfirmConfig, dump_yaml, parse_sweep
+from anomtune.search.config import ConfirmConfig, parse_sweep
 from anomtune.search.decide.confirm import choose, summarise, to_confirm
 from anomtune.search.decide.work import Confirmation, Work
-from anomtune.search.detector.saved import CONFIG, WEIGHTS, Measured, SavedConfig
 from anomtune.search.results.leaderboard import compile_leaderboard
-from anomtune.search.results.winners import kept_seed, model_folder, publish_winner
 from anomtune.search.store.held_out import DomainFigures
 from anomtune.search.store.records import (
     ConfirmRecord,
@@ -26,7 +23,6 @@ from anomtune.search.store.records import (
     Cost,
     RecordStore,
     Rung,
-    StudyKey,
     TrialRecord,
 )
 from anomtune.search.store.storage import Storage
@@ -285,84 +281,6 @@ def test_a_failing_confirm_run_is_a_record(tmp_path, toy_data, monkeypatch) -> N
     (row,) = board.to_pylist()
     assert row["val_auroc"] is not None
     assert row["test_auroc_mean"] is None
-
-
-def saved_config(run: ConfirmRecord) -> SavedConfig:
-    return SavedConfig(
-        method=run.method,
-        hyperparameters=run.params,
-        image_size=32,
-        seed=run.seed,
-        dataset=run.dataset,
-        category=run.category,
-        score_rule="max",
-        threshold=0.5,
-        map_low=0.0,
-        map_high=1.0,
-        validation=Validation(),
-        split_hash=run.split_hash,
-        measured=Measured(
-            n_normal=3,
-            n_anomalous=3,
-            auroc=0.9,
-            interval=(0.5, 1.0),
-            f1=0.8,
-            accuracy=0.8,
-        ),
-        code_version="1",
-        versions={},
-    )
-
-
-class TestWinners:
-    """Whose detector ends in ``models/``."""
-
-    CONFIG = ConfirmConfig(top=2, seeds=(1, 2))
-    RECORDS = (trial(0, 0.5), trial(1, 0.9), trial(2, 0.8))
-
-    def runs(self, **values: float) -> list[ConfirmRecord]:
-        return [
-            confirm_run(int(name[1:]), seed, value)
-            for name, value in values.items()
-            for seed in (1, 2)
-        ]
-
-    def leave_detectors(self, storage: Storage, runs: list[ConfirmRecord]) -> None:
-        for run in runs:
-            if run.seed == kept_seed(self.CONFIG):
-                storage.write(f"{run.path}/{WEIGHTS}", str(run.number).encode())
-                content = dump_yaml(saved_config(run).model_dump(mode="json")).encode()
-                storage.write(f"{run.path}/{CONFIG}", content)
-
-    def publish(self, storage: Storage, runs: list[ConfirmRecord]) -> bytes | None:
-        key = StudyKey("a", "toy")
-        publish_winner(storage, key, self.RECORDS, runs, self.CONFIG)
-        assert storage.list("confirm", "") == [], "weights are what fills a disk"
-        return storage.read(f"{model_folder(key)}/weights.safetensors")
-
-    def test_the_winner_is_kept_and_the_others_go(self, tmp_path) -> None:
-        storage = Storage(tmp_path)
-        runs = self.runs(_0=0.5, _1=0.7, _2=0.9)
-        self.leave_detectors(storage, runs)
-        assert self.publish(storage, runs) == b"2"
-        assert self.publish(storage, runs) == b"2", "again changes nothing"
-
-    def test_a_new_winner_takes_the_place(self, tmp_path) -> None:
-        storage = Storage(tmp_path)
-        first = self.runs(_0=0.5, _1=0.7)
-        self.leave_detectors(storage, first)
-        assert self.publish(storage, first) == b"1"
-        second = self.runs(_2=0.9)
-        self.leave_detectors(storage, second)
-        assert self.publish(storage, [*first, *second]) == b"2"
-
-    def test_no_detector_is_better_than_anothers(self, tmp_path) -> None:
-        storage = Storage(tmp_path)
-        runs = self.runs(_0=0.5, _1=0.7, _2=0.6)
-        self.leave_detectors(storage, runs)
-        assert self.publish(storage, runs) == b"1"
-        changed = self.runs(_0=0.5, _1=0.7, _2=0.9)
-        assert self.publish(storage, changed) is None
 
 
 def test_a_study_is_told_of_when_its_last_run_has_ended(simulation) -> None:
