@@ -33,7 +33,7 @@ format: $(VENV)/.dev
 
 # What is generated from the code.
 docs: $(VENV)/.dev
-	$(BIN)/python -m anomtune.search.results.documentation
+	$(BIN)/python -m anomtune.search.results.documentation > docs/leaderboard.md
 
 benchmark: $(VENV)/.dev
 	@for script in tests/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

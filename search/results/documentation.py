@@ -55,3 +55,7 @@ def _type_name(kind: pa.DataType) -> str:
     if pa.types.is_list(kind):
         return f"list of {kind.value_type}"
     return str(kind)
+
+
+if __name__ == "__main__":
+    print(leaderboard_page(), end="")
