@@ -49,7 +49,7 @@ class TrainingDivergedError(AnomtuneError, ArithmeticError):
 
 
 class SweepError(AnomtuneError, ValueError):
-    """A sweep cannot start or go on as asked."""
+    """A sweep, or the config of one training, cannot be used as asked."""
 
 
 class StorageError(AnomtuneError):
@@ -59,9 +59,14 @@ class StorageError(AnomtuneError):
 def suggest(wrong: str, known: Iterable[str]) -> str:
     """Returns a clause that names what exists and what was probably meant."""
     names = list(known)
-    nearest = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
-    meant = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return f"; there is {', '.join(names) or 'none'}{meant}"
+    meant = nearest(wrong, names)
+    clause = f"; did you mean {meant!r}?" if meant else ""
+    return f"; there is {', '.join(names) or 'none'}{clause}"
+
+
+def nearest(wrong: str, known: Iterable[str]) -> str | None:
+    """Returns what was probably meant, if anything comes near."""
+    return next(iter(difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.5)), None)
 
 
 def one_line(text: str) -> str:

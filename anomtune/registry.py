@@ -19,6 +19,7 @@ Names are known without importing what they name.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, overload
 
 from anomtune.errors import AnomtuneError, DataError, MethodError, SweepError, one_line, suggest
+
+#: A name is a folder of a sweep directory, too.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -39,13 +43,14 @@ class Registry(Generic[T]):
     Attributes:
         kind: What they are, in messages (``method``).
         error: What is raised where a name cannot be used.
-        base: Import path of the class that they derive from or are instances of; "" for anything
-            that can be called.
+        base: Import path of the class that they derive from; "" for anything that can be called.
+        instances: Whether they are instances of ``base`` and not classes.
     """
 
     kind: str
     error: type[AnomtuneError]
     base: str
+    instances: bool = False
     _registered: dict[str, T] = field(default_factory=dict)
 
     @property
@@ -70,8 +75,11 @@ class Registry(Generic[T]):
         """
         if item is None:
             return lambda decorated: self.register(name, decorated)
-        if not name or ":" in name or "/" in name:
-            raise self.error(f"{self.kind} {name!r}: choose a name without : and /")
+        if not _NAME.fullmatch(name):
+            raise self.error(
+                f"{self.kind} {name!r}: choose a name of letters, digits, '.', '_' and '-' that "
+                "begins with a letter or a digit"
+            )
         if name in self._entries():
             raise self.error(
                 f"{self.kind} {name!r} is the name of an installed one; choose another"
@@ -156,8 +164,12 @@ class Registry(Generic[T]):
         if not self.base:
             return None if callable(item) else "it cannot be called"
         base = _import(self.base)
-        fits = issubclass(item, base) if isinstance(item, type) else isinstance(item, base)
-        return None if fits else f"it is not a {self.base.replace(':', '.')}"
+        if self.instances:
+            fits = isinstance(item, base)
+        else:
+            fits = isinstance(item, type) and issubclass(item, base)
+        what = "" if self.instances else "subclass of "
+        return None if fits else f"it is no {what}{self.base.replace(':', '.')}"
 
     def _unusable(self, entry: EntryPoint, reason: str, remedy: str) -> AnomtuneError:
         package = f" of the package {entry.dist.name}" if entry.dist else ""
@@ -194,7 +206,9 @@ METHODS: Registry[Any] = Registry("method", MethodError, "anomtune.models.base:D
 DATASETS: Registry[Any] = Registry("dataset", DataError, "anomtune.datasets.base:Dataset")
 SAMPLERS: Registry[Callable[..., Any]] = Registry("sampler", SweepError, "")
 PRUNERS: Registry[Callable[..., Any]] = Registry("pruner", SweepError, "")
-METRICS: Registry[Any] = Registry("metric", SweepError, "anomtune.search.metrics.metric:Metric")
+METRICS: Registry[Any] = Registry(
+    "metric", SweepError, "anomtune.search.metrics.metric:Metric", instances=True
+)
 
 ALL: tuple[Registry[Any], ...] = (METHODS, DATASETS, SAMPLERS, PRUNERS, METRICS)
 

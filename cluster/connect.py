@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import requests
 
 from anomtune.errors import SweepError
+from anomtune.search.run.process import muted
 from anomtune.search.run.ray_internals import CLIENT_ADDRESSES, CLIENT_LOGGERS
 
 if TYPE_CHECKING:
@@ -143,10 +144,8 @@ def connect(address: str, *, allow_unauthenticated: bool = False) -> JobSubmissi
     from ray.exceptions import AuthenticationError  # noqa: PLC0415 - slow, and not for refusals
     from ray.job_submission import JobSubmissionClient  # noqa: PLC0415
 
-    for name in CLIENT_LOGGERS:
-        logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        with _without(CLIENT_ADDRESSES):
+        with _without(CLIENT_ADDRESSES), muted(logging.WARNING, *CLIENT_LOGGERS):
             return JobSubmissionClient(url, headers=headers)
     except AuthenticationError:
         raise SweepError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import secrets
 import shlex
 import shutil
@@ -25,7 +26,8 @@ from aiohttp import ClientError
 from anomtune.datasets.io.remote import has_secrets, is_uri
 from anomtune.errors import INTERRUPTED, UNUSABLE, SweepError
 from anomtune.search.config import Sweep
-from anomtune.search.run.ray_internals import JOB_STOP_WAIT
+from anomtune.search.run.process import muted
+from anomtune.search.run.ray_internals import CLIENT_LOGGERS, JOB_STOP_WAIT
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -337,9 +339,10 @@ def _time(milliseconds: int | None) -> datetime | None:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turns what goes wrong between here and the cluster into one line."""
+    """Turns what goes wrong between here and the cluster into one line, and mutes Ray's client."""
     try:
-        yield
+        with muted(logging.WARNING, *CLIENT_LOGGERS):
+            yield
     except (RuntimeError, OSError, ClientError) as error:  # requests' errors are OSErrors
         # Ray sends the traceback of the head; its last line says what it is about.
         lines = str(error).strip().splitlines() or [type(error).__name__]

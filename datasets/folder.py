@@ -15,7 +15,6 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 
 from anomtune.datasets.base import GOOD, Problem, Sample
@@ -32,7 +31,7 @@ from anomtune.datasets.io.files import (
     some,
     whereabouts,
 )
-from anomtune.errors import DataError
+from anomtune.errors import DataError, suggest
 
 _PARTS = ("train", "test", "ground_truth")
 _MASK_SUFFIX = "_mask"
@@ -172,12 +171,8 @@ class Folder(FileDataset):
             return self._root
         if plain and not single and self._is_category(self._root / category):
             return self._root / category
-        names = self.categories()
-        near = get_close_matches(category, names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(
-            f"{self._root}: no category {category!r}; {hint}it has {', '.join(map(repr, names))}"
-        )
+        known = suggest(category, self.categories())
+        raise DataError(f"{self._root}: no category {category!r}{known}")
 
     def _files(self, category: str) -> Iterator[Path]:
         """Yields every image and mask that a scan of the category would list."""

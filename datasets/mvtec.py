@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar
 
 from anomtune.datasets.base import GOOD, Problem, Published
 from anomtune.datasets.folder import Folder, Layout
 from anomtune.datasets.io.files import is_folder
+from anomtune.errors import nearest
 
 
 class PublishedFolder(Folder):
@@ -50,8 +50,8 @@ class PublishedFolder(Folder):
         return folder.name in self.counts and is_folder(folder)
 
     def _why_no_category(self, folder: Path) -> str:
-        near = get_close_matches(folder.name.casefold(), self.counts, n=1)
-        hint = f"; rename to {near[0]}" if near and near[0] not in self.categories() else ""
+        near = nearest(folder.name.casefold(), self.counts)
+        hint = f"; rename to {near}" if near and near not in self.categories() else ""
         return f"it is not a category of {self.title}{hint}"
 
     def _expected(self) -> str:

@@ -6,7 +6,6 @@ import csv
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal
 
@@ -26,7 +25,7 @@ from anomtune.datasets.io.files import (
     some,
 )
 from anomtune.datasets.mvtec import PublishedFolder, missing_categories
-from anomtune.errors import DataError
+from anomtune.errors import DataError, suggest
 
 _CSV = PurePosixPath("split_csv/1cls.csv")
 _COLUMNS = ("object", "split", "label", "image", "mask")
@@ -144,12 +143,8 @@ class VisA(FileDataset):
             return self._tree()._place(category)
         if category in _COUNTS and is_folder(self._root / category):
             return self._root / category
-        names = self.categories()
-        near = get_close_matches(category, names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(
-            f"{self._root}: no category {category!r}; {hint}it has {', '.join(map(repr, names))}"
-        )
+        known = suggest(category, self.categories())
+        raise DataError(f"{self._root}: no category {category!r}{known}")
 
     def _files(self, category: str) -> Iterator[Path]:
         if not self._is_listed():

@@ -9,7 +9,6 @@ the map. Training and map follow the official code; the paper's text adds the de
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from anomtune.models.hyperparameters import Choice, FloatRange, Hyperparameters, IntRange
 from anomtune.models.images.pixels import symmetric_range
@@ -29,6 +28,9 @@ from anomtune.models.training.gradient_detector import GradientDetector
 _SMALLEST_TIME = 1e-5
 
 _Score = Callable[[Tensor, Tensor], Tensor]
+
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class SPRHyperparameters(Hyperparameters):
@@ -178,21 +180,6 @@ def warmed_up_decay(decay: float, updates: int) -> float:
     return min(decay, (1 + updates) / (10 + updates))
 
 
-def follow_weights(
-    decay: float, averages: list[Tensor], weights: list[Tensor], updates: Tensor | int
-) -> None:
-    """Moves averages towards the weights, as `torch.optim.swa_utils.AveragedModel` asks for it.
-
-    Args:
-        decay: Decay per step, after the warm-up.
-        averages: What is moved.
-        weights: Where to.
-        updates: Number of this update, from 1.
-    """
-    rate = 1 - warmed_up_decay(decay, int(updates))
-    torch._foreach_lerp_(averages, weights, rate)
-
-
 class SPR(GradientDetector[SPRHyperparameters]):
     """The detector of one category; see `Detector` for the arguments.
 
@@ -205,8 +192,7 @@ class SPR(GradientDetector[SPRHyperparameters]):
 
     def __init__(self, hyperparameters: SPRHyperparameters, **where: Any) -> None:
         super().__init__(hyperparameters, **where)
-        follow = partial(follow_weights, hyperparameters.ema_decay)
-        self.average = AveragedModel(self.network, multi_avg_fn=follow)
+        self.average = AveragedModel(self.network, multi_avg_fn=self._follow_weights)
         self.average.update_parameters(self.network)  # The first update only copies.
         self.average.eval().requires_grad_(False)
         # Seeded at each step by the detector's generator.
@@ -214,6 +200,11 @@ class SPR(GradientDetector[SPRHyperparameters]):
         self._test_noise = _test_noise(hyperparameters.draws, self.input_size).to(
             self.device, memory_format=torch.channels_last
         )
+
+    def _follow_weights(self, averages: Tensors, weights: Tensors, updates: Tensor | int) -> None:
+        # Counted here: to read torch's own count, the CPU would wait for the GPU.
+        decay = warmed_up_decay(self.hyperparameters.ema_decay, self.iteration + 1)
+        get_ema_multi_avg_fn(decay)(averages, weights, updates)  # type: ignore[no-untyped-call]
 
     def build(self) -> ScoreNetwork:
         """Returns the network; see `Detector.build`."""

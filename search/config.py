@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -17,7 +18,6 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -28,7 +28,7 @@ from anomtune.datasets.opening import open_dataset
 from anomtune.datasets.splits.shift import CorruptedDataset, Shift
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import SweepError, suggest
-from anomtune.registry import DATASETS, PRUNERS, SAMPLERS
+from anomtune.registry import DATASETS
 
 
 class _Section(BaseModel):
@@ -136,11 +136,11 @@ class Sweep(_Section):
     ... )
     >>> sweep.dataset.name, sweep.dataset.root, sweep.trials
     ('folder', '/data/line-3', 50)
-    >>> at.Sweep(name="line-3", dataset=at.Synthetic(), methods={"padim": {}}, sampler="tpo")
+    >>> at.Sweep(name="line-3", dataset=at.Synthetic(), methods={"padim": {}}, trails=5)
     Traceback (most recent call last):
     pydantic_core._pydantic_core.ValidationError: 1 validation error for Sweep
-    sampler
-      Value error, no sampler of that name; there is cmaes, gp, random, tpe; did you mean 'tpe'? ...
+    trails
+      Extra inputs are not permitted ...
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -156,14 +156,6 @@ class Sweep(_Section):
     resources: ResourcesConfig = ResourcesConfig()
     concurrency: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     seed: Seed = 0
-
-    @field_validator("sampler", "pruner")
-    @classmethod
-    def _is_known(cls, name: str, info: ValidationInfo) -> str:
-        registry = SAMPLERS if info.field_name == "sampler" else PRUNERS
-        if ":" not in name and name not in registry.names():
-            raise ValueError(f"no {registry.kind} of that name{suggest(name, registry.names())}")
-        return name
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -229,7 +221,7 @@ def read_yaml(text: str, origin: str) -> Any:
         raise SweepError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def load_sweep(path: Path | None, overrides: Sequence[str] = ()) -> Sweep:
+def load_sweep(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> Sweep:
     """Reads a sweep file and applies ``a.b=c`` overrides to it.
 
     Args:
@@ -245,7 +237,7 @@ def load_sweep(path: Path | None, overrides: Sequence[str] = ()) -> Sweep:
     else:
         origin = str(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not a text file"
             raise SweepError(f"{origin}: cannot read the sweep file: {reason}") from None

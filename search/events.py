@@ -94,12 +94,12 @@ class SearchEnded:
     Attributes:
         category: Its category.
         method: Its method.
-        confirm_runs: How many confirm runs it is to have, those of earlier starts included.
+        owed: How many confirm runs it is still to have.
     """
 
     category: str
     method: str
-    confirm_runs: int
+    owed: int
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,7 @@ class ConfirmEnded:
 
 @dataclass(frozen=True)
 class SweepEnded:
-    """No run is under way any more.
-
-    Attributes:
-        owed: How many trials and confirm runs are left for the next start.
-    """
-
-    owed: int
+    """No run is under way any more: all are done, or the sweep was interrupted."""
 
 
 Event = (

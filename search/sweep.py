@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from anomtune.datasets.splits.split import SearchSplit
 from anomtune.search.config import Sweep
 from anomtune.search.decide.pool import Pool
-from anomtune.search.decide.progress import StudyProgress, confirm_runs, study_progress
+from anomtune.search.decide.progress import StudyProgress, owed_confirm_runs, study_progress
 from anomtune.search.decide.work import Confirmation, Work
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.events import (
@@ -113,9 +113,11 @@ def run(
             if isinstance(record, TrialRecord) and record.state != "RUNNING":
                 study = pool.studies[record.key]
                 if study.finished.total() == pool.target(study):
-                    runs = sum(1 for _ in confirm_runs(config, study.records.values()))
-                    on_event(SearchEnded(*record.key, runs))
+                    runs = confirmed.get(record.key, ())
+                    owed = owed_confirm_runs(config, study.records.values(), runs)
+                    on_event(SearchEnded(*record.key, sum(1 for _ in owed)))
 
+        confirmed = store.read_confirmed()
         hashes = {category: split.split_hash for category, split in splits.items()}
         pool = Pool(config, plans, hashes, store.read_all(), save)
         delete_other_checkpoints(storage, {record.path for record in pool.unfinished})
@@ -124,7 +126,6 @@ def run(
             records = list(pool.studies[key].records.values())
             publish_winner(storage, key, records, store.read_runs(key), config.confirm)
 
-        confirmed = store.read_confirmed()
         work = Work(pool, Confirmation(config, pool, confirmed, save, publish))
         if work.remaining == 0:
             _write_preamble(config, store, splits)
@@ -138,7 +139,7 @@ def run(
                 try:
                     run_work(config, work, _spec_maker(config, storage), capacity)
                 finally:
-                    on_event(SweepEnded(work.remaining))
+                    on_event(SweepEnded())
             delete_other_checkpoints(storage, {record.path for record in pool.unfinished})
         write_tables(config, store)
         return SweepResult(directory)

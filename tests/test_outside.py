@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 import anomtune as at
 from anomtune.registry import ALL
+from anomtune.search.store.directory import write_config
+from anomtune.search.store.storage import Storage
 
 
 @pytest.fixture(autouse=True)
@@ -120,10 +122,33 @@ def test_all_of_it_in_one_sweep(tmp_path, run) -> None:
 
 
 @pytest.mark.parametrize(("key", "word"), [("sampler", "evn"), ("pruner", "below_hlf")])
-def test_a_name_that_nobody_has_registered(key: str, word: str) -> None:
+def test_a_name_that_nobody_has_registered(key: str, word: str, tmp_path) -> None:
     add_a_sampler()
     add_a_pruner()
-    with pytest.raises(
-        ValueError, match=f"no {key} of that name.*did you mean '(even|below_half)'"
-    ):
-        at.Sweep(name="x", dataset={"name": "synthetic"}, methods={"padim": {}}, **{key: word})
+    methods = {"padim": {"fixed": {"weights": "random"}}}
+    sweep = at.Sweep(name="x", dataset={"name": "synthetic"}, methods=methods, **{key: word})
+    told = f"^{key}: no {key} '{word}'; .*did you mean '(even|below_half)'"
+    with pytest.raises(at.SweepError, match=told):
+        at.run(sweep, tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_sweep_of_what_is_not_known_here_can_be_read(tmp_path) -> None:
+    """The script that registered it may be elsewhere: its results are not."""
+    add_a_method()
+    add_a_sampler()
+    add_a_pruner()
+    names = {"sampler": "even", "pruner": "below_half"}
+    sweep = at.Sweep(
+        name="x",
+        dataset={"name": "dots", "categories": ["dot"]},
+        methods={"level": {}},
+        **names,
+    )
+    write_config(Storage(tmp_path), sweep)
+    for registry in ALL:
+        registry._registered.clear()
+    result = at.open_sweep(tmp_path)
+    assert result.config == sweep
+    assert result.leaderboard.num_rows == 1
+    assert not result.finished

@@ -17,7 +17,8 @@ from anomtune.datasets.synthetic import Synthetic
 from anomtune.errors import AnomtuneError, DataError, MethodError, SweepError
 from anomtune.models.rd4ad import RD4AD
 from anomtune.models.recontrast import ReContrast
-from anomtune.registry import ALL, DATASETS, METHODS, PRUNERS, SAMPLERS, Registry
+from anomtune.registry import ALL, DATASETS, METHODS, METRICS, PRUNERS, SAMPLERS, Registry
+from anomtune.search.metrics.metric import Metric
 
 Install = Callable[..., None]
 
@@ -81,8 +82,8 @@ def test_an_unknown_dataset_gets_the_nearest() -> None:
 BROKEN = [
     ("no_such_module_at_all:X", "no_such_module_at_all.* cannot be used: ModuleNotFound"),
     ("json:no_such_name", "cannot be used: AttributeError"),
-    ("json:dumps", "it is not a anomtune.models.base.Detector; repair or uninstall"),
-    ("pathlib:Path", "it is not a anomtune.models.base.Detector; repair or uninstall"),
+    ("json:dumps", "it is no subclass of anomtune.models.base.Detector; repair or uninstall"),
+    ("pathlib:Path", "it is no subclass of anomtune.models.base.Detector; repair or uninstall"),
 ]
 
 
@@ -176,11 +177,15 @@ def test_a_decorator_makes_a_class_known() -> None:
 def test_what_cannot_be_registered() -> None:
     with pytest.raises(MethodError, match="'rd4ad' is the name of an installed one"):
         METHODS.register("rd4ad", ReContrast)
-    with pytest.raises(MethodError, match=r"it is not a anomtune\.models\.base\.Detector"):
+    with pytest.raises(MethodError, match=r"it is no subclass of anomtune\.models\.base\.Detector"):
         METHODS.register("mine", Folder)
+    with pytest.raises(MethodError, match=r"it is no subclass of anomtune\.models\.base\.Detector"):
+        METHODS.register("mine", object.__new__(RD4AD))
+    with pytest.raises(SweepError, match=r"it is no anomtune\.search\.metrics\.metric\.Metric"):
+        METRICS.register("mine", Metric)
     with pytest.raises(SweepError, match="it cannot be called"):
         SAMPLERS.register("mine", 3)
-    for name in ("", "a:b", "a/b"):
+    for name in ("", "a:b", "a/b", "..", ".a", "a\n"):
         with pytest.raises(MethodError, match="choose a name"):
             METHODS.register(name, RD4AD)
 

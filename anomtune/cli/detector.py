@@ -75,7 +75,7 @@ def predict(
         if not os.path.lexists(path):
             refuse(f"{path}: no such file or folder")
     from anomtune.datasets.io.files import image_files
-    from anomtune.errors import DataError, ImageError
+    from anomtune.errors import ImageError, StorageError
     from anomtune.search.detector.predict import load_model
     from anomtune.search.detector.predictions import Results
 
@@ -89,7 +89,7 @@ def predict(
                 results.add(prediction)
             results.finish(unreadable)
     except OSError as error:
-        raise DataError(
+        raise StorageError(
             f"--out {out}: cannot be written ({error.strerror}); free some space or choose another"
         ) from None
     log = console(stderr=True)

@@ -122,8 +122,8 @@ class _Shown:
                 if auroc is not None:
                     study = replace(study, best=max(auroc, study.best or 0.0))
                     study = replace(study, default=auroc) if number == 0 else study
-            case SearchEnded(confirm_runs=number):
-                study = replace(study, confirm_target=number)
+            case SearchEnded(owed=number):
+                study = replace(study, confirm_target=study.confirmed + number)
             case ConfirmStarted():
                 study = replace(study, confirming=study.confirming + 1)
             case ConfirmEnded():

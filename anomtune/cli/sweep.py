@@ -64,7 +64,8 @@ def _show(result: SweepResult, where: str) -> None:
     if not result.finished:
         log.print(_GOES_ON, style="bold")
         raise typer.Exit(INTERRUPTED)
-    unusable = [f"{study.category}/{study.method}" for study in result if study.best is None]
+    rows = board.to_pylist()
+    unusable = [f"{row['category']}/{row['method']}" for row in rows if row["params"] is None]
     for study in unusable:
         log.print(
             f"{study}: no trial completed; the records in {where}/trials/{study} say why",
@@ -78,7 +79,7 @@ def _show(result: SweepResult, where: str) -> None:
         (f"anomtune leaderboard {place} --format csv", "every column"),
         (f"anomtune tensorboard {place}", "curves and hyperparameters"),
     ]
-    usable = [row for row in board.to_pylist() if row["params"] is not None]
+    usable = [row for row in rows if row["params"] is not None]
     if usable:
         chosen = f"anomtune best {place} --category {shlex.quote(usable[0]['category'])}"
         commands.insert(0, (chosen, "the chosen config as YAML"))

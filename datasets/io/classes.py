@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +18,7 @@ from anomtune.datasets.io.files import (
     whereabouts,
 )
 from anomtune.datasets.io.files import Listing as FileListing
-from anomtune.errors import DataError
+from anomtune.errors import DataError, suggest
 
 
 class ClassDataset(FileDataset):
@@ -115,13 +114,8 @@ class ClassDataset(FileDataset):
         """Returns the folder that holds all files of a category."""
         home = self._find()
         if category not in self._names():
-            names = self.categories()
-            near = get_close_matches(category, names, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise DataError(
-                f"{self._root}: no category {category!r}; {hint}it has "
-                f"{', '.join(map(repr, names))}"
-            )
+            known = suggest(category, self.categories())
+            raise DataError(f"{self._root}: no category {category!r}{known}")
         return Path(os.path.commonpath([home, *self._beside()]))
 
 

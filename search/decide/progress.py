@@ -49,7 +49,8 @@ class StudyProgress:
     @property
     def owed(self) -> int:
         """Number of trials and confirm runs that have not ended."""
-        return self.target - self.ended + self.confirm_target - self.confirmed
+        # Confirm runs of earlier starts may be more than are wanted now: they make up for nothing.
+        return self.target - self.ended + max(0, self.confirm_target - self.confirmed)
 
 
 def study_progress(

@@ -94,6 +94,7 @@ class Confirmation:
         if result is not None:
             record.val_auroc, record.facts = result.val_auroc, result.facts
             record.test, record.shifted = result.test, result.shifted
+            record.examples = result.examples
         record.state = "FAIL" if result is None else "COMPLETE"
         self._save(record)
         del self._running[record.path]

@@ -2,9 +2,9 @@
 
 In Python::
 
-    from anomtune.search.detector.predict import load_model
+    import anomtune as at
 
-    model = load_model("models/bottle")
+    model = at.load_model("models/bottle")
     for p in model.predict(["new_images"]):
         print(p.path, p.score, p.anomalous)
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from anomtune.datasets.io.imagefile import resize_image
-from anomtune.errors import DataError, ImageError
+from anomtune.errors import ImageError, StorageError
 from anomtune.search.detector.heatmaps import overlay, png_bytes
 from anomtune.search.detector.predict import Prediction
 from anomtune.search.detector.saved import SavedConfig
@@ -36,7 +36,7 @@ class Results:
         maps: Whether heat maps are drawn.
 
     Raises:
-        DataError: If the folder holds something else, or lies in an input, whose images it would
+        StorageError: If the folder holds something else, or lies in an input, whose images it would
             add to.
     """
 
@@ -120,7 +120,7 @@ def _absolute(path: Path) -> Path:
 def _check_target(folder: Path, inputs: Sequence[Path]) -> None:
     for path in inputs:
         if path.is_dir() and folder.resolve().is_relative_to(path.resolve()):
-            raise DataError(
+            raise StorageError(
                 f"--out {folder}: lies in {path}, whose images are scored; choose another"
             )
     if folder.is_dir():
@@ -129,4 +129,4 @@ def _check_target(folder: Path, inputs: Sequence[Path]) -> None:
     else:
         ours = not folder.exists()
     if not ours:
-        raise DataError(f"--out {folder}: holds something else; choose a new folder")
+        raise StorageError(f"--out {folder}: holds something else; choose a new folder")

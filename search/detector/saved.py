@@ -105,20 +105,20 @@ class SavedConfig(BaseModel):
     weights_sha256: str = ""
 
 
-def make_saved_config(spec: TrainingSpec, trial: OpenedDetector) -> SavedConfig:
+def make_saved_config(spec: TrainingSpec, opened: OpenedDetector) -> SavedConfig:
     """Scores the validation images with a trained detector and says what there is to say of it.
 
     Args:
         spec: What it was trained on.
-        trial: The detector, trained, and its images.
+        opened: The detector, trained, and its images.
 
     Raises:
         TrainingDivergedError: If a map or a score is not finite.
     """
-    detector, labels = trial.detector, trial.labels
+    detector, labels = opened.detector, opened.labels
     batches: list[torch.Tensor] = []
     highs, peaks = [], []
-    for images in torch.split(trial.validation, _BATCH):
+    for images in torch.split(opened.validation, _BATCH):
         maps = detector.anomaly_maps(images)
         batches.append(detector.image_scores(maps).float().cpu())
         pixels = maps.flatten(1).float().cpu().numpy()
@@ -147,7 +147,7 @@ def make_saved_config(spec: TrainingSpec, trial: OpenedDetector) -> SavedConfig:
         map_low=float(np.median(usual[labels == 0])),
         map_high=float(highest.max()),
         validation=spec.validation,
-        split_hash=trial.split_hash,
+        split_hash=opened.split_hash,
         measured=Measured(
             n_normal=int((labels == 0).sum()),
             n_anomalous=int((labels == 1).sum()),
@@ -196,6 +196,7 @@ def load_detector(
     Raises:
         MethodError: If it is no model folder, is damaged, or is of a method or a version that is
             not installed.
+        StorageError: If it cannot be read.
     """
     storage = Storage(directory)
     config = _read_config(storage)

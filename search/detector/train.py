@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,14 @@ from anomtune.search.detector.spec import TrainingSpec
 _PARTS = 10
 
 #: Called with the iterations done, their total, and what the detector reports.
-Progress = Callable[[int, int, Report], None]
+OnProgress = Callable[[int, int, Report], None]
 
 
 def train(
-    source: TrainingSpec | Path | Mapping[str, Any],
+    source: TrainingSpec | str | os.PathLike[str] | Mapping[str, Any],
     *,
     device: str | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Model:
     """Trains one config and sets its threshold on the validation images.
 
@@ -48,26 +49,26 @@ def train(
     """
     forget_images()
     spec = _complete(source if isinstance(source, TrainingSpec) else read_spec(source), source)
-    trial = open_detector(spec.model_copy(update={"split_hash": None}), choose_device(device))
-    if spec.split_hash not in (None, trial.split_hash):
+    opened = open_detector(spec.model_copy(update={"split_hash": None}), choose_device(device))
+    if spec.split_hash not in (None, opened.split_hash):
         raise DataError(
             f"{spec.category}: the images under {spec.dataset.root} are not those that the config "
             f"was found with; restore them, or remove split_hash from {_origin(source)} to train "
             "on these"
         )
-    detector, total = trial.detector, trial.iterations
+    detector, total = opened.detector, opened.iterations
     for part in range(1, _PARTS + 1):
         iterations = part * total // _PARTS - detector.iteration
         if iterations == 0:
             continue
-        report = detector.fit(trial.train, iterations)
+        report = detector.fit(opened.train, iterations)
         check_loss(report)
         if on_progress is not None:
             on_progress(detector.iteration, total, report)
-    return Model(detector, make_saved_config(spec, trial))
+    return Model(detector, make_saved_config(spec, opened))
 
 
-def read_spec(source: Path | Mapping[str, Any]) -> TrainingSpec:
+def read_spec(source: str | os.PathLike[str] | Mapping[str, Any]) -> TrainingSpec:
     """Reads a config as ``anomtune best`` prints it.
 
     Args:
@@ -77,7 +78,7 @@ def read_spec(source: Path | Mapping[str, Any]) -> TrainingSpec:
         SweepError: If the file cannot be read, or does not fit; names the first wrong key.
     """
     origin = _origin(source)
-    data = _read(source) if isinstance(source, Path) else source
+    data = _read(Path(source)) if isinstance(source, str | os.PathLike) else source
     if not isinstance(data, Mapping):
         raise SweepError(f"{origin}: a config is a mapping of keys; `anomtune best` prints one")
     try:
@@ -111,4 +112,4 @@ def _complete(spec: TrainingSpec, source: object) -> TrainingSpec:
 
 
 def _origin(source: object) -> str:
-    return str(source) if isinstance(source, Path) else "config"
+    return str(source) if isinstance(source, str | os.PathLike) else "config"

@@ -10,6 +10,7 @@ here; others join by `register_metric`, or as an entry point of the group ``anom
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -17,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from anomtune.errors import SweepError, suggest
+from anomtune.errors import SweepError
 from anomtune.registry import METRICS
 from anomtune.search.metrics.image import auroc, f1_threshold
 from anomtune.search.metrics.pixel import PixelMetrics
@@ -108,8 +109,9 @@ def metrics() -> tuple[Metric, ...]:
         _check_name(metric.name)
     found = {metric.name: metric for metric in (*BUILT_IN, *others)}
     if len(found) < len(BUILT_IN) + len(others):
-        names = sorted(metric.name for metric in others)
-        raise SweepError(f"two metrics have one name{suggest('', names)}; rename one of them")
+        counts = Counter(metric.name for metric in (*BUILT_IN, *others))
+        double = next(name for name, count in counts.items() if count > 1)
+        raise SweepError(f"metric {double!r}: two have that name; rename one of them")
     return tuple(found.values())
 
 

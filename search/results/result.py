@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from anomtune.errors import MethodError, SweepError, suggest
+from anomtune.errors import SweepError, suggest
 from anomtune.search.config import Sweep
 from anomtune.search.decide.progress import StudyProgress
 from anomtune.search.detector.spec import Found, TrainingSpec
@@ -89,7 +89,7 @@ class Best:
             device: ``cpu`` or ``cuda``; default: a GPU if there is one.
 
         Raises:
-            MethodError: If the sweep has left none, because it does not confirm (``confirm: 0``)
+            SweepError: If the sweep has left none, because it does not confirm (``confirm: 0``)
                 or has not ended; `anomtune.train` makes one of `spec`.
         """
         from anomtune.search.detector.predict import load_model  # noqa: PLC0415 - imports torch
@@ -97,7 +97,7 @@ class Best:
         from anomtune.search.store.storage import Storage  # noqa: PLC0415
 
         if Storage(self.folder).read(CONFIG) is None:
-            raise MethodError(
+            raise SweepError(
                 f"{self.folder}: no detector of {self.category}/{self.method} there: the sweep has "
                 "not confirmed it (yet); `anomtune best` and `anomtune train` make one"
             )

@@ -85,6 +85,8 @@ class Handout:
         self.reasons: dict[str, tuple[str, bool]] = {}
         #: The first failure of the work itself (storage), which ends the run.
         self.failure: Exception | None = None
+        #: Called when a run has ended.
+        self.tidy: Callable[[], None] = lambda: None
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -106,6 +108,7 @@ class Handout:
         """Returns what ran under Tune's name and has ended."""
         run = self.runs.pop(trial_id)
         self._handed_out[run.gpu] -= 1
+        self.tidy()
         return run
 
     def retry(self, run: _Run) -> None:

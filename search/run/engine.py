@@ -21,7 +21,7 @@ from anomtune.search.run.capacity import Capacity
 from anomtune.search.run.messages import Assignment
 from anomtune.search.run.process import (
     muted,
-    no_full_collections,
+    rare_full_collections,
     terminate_as_interrupt,
     unchanged_process,
 )
@@ -52,8 +52,8 @@ def run_work(config: Sweep, work: Work, make_spec: SpecMaker, capacity: Capacity
     try:
         with (
             unchanged_process(SWITCHES),
-            muted("ray.tune", logging.CRITICAL),  # what it says of trials, the records say better
-            no_full_collections(),
+            muted(logging.CRITICAL, "ray.tune"),  # what it says of trials, the records say better
+            rare_full_collections() as handout.tidy,
             terminate_as_interrupt(),
         ):
             _tuner(handout, scratch).fit()

@@ -9,8 +9,9 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,31 +47,52 @@ def unchanged_process(defaults: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def muted(name: str, level: int) -> Iterator[None]:
-    """Lets a logger tell for a while only what is at least so bad."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(max(before, level))
+def muted(level: int, *names: str) -> Iterator[None]:
+    """Lets loggers tell for a while only what is at least so bad."""
+    before = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger, known in before.items():
+        logger.setLevel(max(known, level))
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, known in before.items():
+            logger.setLevel(known)
 
 
 @contextmanager
-def no_full_collections() -> Iterator[None]:
+def rare_full_collections(
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Callable[[], None]]:
     """Keeps Python's garbage collector from looking through everything again and again.
 
     A driver holds every record of its sweep. None of that is garbage, yet each full collection
     looks through all of it: half a second at 20,000 trials, during which no slot is given its next
     one. What is young is collected as before.
+
+    Yields:
+        A function that is to be called now and then: it makes a full collection when the time
+        since the last one is a thousand times what that one took.
     """
-    first, second, third = gc.get_threshold()
-    gc.set_threshold(first, second, 2**31 - 1)
+    took, last = 0.0, 0.0
+
+    def collect() -> None:
+        nonlocal took, last
+        begun = clock()
+        gc.collect()
+        last = clock()
+        took = last - begun
+
+    def tidy() -> None:
+        if clock() - last > 1000 * took:
+            collect()
+
+    thresholds = gc.get_threshold()
+    gc.set_threshold(*thresholds[:2], 2**31 - 1)
     try:
-        yield
+        collect()
+        yield tidy
     finally:
-        gc.set_threshold(first, second, third)
+        gc.set_threshold(*thresholds)
 
 
 @contextmanager

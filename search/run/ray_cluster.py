@@ -30,7 +30,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         yield
         return
     # The switches before the start: the workers have them from the raylet.
-    with unchanged_process(SWITCHES), muted("ray", logging.ERROR):
+    with unchanged_process(SWITCHES), muted(logging.ERROR, "ray"):
         _start(address)
         try:
             yield

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from anomtune.search.config import Sweep, parse_sweep
 from anomtune.search.decide.pool import Pool
 from anomtune.search.decide.study import SearchPlan, plan_search
-from anomtune.search.run.process import no_full_collections
+from anomtune.search.run.process import rare_full_collections
 from anomtune.search.store.records import (
     Cost,
     Facts,
@@ -132,6 +132,7 @@ class Cluster:
     def __init__(self, config: Sweep, gpus: int) -> None:
         self.config, self.gpus = config, gpus
         self.saved = 0
+        self.tidy: Callable[[], None] = lambda: None
         self.pool = make_pool(config, {}, self._save)
         self.generator = random.Random(0)
         #: What the trials that run have taken so far.
@@ -195,9 +196,11 @@ class Cluster:
     def _finish(self, record: TrialRecord, state: State, **result: Any) -> None:
         cost = Cost(train_seconds=self.seconds.pop(record.path))
 
-        self.verdicts(
-            lambda: self.pool.finish(record.key, record.number, state, cost=cost, **result)
-        )
+        def finish() -> None:
+            self.tidy()
+            self.pool.finish(record.key, record.number, state, cost=cost, **result)
+
+        self.verdicts(finish)
 
     def utilisation(self) -> tuple[float, float, float]:
         """Returns the mean up to 95 % of the work, the worst hundredth of it, and the hours."""
@@ -228,7 +231,7 @@ def simulate(config: Sweep, gpus: int) -> None:
     """Prints utilisation, decisions and memory of a sweep."""
     begin = time.perf_counter()
     cluster = Cluster(config, gpus)
-    with no_full_collections():
+    with rare_full_collections() as cluster.tidy:
         cluster.run()
     mean, worst, hours = cluster.utilisation()
     studies = cluster.pool.studies.values()

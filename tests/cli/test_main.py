@@ -81,7 +81,7 @@ def nested(keys: str, value: object) -> dict:
         ({"trials": "many"}, "trials: Input should be a valid integer"),
         ({"image_size": 100}, "image_size: Input should be a multiple of 32"),
         ({"name": "../up"}, "name: String should match"),
-        ({"pruner": "asha"}, "pruner: no pruner of that name; there is hyperband, median,"),
+        ({"pruner": "asha"}, "pruner: no pruner 'asha'; there is hyperband, median,"),
         ({"dataset": {"name": "foldr"}}, "did you mean 'folder'?"),
         ({"dataset": {"name": "folder", "root": "/no/such"}}, "/no/such"),
         ({"confirm": {"top": -1}}, "confirm.top: Input should be greater than or equal to 0"),

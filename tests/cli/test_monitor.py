@@ -41,4 +41,4 @@ def test_without_a_terminal_there_are_lines(monkeypatch, capsys):
     monitor(SweepStarted(2, studies(2)))
     while "0/8 trials" not in (text := capsys.readouterr().out):
         assert "Traceback" not in text
-    monitor(SweepEnded(8))
+    monitor(SweepEnded())

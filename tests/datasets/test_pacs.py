@@ -263,7 +263,7 @@ def test_wrong_roots(tree: Path, tmp_path: Path) -> None:
         PACS(tree / "photo").categories()
     with pytest.raises(DataError, match="no such folder"):
         PACS(tmp_path / "absent").categories()
-    with pytest.raises(DataError, match="no category 'hors'; did you mean 'horse'"):
+    with pytest.raises(DataError, match=r"no category 'hors'; .*did you mean 'horse'"):
         PACS(tree).scan("hors")
     for key in ("../../etc/passwd", "/etc/passwd", ""):
         with pytest.raises(DataError, match="is not the path of an image"):

@@ -324,7 +324,7 @@ def test_wrong_roots(raw: Path, tree: Path, tmp_path: Path) -> None:
     lonely = tmp_path / "away/deeper/VisA"
     shutil.rmtree(lonely / "candle")
     assert "none of the objects that it lists; unpack" in str(_error(lonely))
-    with pytest.raises(DataError, match="no category 'candel'; did you mean 'candle'"):
+    with pytest.raises(DataError, match=r"no category 'candel'; .*did you mean 'candle'"):
         VisA(tmp_path / "zip/VisA_pytorch").scan("candel")
 
 
@@ -342,7 +342,7 @@ def test_what_lies_beside_the_objects(raw: Path, tree: Path) -> None:
         "take the csv again",
     ]
     assert [str(p) for p in VisA(tree).warnings()] == [missing]
-    with pytest.raises(DataError, match="no category 'candl'; did you mean 'candle'"):
+    with pytest.raises(DataError, match=r"no category 'candl'; .*did you mean 'candle'"):
         VisA(raw).scan("candl")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from anomtune.search.config import parse_sweep
-from anomtune.search.decide.progress import study_progress
+from anomtune.search.decide.progress import StudyProgress, study_progress
 from anomtune.search.decide.work import Confirmation
+from anomtune.search.store.records import StudyKey
 from tests.search.conftest import sweep_dict
 from tests.search.decide.test_confirm import Store, result
 
@@ -47,3 +48,9 @@ def test_a_run_that_was_begun_or_is_of_another_config_is_owed(simulation):
     assert owed(config, simulation, store) == 2
     again = Confirmation(config, simulation.pool(config), store.read(), store.save)
     assert sorted([again.ask().path, again.ask().path]) == sorted([first.path, second.path])
+
+
+def test_confirm_runs_of_earlier_starts_make_up_for_no_trial():
+    """Winners of a smaller sweep were confirmed, and the trials that extend it are owed."""
+    study = StudyProgress(StudyKey("a", "toy"), 4, complete=3, confirmed=3, confirm_target=2)
+    assert study.owed == 1

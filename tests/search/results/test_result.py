@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from anomtune.errors import MethodError, SweepError
+from anomtune.errors import SweepError
 from anomtune.search.detector.predict import Model
 from anomtune.search.results.result import _below, open_sweep
 from anomtune.search.store.records import ConfirmRecord, TrialRecord
@@ -68,7 +68,7 @@ def test_the_best_of_a_category(directory):
 def test_the_detector_of_the_best(directory, toy_data):
     best = open_sweep(directory).best("bottle")
     shutil.rmtree(best.folder, ignore_errors=True)
-    with pytest.raises(MethodError, match=r"no detector of bottle/\w+ there: .* not confirmed it"):
+    with pytest.raises(SweepError, match=r"no detector of bottle/\w+ there: .* not confirmed it"):
         best.load("cpu")
     save_toy(toy_data, Path(best.folder))
     assert isinstance(best.load("cpu"), Model)

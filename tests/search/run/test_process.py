@@ -17,7 +17,7 @@ import pytest
 
 from anomtune.search.run.process import (
     muted,
-    no_full_collections,
+    rare_full_collections,
     terminate_as_interrupt,
     unchanged_process,
 )
@@ -86,7 +86,7 @@ def test_an_error_passes_and_everything_is_changed_back(monkeypatch):
     monkeypatch.delenv("ADDED", raising=False)
 
     def fail():
-        with unchanged_process({"ADDED": "1"}), no_full_collections(), terminate_as_interrupt():
+        with unchanged_process({"ADDED": "1"}), rare_full_collections(), terminate_as_interrupt():
             raise KeyError
 
     before = gc.get_threshold(), signal.getsignal(signal.SIGTERM)
@@ -99,10 +99,10 @@ def test_an_error_passes_and_everything_is_changed_back(monkeypatch):
 def test_a_logger_that_is_stricter_stays_so():
     logger = logging.getLogger("tests.muted")
     logger.setLevel(logging.CRITICAL)
-    with muted("tests.muted", logging.ERROR):
+    with muted(logging.ERROR, "tests.muted"):
         assert logger.level == logging.CRITICAL
     logger.setLevel(logging.NOTSET)
-    with muted("tests.muted", logging.ERROR):
+    with muted(logging.ERROR, "tests.muted"):
         assert logger.level == logging.ERROR
     assert logger.level == logging.NOTSET
 
@@ -123,7 +123,7 @@ def many_records(number: int) -> list[list[int]]:
 
 
 def test_what_is_there_is_not_looked_at_again_however_much_there_is(collections):
-    with no_full_collections():
+    with rare_full_collections():
         before = collections()
         records = many_records(500_000)
         after = collections()
@@ -144,7 +144,7 @@ def test_garbage_is_freed_all_the_same():
         pass
 
     nodes = []
-    with no_full_collections():
+    with rare_full_collections():
         for _ in range(1000):
             node = Node()
             node.self = node
@@ -156,6 +156,31 @@ def test_garbage_is_freed_all_the_same():
 
 def test_nothing_of_it_stays():
     before = gc.get_threshold(), gc.get_freeze_count(), gc.isenabled()
-    with no_full_collections():
+    with rare_full_collections():
         assert gc.get_threshold()[:2] == before[0][:2]
     assert (gc.get_threshold(), gc.get_freeze_count(), gc.isenabled()) == before
+
+
+def test_old_garbage_is_freed_when_the_time_has_come():
+    class Node:
+        pass
+
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 0.5  # a collection takes half a second
+        return now[0]
+
+    with rare_full_collections(clock) as tidy:
+        node = Node()
+        node.self = node
+        seen = weakref.ref(node)
+        gc.collect(1)  # as old as can be
+        gc.collect(1)
+        del node
+        assert many_records(100_000)
+        tidy()
+        assert seen() is not None, "not before a thousand times the last one's duration"
+        now[0] += 500
+        tidy()
+        assert seen() is None
