@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from contextlib import suppress
 from pathlib import Path
@@ -120,6 +121,9 @@ def start_raylet(monkeypatch):
     def start(environment):
         process = subprocess.Popen(["/bin/sleep", "600"], env=environment)
         started.append(process)
+        # Linux shows arguments and environment a moment after the start.
+        while b"sleep" not in Path("/proc", str(process.pid), "cmdline").read_bytes():
+            time.sleep(0.001)
         monkeypatch.setenv("RAY_RAYLET_PID", str(process.pid))
         return process
 
