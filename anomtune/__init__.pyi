@@ -32,6 +32,7 @@ from .models.hyperparameters import Choice as Choice
 from .models.hyperparameters import FloatRange as FloatRange
 from .models.hyperparameters import Hyperparameters as Hyperparameters
 from .models.hyperparameters import IntRange as IntRange
+from .models.training.batches import BatchOrder as BatchOrder
 from .models.training.gradient_detector import GradientDetector as GradientDetector
 from .models.training.report import Histogram as Histogram
 from .registry import register_dataset as register_dataset
@@ -40,6 +41,7 @@ from .registry import register_pruner as register_pruner
 from .registry import register_sampler as register_sampler
 from .search.config import Sweep as Sweep
 from .search.config import load_sweep as load_sweep
+from .search.decide.progress import StudyProgress as StudyProgress
 from .search.detector.predict import Model as Model
 from .search.detector.predict import Prediction as Prediction
 from .search.detector.predict import load_model as load_model
@@ -54,11 +56,14 @@ from .search.events import SweepEnded as SweepEnded
 from .search.events import SweepStarted as SweepStarted
 from .search.events import TrialEnded as TrialEnded
 from .search.events import TrialStarted as TrialStarted
+from .search.metrics.metric import Metric as Metric
 from .search.metrics.metric import register_metric as register_metric
 from .search.results.result import Best as Best
 from .search.results.result import StudyResult as StudyResult
 from .search.results.result import SweepResult as SweepResult
 from .search.results.result import open_sweep as open_sweep
+from .search.store.records import ConfirmRecord as ConfirmRecord
+from .search.store.records import TrialRecord as TrialRecord
 from .search.sweep import run as run
 
 __version__: str

@@ -73,6 +73,8 @@ class Registry(Generic[T]):
             AnomtuneError: Of the registry's kind, if it is something else than the registry holds,
                 or an installed package has the name.
         """
+        if not isinstance(name, str):
+            raise self.error(f'give it a name: @anomtune.register_{self.kind}("name")')
         if item is None:
             return lambda decorated: self.register(name, decorated)
         if not _NAME.fullmatch(name):

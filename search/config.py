@@ -54,6 +54,11 @@ class DatasetConfig(_Section):
     categories: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     shift: Shift | None = None
 
+    @field_validator("root", mode="before")
+    @classmethod
+    def _path_is_text(cls, root: Any) -> Any:
+        return str(root) if isinstance(root, os.PathLike) else root
+
     @model_validator(mode="before")
     @classmethod
     def _dataset_names_itself(cls, given: Any) -> Any:

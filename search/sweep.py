@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 
 from anomtune.datasets.splits.split import SearchSplit
+from anomtune.errors import SweepError
 from anomtune.search.config import Sweep
 from anomtune.search.decide.pool import Pool
 from anomtune.search.decide.progress import StudyProgress, owed_confirm_runs, study_progress
@@ -46,6 +48,9 @@ from anomtune.search.store.records import (
 )
 from anomtune.search.store.storage import Storage
 
+#: Ray and its switches are a process's own: one sweep at a time.
+_one = threading.Lock()
+
 
 def run(
     sweep: Sweep,
@@ -81,14 +86,27 @@ def run(
         on_event: Is told what happens; default: nobody is.
 
     Returns:
-        The result, `SweepResult.finished` unless the run was interrupted.
+        The result.
 
     Raises:
+        KeyboardInterrupt: If it was interrupted, by Ctrl-C or SIGTERM: all that runs has been
+            ended in order, and the same call goes on from there.
         SweepError, StorageError: If the input is bad, and then nothing has been written; or if
             storage fails while trials run, and then the next start goes on.
         DataError, MethodError: If images or weights are not as they must be; nothing written.
     """
-    storage = Storage(directory)
+    if not _one.acquire(blocking=False):
+        raise SweepError(
+            "a sweep runs in this process already; run them one after the other, or each in a "
+            "process of its own"
+        )
+    try:
+        return _run(sweep, Storage(directory), address, on_event)
+    finally:
+        _one.release()
+
+
+def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer) -> SweepResult:
     prepared = prepare(sweep, storage, on_event)
     config, plans, splits = prepared.config, prepared.plans, prepared.splits
 
@@ -142,7 +160,9 @@ def run(
                     on_event(SweepEnded())
             delete_other_checkpoints(storage, {record.path for record in pool.unfinished})
         write_tables(config, store)
-        return SweepResult(directory)
+        if work.remaining:
+            raise KeyboardInterrupt(f"{storage.location}: interrupted; the same call goes on")
+        return SweepResult(storage.location)
 
 
 def _progress(

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,6 +22,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 if (SHARED / "weights").is_dir():
     os.environ.setdefault("TORCH_HOME", str(SHARED / "weights"))
+
+# How long an example takes says nothing on a machine that runs other tests meanwhile.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -120,6 +120,7 @@ def test_an_arrow_that_runs_back_is_seen(tmp_path, monkeypatch) -> None:
     assert not list(backward("search.decide.pool", path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", STRANGERS)
 def test_a_room_does_not_import_strangers(room: str) -> None:
     names = [name for name in SOURCES if f"{name}.".startswith(f"{room}.")]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,8 +16,11 @@ from torch import Tensor, nn
 
 import anomtune as at
 from anomtune.registry import ALL
+from anomtune.search.config import parse_sweep
 from anomtune.search.store.directory import write_config
 from anomtune.search.store.storage import Storage
+from tests.conftest import PROJECT
+from tests.search.conftest import Simulation, sweep_dict
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +120,7 @@ def test_all_of_it_in_one_sweep(tmp_path, run) -> None:
     assert row["val_auroc"] == 1.0
     assert row["test_average_precision_mean"] == 1.0
     field = result.leaderboard.schema.field("test_average_precision_mean")
-    assert b"Average precision of the images." in field.metadata.values()
+    assert field.metadata[b"meaning"].startswith(b"Average precision of the images.")
     code, shown, _ = run("leaderboard", tmp_path)
     assert code == 0
     assert "AP" in shown
@@ -152,3 +158,77 @@ def test_a_sweep_of_what_is_not_known_here_can_be_read(tmp_path) -> None:
     assert result.config == sweep
     assert result.leaderboard.num_rows == 1
     assert not result.finished
+
+
+SCRIPT = """
+import sys
+sys.path.append({place!r})  # as notebooks do
+import anomtune as at
+import their.detectors
+at.register_method("theirs", their.detectors.Brightness)
+sweep = at.Sweep(
+    name="x", dataset=at.Folder({images!r}),
+    methods={{"theirs": {{}}, "their.detectors:Brightness": {{}}}},
+    image_size=32, trials=1, rungs=1, confirm=0,
+)
+result = at.run(sweep, {out!r})
+print([trial.state for study in result for trial in study.trials])
+"""
+
+
+@pytest.mark.ray
+def test_a_module_that_only_the_drivers_path_has(tmp_path, toy_data) -> None:
+    place = tmp_path / "their"
+    shutil.copytree(PROJECT / "tests/example/lab", place / "their")
+    script = SCRIPT.format(
+        place=str(place), images=str(toy_data / "plate"), out=str(tmp_path / "s")
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.stdout.strip() == "['COMPLETE', 'COMPLETE']", done.stdout + done.stderr
+
+
+def test_one_sweep_at_a_time(tmp_path) -> None:
+    """Ray and its switches are a process's own."""
+    refusals = []
+
+    def other(event: object) -> None:
+        if not refusals:
+            with pytest.raises(at.SweepError, match="runs in this process already") as refusal:
+                at.run(sweep, tmp_path / "other")
+            refusals.append(refusal)
+            raise InterruptedError
+
+    methods = {"padim": {"fixed": {"weights": "random", "backbone": "mobilenet_v2"}}}
+    sweep = at.Sweep(name="x", dataset={"name": "synthetic"}, methods=methods, image_size=32)
+    with pytest.raises(InterruptedError):
+        at.run(sweep, tmp_path / "one", on_event=other)
+    assert refusals
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_sampler_that_raises_when_it_is_asked() -> None:
+    class Broken(optuna.samplers.BaseSampler):
+        def infer_relative_search_space(self, study: object, trial: object) -> dict:
+            raise ZeroDivisionError("by\nzero")
+
+        def sample_relative(self, study: object, trial: object, space: object) -> dict:
+            return {}
+
+        def sample_independent(self, *arguments: object) -> object:
+            return None
+
+    at.register_sampler("broken", Broken)
+    config = parse_sweep(sweep_dict(sampler="broken"), "test")
+    with pytest.raises(at.SweepError, match=r"sampler 'broken' .*ZeroDivisionError: by zero"):
+        Simulation().run(config)
+
+
+def test_a_decorator_without_a_name() -> None:
+    with pytest.raises(
+        at.MethodError, match=r'give it a name: @anomtune.register_method\("name"\)'
+    ):
+
+        @at.register_method
+        class Bare(at.Detector): ...

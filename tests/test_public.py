@@ -74,6 +74,7 @@ def test_there_are_docstrings_to_run() -> None:
     assert len(examples) > 20
 
 
+@pytest.mark.slow
 def test_python_m_anomtune_is_the_command() -> None:
     done = python("-m", "anomtune", "--help")
     assert done.returncode == 0
@@ -83,6 +84,7 @@ def test_python_m_anomtune_is_the_command() -> None:
     assert done.stderr.startswith("anomtune: /no/such: no sweep.yaml there")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["checkout", "elsewhere"])
 def test_sub_packages_are_found_from_everywhere(where: str, tmp_path: Path) -> None:
     """Python started in a checkout finds its folder `anomtune` first, with no `search` in it."""

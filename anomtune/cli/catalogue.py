@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from anomtune.cli.terminal import console, refuse
@@ -25,7 +26,15 @@ def methods(name: Annotated[str | None, typer.Argument(help="Only this method.")
             table.add_column(column, overflow="fold")
         for field, info in kind.model_fields.items():
             table.add_row(
-                field, str(info.default), _range_text(space.get(field)), info.description or ""
+                *map(
+                    escape,
+                    (
+                        field,
+                        str(info.default),
+                        _range_text(space.get(field)),
+                        info.description or "",
+                    ),
+                )
             )
         out.print(table, "")
         if kind.presets:
@@ -41,7 +50,7 @@ def datasets() -> None:
     table.add_column("what it reads")
     for name in DATASETS.names():
         summary = (DATASETS.get(name).__doc__ or "").strip().splitlines()
-        table.add_row(name, summary[0] if summary else "")
+        table.add_row(escape(name), escape(summary[0] if summary else ""))
     console().print(table)
 
 
@@ -83,13 +92,13 @@ def audit(
     for row in report.counts:
         sizes = dict.fromkeys(size for size in (row.smallest, row.largest) if size is not None)
         table.add_row(
-            row.category,
+            escape(row.category),
             str(row.n_train),
             str(row.n_test_normal),
             str(row.n_test_anomalous),
-            ", ".join(f"{defect} {number}" for defect, number in row.defects),
+            escape(", ".join(f"{defect} {number}" for defect, number in row.defects)),
             " to ".join(f"{height}x{width}" for height, width in sizes),
-            ", ".join(f"{domain} {number}" for domain, number in row.domains),
+            escape(", ".join(f"{domain} {number}" for domain, number in row.domains)),
         )
     out = console()
     out.print(table)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import typer
 
 from anomtune.cli.catalogue import audit, datasets, methods
@@ -30,6 +33,8 @@ for _command in (
 
 def main() -> None:
     """Runs the command; bad input ends with one line and exit code 2, never with a traceback."""
+    # What an import path in a sweep file names may lie where the command is run, as for a script.
+    sys.path.append(os.getcwd())
     try:
         app()
     except AnomtuneError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anomtune.cli.terminal import console
-from anomtune.errors import INTERRUPTED, UNUSABLE
+from anomtune.errors import INTERRUPTED, UNUSABLE, AnomtuneError
 
 if TYPE_CHECKING:
     from anomtune.search.results.result import SweepResult
@@ -35,7 +35,7 @@ def sweep(
     config = load_sweep(file, overrides or ())
     where = directory or f"sweeps/{config.name}"
     log = console(stderr=True)
-    log.print(f"anomtune sweep {config.name} -> {where}", highlight=False)
+    log.print(f"anomtune sweep {config.name} -> {where}", highlight=False, markup=False)
 
     from anomtune.cli.monitor import Monitor
     from anomtune.search.run.process import terminate_as_interrupt
@@ -45,12 +45,28 @@ def sweep(
     try:
         with terminate_as_interrupt():
             result = run(config, where, address=address, on_event=monitor)
-    except KeyboardInterrupt:  # while it was still preparing
+    except KeyboardInterrupt:
+        monitor.stop()
+        _show_what_there_is(where)
         log.print(_GOES_ON, style="bold")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         monitor.stop()
     _show(result, where)
+
+
+def _show_what_there_is(where: str) -> None:
+    """Prints the leaderboard of a sweep that was interrupted, if it had begun."""
+    from anomtune.cli.tables import leaderboard_note, leaderboard_table
+    from anomtune.search.results.result import open_sweep
+
+    try:
+        board = open_sweep(where).leaderboard
+    except AnomtuneError:
+        return
+    out = console()
+    out.print(leaderboard_table(board))
+    out.print(leaderboard_note(board), style="dim", highlight=False)
 
 
 def _show(result: SweepResult, where: str) -> None:
@@ -61,9 +77,6 @@ def _show(result: SweepResult, where: str) -> None:
     board = result.leaderboard
     out.print(leaderboard_table(board))
     out.print(leaderboard_note(board), style="dim", highlight=False)
-    if not result.finished:
-        log.print(_GOES_ON, style="bold")
-        raise typer.Exit(INTERRUPTED)
     rows = board.to_pylist()
     unusable = [f"{row['category']}/{row['method']}" for row in rows if row["params"] is None]
     for study in unusable:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from anomtune.errors import AnomtuneError, SweepError
@@ -41,6 +42,19 @@ def make(
     except AnomtuneError as error:
         raise SweepError(f"{registry.kind}: {error}") from error
     return made
+
+
+@contextmanager
+def blamed(registry: Registry[Callable[..., Any]], name: str) -> Iterator[None]:
+    """Says of whatever is raised whose sampler or pruner it was.
+
+    Raises:
+        SweepError: For every exception.
+    """
+    try:
+        yield
+    except Exception as error:  # anybody's sampler may raise anything
+        raise registry.unusable(name, f"{type(error).__name__}: {error}") from error
 
 
 def _arguments(factory: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 
 from anomtune.errors import SweepError
+from anomtune.registry import PRUNERS, SAMPLERS
 from anomtune.search.config import Sweep, explain
+from anomtune.search.decide.factories import blamed
 from anomtune.search.decide.optuna_internals import (
     contains,
     fast_truncated_normal,
@@ -167,7 +169,8 @@ class Pool:
         # A retried trial starts over; what Optuna has seen of it already, it has decided.
         if rung.step not in study.search.get_trials(deepcopy=False)[number].intermediate_values:
             trial.report(rung.auroc, rung.step)
-            prune = trial.should_prune() and number > 0
+            with blamed(PRUNERS, self._config.pruner):
+                prune = trial.should_prune() and number > 0
         record.pruner_state = dict(pruner_state(study.search, number))
         self._save(record)
         return not prune
@@ -225,7 +228,8 @@ class Pool:
         space = study.plan.distributions
         with quiet(), fast_truncated_normal():
             study.search.sampler = make_sampler(self._config, str(study.key), number, space)
-            trial = study.search.ask(fixed_distributions=space)
+            with blamed(SAMPLERS, self._config.sampler):
+                trial = study.search.ask(fixed_distributions=space)
         assert trial.number == number, (trial.number, number)
         known = study.records.get(number)
         try:

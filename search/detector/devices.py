@@ -15,11 +15,14 @@ def choose_device(name: str | None = None) -> torch.device:
     """Returns the device of that name; by default a GPU if there is one.
 
     Raises:
-        MethodError: If a GPU is asked for and there is none.
+        MethodError: If there is no such device, or no GPU where one is asked for.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise MethodError(f"device {name}: there is cpu, cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise MethodError(f"device {name}: torch sees no GPU here; use cpu")
     return device

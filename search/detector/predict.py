@@ -73,7 +73,7 @@ class Model:
 
     def predict(
         self,
-        paths: Iterable[str | os.PathLike[str]],
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         *,
         batch_size: int = 32,
         unreadable: list[ImageError] | None = None,
@@ -81,7 +81,7 @@ class Model:
         """Yields a prediction for each image, in the order of `image_files`.
 
         Args:
-            paths: Image files, and folders that are searched for some.
+            paths: Image files, and folders that are searched for some, or one of either.
             batch_size: Images that pass through the network together.
             unreadable: Takes the errors of the files that cannot be read, which are left out.
                 Without it the first such file is an error.
@@ -90,6 +90,8 @@ class Model:
             ImageError: If a file cannot be read and ``unreadable`` is not given.
         """
         side = self.detector.input_size
+        if isinstance(paths, str | os.PathLike):
+            paths = [paths]
 
         def decode(path: Path) -> npt.NDArray[np.uint8] | ImageError:
             try:

@@ -59,7 +59,7 @@ class Best:
 
     Attributes:
         spec: The config, as `anomtune.train` and ``anomtune train`` take it.
-        row: Its row of the leaderboard, by column.
+        row: Its row of the leaderboard; the columns are those of ``docs/leaderboard.md``.
         folder: Where its detector is: a local path or a URI.
     """
 
@@ -118,7 +118,8 @@ class SweepResult:
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.config: Sweep
         self.config, self._store = read_sweep(directory)
-        self.directory = str(directory)
+        # Absolute: the caller may change its folder.
+        self.directory = str(self._store.storage.local_root or directory)
 
     @property
     def leaderboard(self) -> pa.Table:
@@ -197,9 +198,7 @@ class SweepResult:
         ]
         row = rows[0]
         if row["params"] is None:
-            raise SweepError(
-                f"{category}/{row['method']}: no completed trial yet, so there is no best config"
-            )
+            raise SweepError(self._why_none(self[category, row["method"]]))
         spec = TrainingSpec(
             dataset=self.config.dataset.model_copy(update={"categories": None}),
             category=category,
@@ -219,8 +218,23 @@ class SweepResult:
         folder = _below(self.directory, model_folder(StudyKey(category, row["method"])))
         return Best(spec, row, folder)
 
+    def __len__(self) -> int:
+        """Returns the number of studies."""
+        return len(self.categories) * len(self.methods)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.directory!r})"
+
+    @staticmethod
+    def _why_none(study: StudyResult) -> str:
+        where = f"{study.category}/{study.method}"
+        failed = [trial for trial in study.trials if trial.state == "FAIL"]
+        if not failed:
+            return f"{where}: no completed trial yet, so there is no best config"
+        return (
+            f"{where}: none of {len(study.trials)} trials has completed, so there is no best "
+            f"config; the last to fail says: {failed[-1].error}"
+        )
 
     def _check(self, what: str, name: str, known: tuple[str, ...]) -> None:
         if name not in known:

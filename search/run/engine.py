@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 import tempfile
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 
 from anomtune.registry import registrations
 from anomtune.search.config import Sweep
@@ -64,8 +65,8 @@ def run_work(config: Sweep, work: Work, make_spec: SpecMaker, capacity: Capacity
 
 
 def _tuner(handout: Handout, scratch: str) -> tune.Tuner:
-    known = registrations()
-    actor = tune.with_parameters(TrialActor, known={kind: known[kind] for kind in _FOR_WORKERS})
+    known = {kind: items for kind, items in registrations().items() if kind in _FOR_WORKERS}
+    actor = tune.with_parameters(TrialActor, path=sys.path, known=cloudpickle.dumps(known))
     return tune.Tuner(
         tune.with_resources(actor, _placement),
         tune_config=tune.TuneConfig(

@@ -22,8 +22,8 @@ _ATTRIBUTES = ("level", "handlers", "filters", "propagate", "disabled")
 def unchanged_process(defaults: Mapping[str, str]) -> Iterator[None]:
     """Undoes at its end what Ray changes of the process that starts it or runs Tune.
 
-    Its environment, signal handlers, loggers that were there, warning filters, exception hooks
-    and the fault handler.
+    Its variables in the environment, signal handlers, its loggers and the root's, warning filters,
+    exception hooks and the fault handler.
 
     Args:
         defaults: Variables that hold meanwhile, unless the environment has others.
@@ -36,14 +36,19 @@ def unchanged_process(defaults: Mapping[str, str]) -> Iterator[None]:
             os.environ.update({**defaults, **environment})
             yield
     finally:
-        os.environ.update(environment)
-        for name in os.environ.keys() - environment.keys():
+        # What others have set meanwhile stays.
+        for name in [name for name in os.environ if name in defaults or _is_rays(name)]:
             del os.environ[name]
+        os.environ.update({n: v for n, v in environment.items() if n in defaults or _is_rays(n)})
         for logger, attributes in loggers.items():
             _restore(logger, attributes)
         sys.excepthook, threading.excepthook = hooks
         if not faults:
             faulthandler.disable()
+
+
+def _is_rays(variable: str) -> bool:
+    return variable.startswith(("RAY_", "TUNE_")) or variable == "PYTHONBREAKPOINT"
 
 
 @contextmanager
@@ -127,7 +132,8 @@ def _same_signals() -> Iterator[None]:
 
 
 def _loggers() -> dict[logging.Logger, dict[str, Any]]:
-    known = [logging.root, *logging.root.manager.loggerDict.values()]
+    loggers = logging.root.manager.loggerDict
+    known = [logging.root, *(loggers[name] for name in loggers if f"{name}.".startswith("ray."))]
     return {
         logger: {name: _copy(getattr(logger, name)) for name in _ATTRIBUTES}
         for logger in known

@@ -6,14 +6,16 @@ It is used for many of them, so that imports, the CUDA context and the images ar
 from __future__ import annotations
 
 import gc
+import logging
 import socket
+import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
-from ray import tune
+from ray import cloudpickle, tune
 
 from anomtune.errors import MethodError, StorageError, TrainingDivergedError
 from anomtune.registry import METHODS, adopt
@@ -32,6 +34,8 @@ from anomtune.search.run.messages import (
 from anomtune.search.run.trial import TrialResult, TrialSpec, run_trial
 from anomtune.search.store.records import ConfirmResult
 from anomtune.search.store.storage import Storage
+
+_LOG = logging.getLogger(__name__)
 
 _Results = Iterator[TrialResult | ConfirmResult]
 
@@ -67,6 +71,19 @@ def _require_record(spec: TrialSpec) -> None:
         )
 
 
+def _unpacked(known: bytes) -> Mapping[str, Mapping[str, Any]]:
+    """Returns what the driver's process has registered; nothing if it cannot be had here.
+
+    A trial that wants some of it then fails, and says that it is not known.
+    """
+    try:
+        found: Mapping[str, Mapping[str, Any]] = cloudpickle.loads(known)
+    except Exception:  # noqa: BLE001 - what is imported here may raise anything
+        _LOG.warning("what the driver has registered cannot be used here", exc_info=True)
+        return {}
+    return found
+
+
 def _breaks_the_process(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and _CUDA_BROKEN in str(error)
 
@@ -81,15 +98,18 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
     _results: _Results
 
     def setup(
-        self, config: dict[str, Any], known: Mapping[str, Mapping[str, Any]] | None = None
+        self, config: dict[str, Any], path: Sequence[str] = (), known: bytes | None = None
     ) -> None:
         """Begins the first trial.
 
         Args:
             config: The trial's `Assignment`.
-            known: What the driver's process has registered.
+            path: Where the driver's process looks for modules.
+            known: What it has registered, serialised by Ray.
         """
-        adopt(known or {})
+        sys.path += [place for place in path if place not in sys.path]
+        if known is not None:
+            adopt(_unpacked(known))
         with suppress(MethodError):
             METHODS.get(Assignment.of(config).spec.training.method)  # import what it imports
         # All that stays: the collector need not look through it after each trial.

@@ -46,7 +46,7 @@ def read_config(storage: Storage) -> Sweep | None:
         data = read_yaml(content.decode(), location)
     except UnicodeDecodeError:
         raise SweepError(f"{location}: not a text file; restore it") from None
-    if not isinstance(data, dict):
+    if not isinstance(data, dict) or not {"name", "dataset", "methods"} <= data.keys():
         raise SweepError(f"{location}: not a sweep file; restore it")
     made_by = data.pop(MADE_BY, None)
     if not isinstance(made_by, dict) or made_by.get("format") != FORMAT:

@@ -48,11 +48,13 @@ def drive(sweep: dict[str, Any], directory: str, address: str) -> None:
     os.setsid()
     sys.stderr = sys.stdout = open(f"{directory}.log", "a")  # noqa: SIM115
     try:
-        result = run(parse_sweep(sweep, "case"), directory, address=address)
+        run(parse_sweep(sweep, "case"), directory, address=address)
     except AnomtuneError as error:
         print(error, flush=True)
         os._exit(2)
-    os._exit(0 if result.finished else 3)
+    except KeyboardInterrupt:
+        os._exit(3)
+    os._exit(0)
 
 
 class Campaign:

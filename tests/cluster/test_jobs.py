@@ -191,6 +191,7 @@ def test_an_output_that_cannot_be_written_is_not_the_clusters(cluster, config):
         jobs.follow(cluster, identity, write)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--follow"]])
 def test_a_reader_that_closes_the_pipe_ends_the_command_silently(options):
     """As in ``anomtune logs ID -f | head``, of a job that goes on printing."""

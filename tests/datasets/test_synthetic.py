@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from anomtune.datasets import synthetic
 from anomtune.datasets.drawing.scenes import PRODUCTS
 from anomtune.datasets.folder import Folder
 from anomtune.datasets.splits.damage import MECHANISMS, check_without, damage, damaged_copies
@@ -27,6 +29,7 @@ def test_five_categories_of_122_images() -> None:
         assert len(PRODUCTS[category].defects) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("category", DATASET.categories())
 def test_masks_are_sane_and_images_differ(category: str) -> None:
     seen = set()
@@ -65,6 +68,23 @@ def test_drawings_are_pinned(category: str, mean: float) -> None:
     assert image.mean() == pytest.approx(mean, abs=0.01)
 
 
+@pytest.fixture
+def few_images(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Makes the dataset a short one, of five images for each kind of them."""
+
+    def forget() -> None:
+        synthetic._samples.cache_clear()
+        synthetic._draw.cache_clear()
+
+    for name in ("N_TRAIN", "N_TEST_GOOD", "N_PER_DEFECT"):
+        monkeypatch.setattr(synthetic, name, 5)
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_images")
 def test_written_tree_is_the_same_dataset(tmp_path: Path) -> None:
     DATASET.write(tmp_path / "out")
     folder = Folder(tmp_path / "out")

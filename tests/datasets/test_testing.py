@@ -69,6 +69,7 @@ def test_a_class_without_a_name_is_called_by_its_own() -> None:
     assert Small().name == "Small"
 
 
+@pytest.mark.slow
 def test_what_keeps_the_contract_passes(tmp_path: Path, tree: Path) -> None:
     check_dataset(Small())
     check_dataset(Synthetic())

@@ -162,6 +162,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_official_list_has_the_published_counts(official: Path) -> None:
     dataset = VisA(official)
     assert len(dataset.categories()) == 12

@@ -36,14 +36,6 @@ SHORT: dict[str, dict[str, Any]] = {
     },
 }
 
-#: What makes fifty trainings shorter still: what they leave behind is counted, not what they learn.
-#: The networks stay as they are, so that one that is left over is as heavy as ever.
-SHORTEST: dict[str, dict[str, Any]] = {
-    "gmm_contrastive": {"em_steps": 1, "components": 2, "features_per_step": 64},
-    "spr": {"resolution": 32},
-    "ssae": {"resolution": 32},
-}
-
 
 def hyperparameters(method: str, **changes: Any) -> Any:
     return METHODS.get(method).Hyperparameters(**{**SHORT[method], **changes})
@@ -70,6 +62,7 @@ def washers() -> tuple[Tensor, Tensor, Tensor]:
     return images[train], clean, defective
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(SHORT))
 def test_an_obvious_defect_scores_above_its_clean_twin(
     method: str, washers: tuple[Tensor, Tensor, Tensor], weights: str
@@ -86,8 +79,7 @@ def test_an_obvious_defect_scores_above_its_clean_twin(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(SHORT))
 def test_fifty_trainings_in_one_process_leave_nothing_behind(method: str) -> None:
-    shortest = {"batch_size": 2} if "batch_size" in SHORT[method] else {}
-    hp = hyperparameters(method, **shortest, **SHORTEST.get(method, {}))
-    check_memory(METHODS.get(method), hp, image_size=32)
+    check_memory(METHODS.get(method), hyperparameters(method), image_size=SIZE)

@@ -41,6 +41,7 @@ def test_it_keeps_the_contract() -> None:
     check_method(PatchCore, PatchCoreHyperparameters(**SMALL))
 
 
+@pytest.mark.slow
 def test_a_resnet_with_a_small_bank_and_no_weights_keeps_the_contract() -> None:
     fields = {"neighbourhood": 1, "n_neighbours": 1, "max_bank": 10, "sigma": 0.0}
     hp = PatchCoreHyperparameters(backbone="resnet18", weights="random", **fields)

@@ -101,6 +101,7 @@ def giga_macs(network: ReverseDistillation | ContrastNetwork, conv_only: bool = 
     return cost.total / 1e9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "rd", "rc", "rd_true", "rc_true"),
     [

@@ -48,6 +48,7 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
     return torch.randn(*shape, generator=generator, dtype=dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -184,6 +185,7 @@ def test_sigma_reaches_the_network() -> None:
     torch.testing.assert_close(ratio, expected.expand_as(ratio))
 
 
+@pytest.mark.slow
 def test_it_learns() -> None:
     detector = build(lr=3e-3, epochs=100, width=8)
     pixels = images(1).expand(3, 3, 32, 32)

@@ -38,6 +38,7 @@ def uniform(*shape: int, seed: int = 0) -> Tensor:
 # The contract, in structurally different settings.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -78,6 +79,7 @@ def test_a_resolution_that_cannot_be_halved_three_times_is_refused(resolution: i
 # Training.
 
 
+@pytest.mark.slow
 def test_held_out_images_are_not_trained_on() -> None:
     images = photos(40)
     changed = images.clone()
@@ -161,6 +163,7 @@ def test_training_sees_augmented_images(how: str, varied: bool) -> None:
     assert same.all() != varied
 
 
+@pytest.mark.slow
 def test_a_network_learns_to_repair() -> None:
     place = torch.arange(32)
     stripes = (127 + 100 * torch.sin(place / 3)).to(torch.uint8).expand(8, 3, 32, 32)

@@ -233,6 +233,7 @@ def test_a_killed_fetch_goes_on_where_it_was(bucket: Bucket, tree: Path, cache: 
     assert not list((cache / "remote").glob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_several_processes_fetch_once(bucket: Bucket, tree: Path) -> None:
     keys = bucket.upload(tree, "data")
     children = [child(bucket.uri("data")) for _ in range(3)]

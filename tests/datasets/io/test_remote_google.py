@@ -100,6 +100,7 @@ def test_nothing_there(place: str) -> None:
         local_root(f"gs://anonymous@bukket/no{place}")
 
 
+@pytest.mark.slow
 def test_no_network() -> None:
     uri = "gs://anonymous@b/x?endpoint_override=127.0.0.1:1&scheme=http&retry_limit_seconds=1"
     with pytest.raises(DataError, match="cannot be reached; check the network"):

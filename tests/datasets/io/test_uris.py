@@ -15,6 +15,7 @@ from tests.datasets.conftest import save
 from tests.datasets.io.uri_messages import KEY, SECRET, message
 
 
+@pytest.mark.slow
 def test_no_network() -> None:
     told = message(f"s3://{KEY}:{quote(SECRET, safe='')}@b/x?endpoint_override=127.0.0.1:1")
     assert "cannot be reached; check the network" in told

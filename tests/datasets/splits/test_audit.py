@@ -74,12 +74,14 @@ def test_unknown_category_and_root(tree: Path, tmp_path: Path) -> None:
         audit(Folder(tmp_path / "absent"))
 
 
+@pytest.mark.slow
 def test_builtin_dataset_is_clean() -> None:
     found = inspect(Synthetic())
     assert found.problems == ()
     assert [c.category for c in found.counts] == ["board", "grain", "stone", "washer", "weave"]
 
 
+@pytest.mark.slow
 def test_magnetic_tile_has_four_empty_masks(real: Callable[[str], Path]) -> None:
     found = inspect(Folder(real("magnetic_tile")))
     assert [p.message.startswith("empty mask") for p in found.problems] == [True] * 4

@@ -128,6 +128,7 @@ def test_a_file_that_is_no_checkpoint_is_named(monkeypatch: pytest.MonkeyPatch, 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("intact", [True, False])
 def test_a_package_can_ship_the_file(
     monkeypatch: pytest.MonkeyPatch, hub: Hub, intact: bool

@@ -282,6 +282,7 @@ Path(sys.argv[1]).write_bytes(cloudpickle.dumps(what))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["", "from __future__ import annotations\n"])
 def test_a_method_of_a_script_travels_by_value(tmp_path: Path, first: str) -> None:
     script, pickled = tmp_path / "script.py", tmp_path / "pickled"

@@ -35,6 +35,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(SHORT))
 def test_every_method_gives_the_same_maps(method, tmp_path, toy_data):
     settings = SHORT[method] | SETTINGS[method]

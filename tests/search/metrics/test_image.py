@@ -110,6 +110,7 @@ def test_a_perfect_score_on_few_images_is_not_certain():
     assert many.low > 0.97
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10_000))
 def test_equal_areas_are_equal_bits(seed):
     """Selection takes the earliest of equals: rounding must not choose."""
@@ -160,6 +161,7 @@ def test_roc_curve_refuses_what_has_none():
         roc_curve(np.array([0, 1]), np.array([0.0, math.nan]))
 
 
+@pytest.mark.slow
 @given(problems)
 def test_best_f1_is_brute_forces(rows):
     labels, scores = arrays(rows)

@@ -165,6 +165,7 @@ def test_a_crowd_that_comes_late_is_told_apart():
     assert figures.aupro == pytest.approx(exact_aupro(maps, masks), abs=1e-3)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(seeds, st.sampled_from([np.exp, np.cbrt, lambda x: 1e4 * x - 7, lambda x: -1 / (x + 1)]))
 def test_monotone_transform_changes_next_to_nothing(seed, transform):
@@ -175,6 +176,7 @@ def test_monotone_transform_changes_next_to_nothing(seed, transform):
     assert after.aupro == pytest.approx(before.aupro, abs=1e-3)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(seeds)
 def test_figures_stay_in_range_and_reversed_maps_mirror_the_area(seed):
@@ -285,6 +287,7 @@ def test_masks_of_another_shape_are_refused(shape):
         PixelMetrics().add(np.zeros((4, 4), np.float32), np.zeros((4, 4)))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images():
     maps, masks = draw(0, n=8, side=64)
     metrics = PixelMetrics()

@@ -33,6 +33,7 @@ def script(name: str, *arguments: object) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_importing_every_module_changes_nothing():
     told = script("import_all.py")
     assert len(told["modules"]) > 80
@@ -59,16 +60,16 @@ def test_a_method_of_a_script_reaches_the_workers(own):
 
 
 def test_what_is_changed_meanwhile_is_changed_back(monkeypatch):
-    monkeypatch.setenv("KEPT", "old")
-    monkeypatch.setenv("GONE", "old")
-    logger = logging.getLogger("tests.process")
+    monkeypatch.setenv("RAY_KEPT", "old")
+    monkeypatch.setenv("RAY_GONE", "old")
+    logger = logging.getLogger("ray.tests")
     state = dict(os.environ), list(warnings.filters), list(logger.handlers), sys.excepthook
     handler = signal.getsignal(signal.SIGUSR1)
-    with unchanged_process({"KEPT": "default", "ADDED": "default"}):
-        assert (os.environ["KEPT"], os.environ["ADDED"]) == ("old", "default")
-        os.environ["KEPT"] = "new"
-        del os.environ["GONE"]
-        os.environ["NEW"] = "new"
+    with unchanged_process({"RAY_KEPT": "default", "ADDED": "default"}):
+        assert (os.environ["RAY_KEPT"], os.environ["ADDED"]) == ("old", "default")
+        os.environ["RAY_KEPT"] = "new"
+        del os.environ["RAY_GONE"]
+        os.environ["TUNE_NEW"] = "new"
         warnings.simplefilter("ignore")
         logger.setLevel(logging.CRITICAL)
         logger.addHandler(logging.NullHandler())
@@ -80,6 +81,19 @@ def test_what_is_changed_meanwhile_is_changed_back(monkeypatch):
     ) == state  # fmt: skip
     assert (logger.level, logger.propagate) == (logging.NOTSET, True)
     assert signal.getsignal(signal.SIGUSR1) == handler
+
+
+def test_what_the_caller_sets_meanwhile_stays(monkeypatch):
+    monkeypatch.setenv("BEFORE", "old")
+    monkeypatch.delenv("DURING", raising=False)
+    logger = logging.getLogger("tests.process")
+    with unchanged_process({"ADDED": "1"}):
+        monkeypatch.setenv("BEFORE", "new")
+        monkeypatch.setenv("DURING", "1")
+        logger.setLevel(logging.ERROR)
+    assert (os.environ["BEFORE"], os.environ["DURING"]) == ("new", "1")
+    assert logger.level == logging.ERROR
+    logger.setLevel(logging.NOTSET)
 
 
 def test_an_error_passes_and_everything_is_changed_back(monkeypatch):
@@ -132,6 +146,7 @@ def test_what_is_there_is_not_looked_at_again_however_much_there_is(collections)
     assert len(records) == 500_000
 
 
+@pytest.mark.slow
 def test_without_it_all_is_looked_at_again_and_again(collections):
     """What the test above stands on: so many records would do."""
     before = collections()

@@ -187,19 +187,20 @@ def test_a_node_that_does_not_see_the_directory_ends_the_sweep_and_fails_no_conf
     gc.unfreeze()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "fixed"),
+    ("method", "fixed", "size"),
     [
-        ("rd4ad", {"epochs": 4, "batch_size": 8}),
-        ("recontrast", {"iterations": 16, "batch_size": 8}),
+        ("rd4ad", {"epochs": 4, "batch_size": 8}, 64),
+        ("recontrast", {"iterations": 16, "batch_size": 8}, 96),
     ],
 )
-def test_real_welds(tmp_path, shared_data, method, fixed):
+def test_real_welds(tmp_path, shared_data, method, fixed, size):
     """A few seconds of training find most of the defective welds."""
     fixed |= {"backbone": "mobilenet_v2"}
     root = shared_data / "battery_weld"
     _, spec = make_spec(
-        tmp_path, root, "battery_weld", method, fixed=fixed, image_size=96, rungs=2, threads=2
+        tmp_path, root, "battery_weld", method, fixed=fixed, image_size=size, rungs=2, threads=2
     )
     try:
         *_, last = run_trial(spec)

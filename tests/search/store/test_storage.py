@@ -39,6 +39,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path):
         assert len(set(content)) == 1
 
 
+@pytest.mark.slow
 def test_a_reader_never_sees_half_a_file(tmp_path):
     writer = multiprocessing.get_context("fork").Process(
         target=_write_for_ever, args=(str(tmp_path),)
