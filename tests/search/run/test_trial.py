@@ -200,7 +200,7 @@ def test_real_welds(tmp_path, shared_data, method, fixed, size):
     fixed |= {"backbone": "mobilenet_v2"}
     root = shared_data / "battery_weld"
     _, spec = make_spec(
-        tmp_path, root, "battery_weld", method, fixed=fixed, image_size=size, rungs=2, threads=2
+        tmp_path, root, "battery_weld", method, fixed=fixed, image_size=size, rungs=2, threads=1
     )
     try:
         *_, last = run_trial(spec)
