@@ -210,6 +210,17 @@ def test_real_welds(tmp_path, shared_data, method, fixed, size):
     assert last.facts.parameters > 1e6
 
 
+def test_a_trial_computes_with_the_threads_it_was_given(tmp_path, toy_data):
+    before = torch.get_num_threads()
+    try:
+        for threads in (2, 1):
+            _, spec = make_spec(tmp_path / str(threads), toy_data, "plate", threads=threads)
+            list(run_trial(spec))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def without_cost(results: list[TrialResult]) -> list[dict]:
     return [result.model_dump(exclude={"cost"}) for result in results]
 
