@@ -11,7 +11,7 @@ demo: $(VENV)/.demo
 # All tests. Those that start a Ray of their own wait most of the time: they run side by side too.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray" -n auto --dist worksteal
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -m ray -n 2 --dist load --maxschedchunk 1
 
 # The habit of every few minutes: lint, types, and the tests that take no time.
 check: lint

@@ -20,7 +20,6 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torchvision import models as tv
 
 from anomtune.errors import MethodError
 
@@ -40,14 +39,21 @@ class _Source:
     url: str
 
 
-#: IMAGENET1K_V1 weights: those of the papers.
-_SOURCES: dict[Backbone, _Source] = {
-    "resnet18": _Source(tv.resnet18, tv.ResNet18_Weights.IMAGENET1K_V1.url),
-    "resnet34": _Source(tv.resnet34, tv.ResNet34_Weights.IMAGENET1K_V1.url),
-    "resnet50": _Source(tv.resnet50, tv.ResNet50_Weights.IMAGENET1K_V1.url),
-    "wide_resnet50_2": _Source(tv.wide_resnet50_2, tv.Wide_ResNet50_2_Weights.IMAGENET1K_V1.url),
-    "mobilenet_v2": _Source(tv.mobilenet_v2, tv.MobileNet_V2_Weights.IMAGENET1K_V1.url),
-}
+@cache
+def _sources() -> dict[Backbone, _Source]:
+    """Returns where each backbone comes from; IMAGENET1K_V1 weights are those of the papers."""
+    # Takes seconds of a process's start, which those that need no backbone should not wait for.
+    from torchvision import models as tv  # noqa: PLC0415
+
+    return {
+        "resnet18": _Source(tv.resnet18, tv.ResNet18_Weights.IMAGENET1K_V1.url),
+        "resnet34": _Source(tv.resnet34, tv.ResNet34_Weights.IMAGENET1K_V1.url),
+        "resnet50": _Source(tv.resnet50, tv.ResNet50_Weights.IMAGENET1K_V1.url),
+        "wide_resnet50_2": _Source(
+            tv.wide_resnet50_2, tv.Wide_ResNet50_2_Weights.IMAGENET1K_V1.url
+        ),
+        "mobilenet_v2": _Source(tv.mobilenet_v2, tv.MobileNet_V2_Weights.IMAGENET1K_V1.url),
+    }
 
 
 class ResNetEncoder(nn.Module):
@@ -164,7 +170,7 @@ def prepare_weights(name: Backbone, weights: Weights) -> None:
 
 
 def _build(name: Backbone) -> Encoder:
-    network = _SOURCES[name].build()
+    network = _sources()[name].build()
     return MobileNetV2Encoder(network) if name == "mobilenet_v2" else ResNetEncoder(network)
 
 
@@ -185,7 +191,7 @@ def _imagenet_state(name: Backbone) -> Mapping[str, Tensor]:
 
 
 def _weights_file(name: Backbone) -> Path:
-    url = _SOURCES[name].url
+    url = _sources()[name].url
     filename = PurePosixPath(url).name
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     cached = folder / filename

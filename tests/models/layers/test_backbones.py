@@ -53,8 +53,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, filename: str) -> None:
-    source = replace(backbones._SOURCES[NAME], url=f"https://example.org/models/{filename}")
-    monkeypatch.setitem(backbones._SOURCES, NAME, source)
+    source = replace(backbones._sources()[NAME], url=f"https://example.org/models/{filename}")
+    monkeypatch.setitem(backbones._sources(), NAME, source)
 
 
 def test_the_hub_cache_is_read_once(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
