@@ -37,8 +37,8 @@ def main() -> None:
             print(f"skipped {name}: no {config.dataset.root}")
             continue
         with tempfile.TemporaryDirectory() as directory:
-            outcome = run(config, directory, on_event=Monitor(Console(file=sys.stderr)))
-        rows += outcome.leaderboard.to_pylist()
+            result = run(config, directory, on_event=Monitor(Console(file=sys.stderr)))
+            rows += result.leaderboard.to_pylist()
     categories = list(dict.fromkeys(row["category"] for row in rows))
     print(f"| method | {' | '.join(categories)} | seconds per trial | parameters |")
     print("| --- " * (len(categories) + 3) + "|")

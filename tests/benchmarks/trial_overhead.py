@@ -70,9 +70,9 @@ def anomtune(config: Sweep) -> float:
     """Returns the seconds per trial of a sweep, start and tables included."""
     with tempfile.TemporaryDirectory() as directory:
         begin = time.perf_counter()
-        outcome = run(config, directory)
+        result = run(config, directory)
         seconds = time.perf_counter() - begin
-    done = sum(row["completed"] for row in outcome.leaderboard.to_pylist())
+        done = sum(row["completed"] for row in result.leaderboard.to_pylist())
     return seconds / done
 
 
