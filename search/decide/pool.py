@@ -36,7 +36,6 @@ from anomtune.search.store.records import (
     State,
     StudyKey,
     TrialRecord,
-    best_record,
     now,
 )
 
@@ -75,12 +74,6 @@ class Study:
     def started(self) -> int:
         """Number of trials that have been handed out or have finished."""
         return self.finished.total() + len(self.running)
-
-    @property
-    def best(self) -> TrialRecord | None:
-        """The completed trial with the highest AUROC, the earliest of equals."""
-        # A copy: the progress table reads while trials are added.
-        return best_record(list(self.records.values()))
 
 
 class Pool:

@@ -57,11 +57,6 @@ class Confirmation:
             for study in self._pool.studies.values()
         )
 
-    @property
-    def running(self) -> int:
-        """Number of runs that have been handed out."""
-        return len(self._running)
-
     def ask(self) -> ConfirmRecord | None:
         """Starts the next run, or returns ``None`` if none can start now."""
         for study in self._pool.studies.values():
@@ -110,8 +105,7 @@ class Confirmation:
     def _runs(self, study: Study) -> deque[ConfirmRecord]:
         """Returns the runs that wait, of a study whose search has ended."""
         if study.key not in self._waiting:
-            # The progress table asks from a thread of its own: the first answer stays.
-            self._waiting.setdefault(study.key, deque(self._new_runs(study)))
+            self._waiting[study.key] = deque(self._new_runs(study))
         return self._waiting[study.key]
 
     def _new_runs(self, study: Study) -> Iterator[ConfirmRecord]:
@@ -145,11 +139,6 @@ class Work:
     def remaining(self) -> int:
         """Number of runs that have not finished; confirm runs of open searches at most."""
         return self.pool.remaining + self.confirmation.remaining
-
-    @property
-    def running(self) -> int:
-        """Number of runs that have been handed out."""
-        return self.pool.running + self.confirmation.running
 
     def ended_before(self) -> list[AnyRecord]:
         """Returns what earlier starts trained and scored, in the order in which it ended.

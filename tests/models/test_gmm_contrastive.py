@@ -1,4 +1,7 @@
-"""Model-guided contrastive fine-tuning: the supplement's formulas, and what learns from what."""
+"""Model-guided contrastive fine-tuning: the supplement's formulas, and what learns from what.
+
+Long, because loss, projection and detector are tested on the same small mixtures and images.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from anomtune.search.config import ConfirmConfig, parse_sweep
 from anomtune.search.decide.confirm import choose, summarise, to_confirm
 from anomtune.search.decide.work import Confirmation, Work
 from anomtune.search.results.leaderboard import compile_leaderboard
-from anomtune.search.store.held_out import DomainFigures
+from anomtune.search.store.held_out import DomainFigures, Example
 from anomtune.search.store.records import (
     ConfirmRecord,
     ConfirmResult,
@@ -346,3 +346,15 @@ def test_killed_while_it_confirms_it_ends_with_the_same_numbers(tmp_path, toy_da
     assert boards[0] == boards[1]
     for category in ("plate", "ring"):
         assert (tmp_path / "killed" / "models" / category / "toy" / "config.yaml").exists()
+
+
+def test_the_record_names_the_examples_that_its_sheet_shows(simulation) -> None:
+    config = sweep()
+    simulation.run(config)
+    store = Store()
+    confirmation = Confirmation(config, simulation.pool(config), {}, store.save)
+    record = confirmation.ask()
+    assert record is not None
+    example = Example(kind="missed", key="test/spot/000.png", defect="spot", score=0.1)
+    confirmation.finish(record, result(0.5).model_copy(update={"examples": [example]}))
+    assert [run.examples for run in store.read()[record.key]] == [[example]]
