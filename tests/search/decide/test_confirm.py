@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections import Counter
 
@@ -27,6 +25,7 @@ from anomtune.search.store.records import (
 )
 from anomtune.search.store.storage import Storage
 from anomtune.search.sweep import run as run_sweep
+from tests.driver import Driver
 from tests.search.conftest import FACTS, sweep_dict
 
 
@@ -303,7 +302,9 @@ def test_a_study_is_told_of_when_its_last_run_has_ended(simulation) -> None:
 
 
 @pytest.mark.ray
-def test_killed_while_it_confirms_it_ends_with_the_same_numbers(tmp_path, toy_data) -> None:
+def test_killed_while_it_confirms_it_ends_with_the_same_numbers(
+    tmp_path, toy_data, ray_address
+) -> None:
     file = tmp_path / "sweep.yaml"
     methods = {"toy": {"fixed": {"seconds": 0.05}}}
     confirm = {"top": 2, "seeds": [1, 2]}
@@ -313,9 +314,8 @@ def test_killed_while_it_confirms_it_ends_with_the_same_numbers(tmp_path, toy_da
         )
     )
 
-    def start(name: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "anomtune", "sweep", str(file)]
-        return subprocess.Popen([*command, "--dir", str(tmp_path / name)], start_new_session=True)
+    def start(name: str) -> Driver:
+        return Driver("sweep", file, "--dir", tmp_path / name, "--address", ray_address)
 
     def figures(name: str) -> dict:
         return {
@@ -325,7 +325,7 @@ def test_killed_while_it_confirms_it_ends_with_the_same_numbers(tmp_path, toy_da
             if run.state == "COMPLETE"
         }
 
-    assert start("undisturbed").wait(120) == 0
+    assert start("undisturbed").wait() == 0
     killed = 0
     while killed < 3:
         known = figures("killed")
@@ -333,10 +333,9 @@ def test_killed_while_it_confirms_it_ends_with_the_same_numbers(tmp_path, toy_da
         while driver.poll() is None and len(figures("killed")) <= len(known):
             time.sleep(0.02)
         driver.kill()
-        driver.wait()
         killed += 1
     assert 3 <= len(known) + 1 < len(figures("undisturbed")), "killed in the middle"
-    assert start("killed").wait(120) == 0
+    assert start("killed").wait() == 0
     assert figures("killed") == figures("undisturbed")
     columns = ["rank", "test_auroc_mean", "test_aupro_mean", "optimism_gap", "params"]
     boards = [
