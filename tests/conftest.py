@@ -20,7 +20,8 @@ sys.path.append(str(PLUGIN))
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, (str(PLUGIN), os.environ.get("PYTHONPATH", "")))
 )
-os.environ["RAY_worker_niceness"] = "0"  # else what waits for workers takes their time
+# Else what waits for workers takes the time that they need.
+os.environ |= {"RAY_worker_niceness": "0"}
 if (SHARED / "weights").is_dir():
     os.environ.setdefault("TORCH_HOME", str(SHARED / "weights"))
 

@@ -229,7 +229,9 @@ def test_without_confirm_there_is_nothing_to_do(simulation, make_sweep) -> None:
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_a_sweep_ends_with_confirmed_figures_and_can_ask_for_more(tmp_path, toy_data) -> None:
-    config = parse_sweep(sweep_dict(toy_data, confirm={"top": 1, "seeds": [1, 2]}), "test")
+    config = parse_sweep(
+        sweep_dict(toy_data, concurrency=1, confirm={"top": 1, "seeds": [1, 2]}), "test"
+    )
     board = run_sweep(config, tmp_path).leaderboard
     assert board.num_rows == 2
     for row in board.to_pylist():
@@ -247,7 +249,9 @@ def test_a_sweep_ends_with_confirmed_figures_and_can_ask_for_more(tmp_path, toy_
     assert len(before) in (4, 6, 8)  # the winner and the default, which may be the same config
     # The same again does nothing; more configs add theirs and leave the others as they are.
     run_sweep(config, tmp_path)
-    more = parse_sweep(sweep_dict(toy_data, confirm={"top": 3, "seeds": [1, 2]}), "test")
+    more = parse_sweep(
+        sweep_dict(toy_data, concurrency=1, confirm={"top": 3, "seeds": [1, 2]}), "test"
+    )
     run_sweep(more, tmp_path)
     after = {
         path: (tmp_path / path).read_bytes() for path in store.storage.list("confirm", ".json")
@@ -267,6 +271,7 @@ def test_a_failing_confirm_run_is_a_record(tmp_path, toy_data, monkeypatch) -> N
         sweep_dict(
             toy_data,
             trials=1,
+            concurrency=1,
             dataset={"name": "folder", "root": str(toy_data), "categories": ["plate"]},
             methods={"toy": {"fixed": {"behaviour": "fail_later", "marker": str(marker)}}},
             confirm={"top": 1, "seeds": [5]},
