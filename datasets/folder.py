@@ -4,6 +4,7 @@
     <category>/test/good/*.png
     <category>/test/<defect type>/*.png
     <category>/ground_truth/<defect type>/<stem>_mask.png       (optional)
+    <category>/ground_truth/<defect type>/<stem>/*.png          (the same, several masks in union)
 
 The root is one category, or a folder of categories. Published datasets that differ from it in a
 detail (see `Layout`) are read by the same listing.
@@ -48,8 +49,8 @@ class Layout:
         normal: Name of the folders of normal images.
         defects: Names of the folders of anomalous images; ``None`` if any will do.
         masked: Whether the authors publish a mask of every anomalous image.
-        mask_folders: Whether the masks of an image, several of them, lie in a folder that is
-            named as the image is.
+        mask_folders: Whether the masks of an image must lie in a folder that is named as the
+            image is. They always may: the mask is then the union of those in the folder.
         unused: Further parts that belong there and are not read, with the reason.
     """
 
@@ -179,7 +180,7 @@ class Folder(FileDataset):
         place = self._place(category)
         for part in _PARTS:
             for kind in folders(place / part) if (place / part).is_dir() else []:
-                inner = folders(kind) if self._layout(category).mask_folders else []
+                inner = folders(kind) if part == "ground_truth" else []
                 for folder in (kind, *inner):
                     for entry in entries(folder):
                         if is_image(entry):
@@ -297,9 +298,8 @@ class _Scan(Listing):
             by_stem[PurePosixPath(key).stem].append(key)
         mask_of: dict[str, list[str]] = defaultdict(list)
         for mask in masks:
-            stem = (
-                PurePosixPath(mask).name if self.layout.mask_folders else PurePosixPath(mask).stem
-            )
+            path = PurePosixPath(mask)
+            stem = path.name if (self.folder / mask).is_dir() else path.stem
             plain = stem.removesuffix(_MASK_SUFFIX)
             owner = plain if plain in by_stem else stem
             if owner in by_stem:
@@ -314,7 +314,11 @@ class _Scan(Listing):
         for stem, keys in by_stem.items():
             found = mask_of.get(stem, [])
             if len(found) > 1:
-                self.problem(keys[0], f"has {len(found)} masks ({', '.join(found)}); keep one")
+                self.problem(
+                    keys[0],
+                    f"has {len(found)} masks ({', '.join(found)}); keep one, or put them into a "
+                    f"folder ground_truth/{defect}/{stem}, whose masks count together",
+                )
             if found and len(keys) > 1:
                 self.problem(
                     keys[0],
@@ -342,18 +346,18 @@ class _Scan(Listing):
     def _masks_of(self, defect: str) -> list[str]:
         """Lists the keys of the masks of a defect type."""
         where = f"ground_truth/{defect}"
+        found = entries(self.folder / where)
+        inner = [e.name for e in found if e.is_dir() and self.images(f"{where}/{e.name}")]
+        keys = [f"{where}/{name}" for name in inner]
         if not self.layout.mask_folders:
-            return self.images(where)
-        keys = []
-        for entry in entries(self.folder / where):
+            return keys + self.images(where, ignore=inner)
+        for entry in found:
             key = f"{where}/{entry.name}"
             if is_dangling(entry):
                 self.problem(key, MISSING)
             elif not entry.is_dir():
                 self.problem(key, f"not in a folder; masks belong in {where}/<image>/000.png")
-            elif self.images(key):
-                keys.append(key)
-            else:
+            elif entry.name not in inner:
                 self.problem(key, "no masks in this folder; copy them again")
         return keys
 

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from functools import reduce
-from pathlib import Path
 from typing import ClassVar
-
-import numpy as np
-import numpy.typing as npt
 
 from anomtune.datasets.base import GOOD, Published
 from anomtune.datasets.folder import Layout
-from anomtune.datasets.io.files import entries, is_image, read_labels
-from anomtune.datasets.io.imagefile import digest_file
-from anomtune.datasets.io.store import digest
 from anomtune.datasets.mvtec import PublishedFolder
-from anomtune.errors import ImageError
 
 _KINDS = frozenset({"logical_anomalies", "structural_anomalies"})
 
@@ -45,30 +36,6 @@ class MVTecLOCO(PublishedFolder):
     }
     defects: ClassVar = dict.fromkeys(counts, _KINDS)
 
-    def file_digest(self, category: str, key: str) -> str:
-        """Returns a digest of the encoded bytes of an image, or of all masks of one."""
-        path = self._path(category, key)
-        if not path.is_dir():
-            return super().file_digest(category, key)
-        return digest([[file.name, digest_file(file)] for file in _masks_in(path)])
-
-    def read_mask(self, category: str, key: str) -> npt.NDArray[np.bool_]:
-        """Returns the union of the masks of an image as ``(H, W)``, true at anomalous pixels."""
-        folder = self._path(category, key)
-        masks = []
-        for file in _masks_in(folder):
-            try:
-                masks.append(read_labels(file))
-            except ImageError as error:
-                raise ImageError(str(folder), f"{file.name} {error.reason}") from error
-            if masks[-1].shape != masks[0].shape:
-                raise ImageError(
-                    str(folder), f"{file.name} is not of the size of the others; copy it again"
-                )
-        if not masks:
-            raise ImageError(str(folder), "holds no masks; copy them again")
-        return reduce(np.logical_or, masks)
-
     def _layout(self, category: str) -> Layout:
         return Layout(
             normal=GOOD,
@@ -77,10 +44,3 @@ class MVTecLOCO(PublishedFolder):
             mask_folders=True,
             unused={"validation": "the search has a validation of its own"},
         )
-
-
-def _masks_in(folder: Path) -> list[Path]:
-    try:
-        return [Path(e.path) for e in entries(folder) if is_image(e)]
-    except OSError as error:
-        raise ImageError(str(folder), f"cannot be listed ({error.strerror})") from error

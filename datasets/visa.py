@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from anomtune.datasets.base import GOOD, Problem, Published, Sample
 from anomtune.datasets.io.files import (
     FileDataset,
@@ -21,7 +18,6 @@ from anomtune.datasets.io.files import (
     folders,
     is_folder,
     is_image,
-    read_labels,
     some,
 )
 from anomtune.datasets.mvtec import PublishedFolder, missing_categories
@@ -56,8 +52,8 @@ class VisA(FileDataset):
     ``Data/Masks/Anomaly/<stem>.png``; which image plays which part says
     ``VisA/split_csv/1cls.csv``. As the authors' script reorganises it,
     ``VisA_pytorch/1cls/<object>/{train/good,test/{good,bad},ground_truth/bad}``; the root is
-    ``VisA_pytorch`` or ``1cls``. In both the anomalous images are of the one type ``bad``, and
-    the non-zero pixels of a mask are the anomalous ones: the published masks number their labels.
+    ``VisA_pytorch`` or ``1cls``. In both the anomalous images are of the one type ``bad``. The
+    published masks number their labels; all of them are anomalous.
 
     Args:
         root: The folder.
@@ -121,10 +117,6 @@ class VisA(FileDataset):
     def published(self, category: str) -> Published | None:
         """Returns what a complete download of the category holds."""
         return _COUNTS.get(category)
-
-    def read_mask(self, category: str, key: str) -> npt.NDArray[np.bool_]:
-        """Returns a ground-truth mask as ``(H, W)``, true at anomalous pixels."""
-        return read_labels(self._path(category, key))
 
     def _is_listed(self) -> bool:
         """Whether the root is the published layout rather than the reorganised one."""

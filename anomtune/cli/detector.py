@@ -75,12 +75,13 @@ def predict(
         if not os.path.lexists(path):
             refuse(f"{path}: no such file or folder")
     from anomtune.datasets.io.files import image_files
+    from anomtune.datasets.io.imagefile import FORMATS
     from anomtune.errors import ImageError, StorageError
     from anomtune.search.detector.predict import load_model
     from anomtune.search.detector.predictions import Results
 
     if next(image_files(images), None) is None:
-        refuse(f"{images[0]}: no image there; PNG, JPEG, BMP and TIFF files are looked for")
+        refuse(f"{images[0]}: no image there; {FORMATS} files are looked for")
     model = load_model(model_dir, device)
     unreadable: list[ImageError] = []
     try:

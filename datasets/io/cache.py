@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,10 +22,12 @@ import numpy.typing as npt
 
 from anomtune.datasets.base import Dataset, Problem, Sample
 from anomtune.datasets.io import store
-from anomtune.datasets.io.imagefile import hash_pixels, resize_image, resize_mask
+from anomtune.datasets.io.imagefile import hash_pixels, resize_image
+from anomtune.datasets.io.maskfile import odd_mask
+from anomtune.datasets.io.masks import Masks, PackedMask, pack
 from anomtune.errors import DataError, ImageError
 
-FORMAT = 2  # Raise it when files are read otherwise: cached categories are found by it.
+FORMAT = 3  # Raise it when files are read otherwise: cached categories are found by it.
 _CHUNK = 128  # Images decoded ahead of the writer: bounds memory for large categories.
 
 
@@ -38,20 +40,18 @@ class CategoryArrays:
         content: Digest of the samples and of the bytes of their files.
         samples: The ``N`` samples.
         pixel_hashes: For each sample a digest of the decoded full-size RGB pixels.
-        has_mask: ``(N,)`` bool, whether the sample came with a mask file.
         images: ``(N, S, S, 3)`` uint8, memory-mapped copy-on-write: pages are shared between
             processes and writing to it does not change the file.
-        masks: ``(N, S, S)`` uint8, 0 or 1, memory-mapped; zeros where there is no mask.
-        warnings: What the listing found that is not fatal.
+        masks: ``N`` masks as drawn, at the size of their images; where none is, nothing is drawn.
+        warnings: What the listing found that is not fatal, and what is odd about masks.
     """
 
     category: str
     content: str
     samples: tuple[Sample, ...]
     pixel_hashes: tuple[str, ...]
-    has_mask: npt.NDArray[np.bool_]
     images: npt.NDArray[np.uint8]
-    masks: npt.NDArray[np.uint8]
+    masks: Masks
     warnings: tuple[Problem, ...]
 
 
@@ -95,10 +95,12 @@ def open_category(dataset: Dataset, category: str, image_size: int) -> CategoryA
             content=content,
             samples=samples,
             pixel_hashes=tuple(meta["pixel_hashes"]),
-            has_mask=np.array([s.mask is not None for s in samples], dtype=np.bool_),
             images=map_array(folder / "images.npy", (n, size, size, 3)),
-            masks=map_array(folder / "masks.npy", (n, size, size)),
-            warnings=tuple(p for p in problems if not p.fatal),
+            masks=_load_masks(folder / "masks.bin", meta["masks"]),
+            warnings=(
+                *(p for p in problems if not p.fatal),
+                *(Problem(category, key, message, fatal=False) for key, message in meta["odd"]),
+            ),
         )
 
     return store.obtain("categories", store.digest(FORMAT, image_size, content), build, load)
@@ -136,7 +138,8 @@ def decode(
         raise ImageError(
             f"{_place(dataset)}: {category}/{sample.mask}",
             f"the mask is {mask.shape[1]}x{mask.shape[0]} but its image {sample.key} is "
-            f"{image.shape[1]}x{image.shape[0]}; save it again at the size of the image",
+            f"{image.shape[1]}x{image.shape[0]}{_turned(mask, image)}; save it again at the size "
+            "of the image",
         )
     return image, mask
 
@@ -198,28 +201,52 @@ def _identity(sample: Sample) -> list[str | None]:
 def _decode_all(
     dataset: Dataset, category: str, samples: tuple[Sample, ...], size: int, folder: Path
 ) -> None:
-    blank = np.zeros((size, size), dtype=np.uint8)
-
-    def work(sample: Sample) -> tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    def work(sample: Sample) -> tuple[str, npt.NDArray[np.uint8], PackedMask, str | None]:
         image, mask = decode(dataset, category, sample)
-        small = blank if mask is None else resize_mask(mask, size)
-        return hash_pixels(image), resize_image(image, size), small
+        shape = (image.shape[0], image.shape[1])
+        packed = PackedMask(shape, b"") if mask is None else pack(mask)
+        odd = None if mask is None else odd_mask(mask)
+        return hash_pixels(image), resize_image(image, size), packed, odd
 
-    def decoded() -> Iterator[tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
+    def decoded() -> Iterator[tuple[str, npt.NDArray[np.uint8], PackedMask, str | None]]:
         with ThreadPoolExecutor(workers()) as pool:
             for start in range(0, len(samples), _CHUNK):
                 yield from pool.map(work, samples[start : start + _CHUNK])
 
-    hashes = []
+    hashes, index, odd_masks = [], [], []
     # Written, not mapped: on a full disk a mapped write is a SIGBUS, this one is an error.
-    with (folder / "images.npy").open("wb") as images, (folder / "masks.npy").open("wb") as masks:
+    with (folder / "images.npy").open("wb") as images, (folder / "masks.bin").open("wb") as masks:
         start_array(images, (len(samples), size, size, 3))
-        start_array(masks, (len(samples), size, size))
-        for pixel_hash, image, mask in decoded():
+        for sample, (pixel_hash, image, mask, odd) in zip(samples, decoded(), strict=True):
             hashes.append(pixel_hash)
             images.write(image.tobytes())
-            masks.write(mask.tobytes())
-    (folder / "meta.json").write_text(json.dumps({"pixel_hashes": hashes}), encoding="ascii")
+            index.append([*mask.shape, masks.write(mask.bits)])
+            if odd is not None and sample.origin is None:  # copies share their masks
+                odd_masks.append([sample.mask, odd])
+    meta = {"pixel_hashes": hashes, "masks": index, "odd": odd_masks}
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="ascii")
+
+
+def _load_masks(path: Path, index: Sequence[tuple[int, int, int]]) -> Masks:
+    """Reads masks of which height, width and bytes are known.
+
+    Raises:
+        ValueError: If the file does not hold them.
+    """
+    content, packed, start = path.read_bytes(), [], 0
+    for height, width, length in index:
+        packed.append(PackedMask((height, width), content[start : start + length]))
+        start += length
+    if start != len(content):
+        raise ValueError(f"{path}: expected {start} bytes, found {len(content)}")
+    return Masks(packed)
+
+
+def _turned(mask: npt.NDArray[np.bool_], image: npt.NDArray[np.uint8]) -> str:
+    """Says what has happened where a mask lies on its side."""
+    if mask.shape != image.shape[1::-1]:
+        return ""
+    return " when it is upright (see its EXIF orientation)"
 
 
 @contextmanager

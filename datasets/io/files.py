@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from anomtune.datasets.base import Dataset, Problem, Sample
-from anomtune.datasets.io.imagefile import EXTENSIONS, digest_file, read_mask, read_rgb
+from anomtune.datasets.io.imagefile import EXTENSIONS, FORMATS, digest_file, read_rgb
+from anomtune.datasets.io.maskfile import read_mask, read_masks
 from anomtune.datasets.io.store import digest
-from anomtune.errors import DataError
+from anomtune.errors import DataError, ImageError
 
 MISSING = "link to a missing file; fetch it or remove the link"
 
@@ -75,16 +76,23 @@ class FileDataset(Dataset):
         return digest(str(place), rows)
 
     def file_digest(self, category: str, key: str) -> str:
-        """Returns a digest of the encoded bytes of an image or mask."""
-        return digest_file(self._path(category, key))
+        """Returns a digest of the encoded bytes of an image or mask, or of all masks of one."""
+        path = self._path(category, key)
+        if not path.is_dir():
+            return digest_file(path)
+        return digest([[file.name, digest_file(file)] for file in _masks_in(path)])
 
     def read_image(self, category: str, key: str) -> npt.NDArray[np.uint8]:
         """Returns an image as ``(H, W, 3)`` RGB."""
         return read_rgb(self._path(category, key))
 
     def read_mask(self, category: str, key: str) -> npt.NDArray[np.bool_]:
-        """Returns a ground-truth mask as ``(H, W)``, true at anomalous pixels."""
-        return read_mask(self._path(category, key))
+        """Returns a ground-truth mask as ``(H, W)``, true at anomalous pixels.
+
+        Where the key is a folder, the mask is the union of those in it.
+        """
+        path = self._path(category, key)
+        return read_masks(path, _masks_in(path)) if path.is_dir() else read_mask(path)
 
     def _path(self, category: str, key: str) -> Path:
         parts = PurePosixPath(key).parts
@@ -144,7 +152,7 @@ class Listing:
                 what = MISSING if is_dangling(entry) else "not a file; rename or remove it"
                 self.problem(key, what)
         if others:
-            self.warn(where, f"{some(others)} ignored: not a PNG, JPEG, BMP or TIFF file")
+            self.warn(where, f"{some(others)} ignored: not a {FORMATS} file")
         return keys
 
 
@@ -185,15 +193,6 @@ def is_image(file: os.PathLike[str]) -> bool:
 def some(names: list[str]) -> str:
     """Names the first of many."""
     return f"{names[0]!r}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-
-
-def read_labels(path: Path) -> npt.NDArray[np.bool_]:
-    """Decodes a mask whose pixels are numbers of labels: ``(H, W)``, true where not zero.
-
-    Raises:
-        ImageError: As `imagefile.read_rgb`.
-    """
-    return np.asarray(read_rgb(path).any(axis=2))
 
 
 def whereabouts(root: Path, accepts: Callable[[Path], bool]) -> str:
@@ -249,3 +248,10 @@ def is_dangling(entry: os.DirEntry[str]) -> bool:
 def folders(folder: Path) -> list[Path]:
     """Lists the folders in a folder, by name."""
     return [Path(e.path) for e in entries(folder) if e.is_dir()]
+
+
+def _masks_in(folder: Path) -> list[Path]:
+    try:
+        return [Path(e.path) for e in entries(folder) if is_image(e)]
+    except OSError as error:
+        raise ImageError(str(folder), f"cannot be listed ({error.strerror})") from error

@@ -26,7 +26,7 @@ T = TypeVar("T")
 #: At most so many images are taken, evenly spread over those that there are.
 LIMIT = 400
 
-_FORMAT = 1  # Raise it when files are read otherwise.
+_FORMAT = 2  # Raise it when files are read otherwise.
 
 
 def list_images(folder: Path) -> list[Path]:

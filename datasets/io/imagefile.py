@@ -1,37 +1,47 @@
-"""Image files to arrays: what is accepted, what is refused and why."""
+"""Image files to arrays, upright: what is accepted, what is refused and why.
+
+Every image and mask that anomtune reads from a file passes through `opened` and `upright`: how the
+camera was held (EXIF) is settled here and nowhere else.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import struct
+import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import (
     BmpImagePlugin,
+    ExifTags,
     Image,
+    ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
+    WebPImagePlugin,
 )
 
 from anomtune.errors import ImageError
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
-# Only these decoders are tried, whatever a file claims to be. Naming their plug-ins loads them now
-# rather than in the middle of many threads.
-_FORMATS = tuple(
-    kind.format
-    for kind in (
-        PngImagePlugin.PngImageFile,
-        JpegImagePlugin.JpegImageFile,
-        BmpImagePlugin.BmpImageFile,
-        TiffImagePlugin.TiffImageFile,
-    )
-)
+#: What messages call the formats that are read.
+FORMATS = "PNG, JPEG, BMP, TIFF or WebP"
+
+#: An image of more pixels is refused: as RGB this many take 1.6 GB, and thrice that on the way.
+MAX_PIXELS = 1 << 29
+
+_LARGE = 1 << 26  # Images of more pixels are decoded one at a time: bounds memory.
+_one_large = threading.Lock()
+
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -43,82 +53,134 @@ _DECODE_ERRORS = (
     Image.DecompressionBombError,
 )
 # Formats in which further images are further pictures; in a JPEG they are its previews.
-_PAGED = frozenset({TiffImagePlugin.TiffImageFile.format, PngImagePlugin.PngImageFile.format})
+_PAGED = frozenset({"TIFF", "PNG", "WEBP"})
+_LOSSY = frozenset({"JPEG", "MPO"})
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
+_ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
+
+
+class _TiffFile(TiffImagePlugin.TiffImageFile):
+    """A TIFF of any size: Pillow's own refuses large ones a second time, while it decodes."""
+
+    def load_prepare(self) -> None:
+        if getattr(self, "_im", None) is None:
+            self.im = Image.new(self.mode, getattr(self, "_tile_size", self.size)).im
+        super().load_prepare()
+
+
+# By how files begin, whatever they are called. Naming the plug-ins loads them now rather than in
+# the middle of many threads; without `Image.open` the caller's `Image.MAX_IMAGE_PIXELS` is neither
+# asked nor changed.
+_READERS: tuple[tuple[bytes, Any], ...] = (
+    (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
+    (b"\xff\xd8\xff", JpegImagePlugin.jpeg_factory),
+    (b"BM", BmpImagePlugin.BmpImageFile),
+    (b"II", _TiffFile),
+    (b"MM", _TiffFile),
+    (b"RIFF", WebPImagePlugin.WebPImageFile),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A decoded file.
+
+    Attributes:
+        image: As it is stored, which need not be upright.
+        orientation: How it must be turned, the EXIF value: 1 to 8.
+        deep: Whether a channel is stored in more than 8 bits.
+        grey_deep: Whether that is the only channel, whose values are all there.
+        transparent: Whether it has an alpha channel or a transparent colour.
+        lossy: Whether its pixels are only about those that were saved.
+    """
+
+    image: Image.Image
+    orientation: int
+    deep: bool
+    grey_deep: bool
+    transparent: bool
+    lossy: bool
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Opened]:
+    """Decodes a file that holds one image.
+
+    Raises:
+        ImageError: If the file cannot be decoded, holds several images or too large a one; also
+            for what goes wrong in the body of the ``with`` statement.
+    """
+    try:
+        with path.open("rb") as file:
+            image = _identify(path, file)
+            _check_size(path, image.size)
+            count = getattr(image, "n_frames", 1) if image.format in _PAGED else 1
+            if count > 1:
+                raise ImageError(str(path), f"holds {count} images; save one image per file")
+            kind, mode = image.format, image.mode
+            deep = mode in _DEEP_MODES or _stored_deep(image)
+            large = image.size[0] * image.size[1] > _LARGE
+            with _one_large if large else nullcontext():
+                image.load()
+                yield Opened(
+                    image=image,
+                    orientation=_orientation(image),
+                    deep=deep,
+                    grey_deep=mode in _DEEP_MODES,
+                    transparent=mode in _ALPHA_MODES or "transparency" in image.info,
+                    lossy=kind in _LOSSY,
+                )
+    except ImageError:
+        raise
+    except _DECODE_ERRORS as error:
+        raise _unreadable(path, error) from error
+
+
+def upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Turns ``(H, W, ...)`` as an EXIF orientation says (EXIF 2.3, section 4.6.4, tag 274).
+
+    Args:
+        pixels: The array as it is stored.
+        orientation: 1 to 8: what of the upright image the first row and the first column are.
+
+    Returns:
+        ``(H, W, ...)``, or ``(W, H, ...)`` for 5 to 8; contiguous.
+    """
+    if orientation in {3, 4, 6, 7}:
+        pixels = pixels[::-1]
+    if orientation in {2, 3, 7, 8}:
+        pixels = pixels[:, ::-1]
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    return np.ascontiguousarray(pixels)
 
 
 def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
-    """Decodes an image of 8 bits per channel as ``(H, W, 3)`` RGB.
+    """Decodes an image of 8 bits per channel as upright ``(H, W, 3)`` RGB.
 
     Grey, palette, 1-bit and CMYK images are converted; an alpha channel is accepted if it hides
-    nothing.
+    nothing. An image that says how the camera was held is turned accordingly.
 
     Raises:
         ImageError: If the file cannot be decoded, holds several images, has more than 8 bits per
-            channel or is transparent somewhere.
+            channel or more than `MAX_PIXELS`, or is transparent somewhere.
     """
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            _refuse_several(path, image)
-            if image.mode in _DEEP_MODES or _stored_deep(image):
+    with opened(path) as found:
+        if found.deep:
+            raise ImageError(
+                str(path), "has more than 8 bits per channel; convert it to 8 bits per channel"
+            )
+        image = found.image
+        if found.transparent:
+            rgba = np.asarray(image.convert("RGBA"))
+            if rgba[..., 3].min() < 255:
                 raise ImageError(
-                    str(path),
-                    "has more than 8 bits per channel; convert it to 8 bits per channel",
+                    str(path), "is transparent in places; flatten it onto an opaque background"
                 )
-            image.load()
-            if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
-                rgba = np.asarray(image.convert("RGBA"))
-                if rgba[..., 3].min() < 255:
-                    raise ImageError(
-                        str(path),
-                        "is transparent in places; flatten it onto an opaque background",
-                    )
-                return np.ascontiguousarray(rgba[..., :3])
-            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    except ImageError:
-        raise
-    except _DECODE_ERRORS as error:
-        raise _unreadable(path, error) from error
-
-
-def read_mask(path: Path) -> npt.NDArray[np.bool_]:
-    """Decodes a ground-truth mask as ``(H, W)``, true at anomalous pixels.
-
-    A pixel is anomalous above half of the range (127 of 255); masks that hold only 0 and 1 are
-    taken as they are, others that never get above half are refused. Of a coloured mask the
-    strongest channel counts.
-
-    Raises:
-        ImageError: If the file cannot be decoded, holds several images or floating-point numbers,
-            or numbers its labels instead of marking pixels.
-    """
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            _refuse_several(path, image)
-            image.load()
-            if image.mode == "F":
-                raise ImageError(
-                    str(path), "is a floating-point mask; convert it to 8-bit grey, 255 = anomalous"
-                )
-            if image.mode in _DEEP_MODES or image.mode in {"1", "L"}:
-                values = np.asarray(image)
-            elif image.mode == "LA":
-                values = np.asarray(image)[..., 0]
-            else:
-                values = np.asarray(image.convert("RGB")).max(axis=2)
-            deep = image.mode in _DEEP_MODES
-    except ImageError:
-        raise
-    except _DECODE_ERRORS as error:
-        raise _unreadable(path, error) from error
-    highest = values.max()
-    if values.dtype == np.bool_ or highest <= 1:
-        return np.asarray(values > 0)
-    # Tools write 8-bit masks into 16-bit files without scaling them.
-    half = 32767 if deep and highest > 255 else 127
-    if highest <= half:  # A map of label numbers would pass for an empty mask.
-        raise ImageError(str(path), f"highest value is {highest}: save anomalous pixels as 255")
-    return np.asarray(values > half)
+            pixels = rgba[..., :3]
+        else:
+            pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return upright(pixels, found.orientation)
 
 
 def digest_file(path: Path) -> str:
@@ -140,18 +202,47 @@ def resize_image(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint
     return np.asarray(resized, dtype=np.uint8)
 
 
-def resize_mask(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.uint8]:
-    """Resizes ``(H, W)`` to ``(size, size)`` like an image; 1 where more than half is anomalous."""
-    grey = Image.fromarray(mask.astype(np.uint8) * 255)
-    resized = np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR))
-    return (resized > 127).astype(np.uint8)
-
-
 def hash_pixels(image: npt.NDArray[np.uint8]) -> str:
     """Returns a digest of the pixels and shape of ``(H, W, 3)``, whatever file they came from."""
     state = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
     state.update(np.ascontiguousarray(image).data)
     return state.hexdigest()
+
+
+def _identify(path: Path, file: Any) -> ImageFile.ImageFile:
+    begin = file.read(16)
+    file.seek(0)
+    for signature, reader in _READERS:
+        if begin.startswith(signature):
+            try:
+                # Without a name Pillow maps nothing into memory: it would read a turned TIFF awry,
+                # and a file that shrinks meanwhile would end the process.
+                image: ImageFile.ImageFile = reader(file, "")
+            except Image.DecompressionBombError:
+                raise ImageError(
+                    str(path), "has more pixels than are read of a WebP image; save it as PNG"
+                ) from None
+            return image
+    raise SyntaxError("it begins like none of them" if begin else "the file is empty")
+
+
+def _check_size(path: Path, size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            str(path),
+            f"has {width}x{height} pixels, {width * height / 1e6:.0f} million; at most "
+            f"{MAX_PIXELS / 1e6:.0f} million are read: cut it into tiles or make it smaller",
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation; 1 where there is none, or what is there cannot be read."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (*_DECODE_ERRORS, KeyError, TypeError):
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _stored_deep(image: Image.Image) -> bool:
@@ -165,12 +256,6 @@ def _stored_deep(image: Image.Image) -> bool:
     return False
 
 
-def _refuse_several(path: Path, image: Image.Image) -> None:
-    count = getattr(image, "n_frames", 1) if image.format in _PAGED else 1
-    if count > 1:
-        raise ImageError(str(path), f"holds {count} images; save one image per file")
-
-
 def _unreadable(path: Path, error: Exception) -> ImageError:
     if isinstance(error, FileNotFoundError):
         return ImageError(str(path), "no such file; it was moved or deleted, start again")
@@ -178,6 +263,5 @@ def _unreadable(path: Path, error: Exception) -> ImageError:
         return ImageError(str(path), "may not be read; change its permissions")
     detail = " ".join(str(error).split()).replace(f" {str(path)!r}", "")
     return ImageError(
-        str(path),
-        f"cannot be read as a PNG, JPEG, BMP or TIFF image ({detail}); replace or remove the file",
+        str(path), f"cannot be read as a {FORMATS} image ({detail}); replace or remove the file"
     )

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from anomtune.datasets.base import GOOD, Dataset, Problem, Sample
 from anomtune.datasets.io import store
 from anomtune.datasets.io.cache import CategoryArrays, map_array, open_category, start_array
+from anomtune.datasets.io.masks import Masks
 from anomtune.datasets.splits.damage import VERSION as DAMAGE_VERSION
 from anomtune.datasets.splits.damaged_copies import Row, damaged_rows
 from anomtune.datasets.splits.leaks import find_leaks
@@ -95,8 +96,8 @@ class TestSplit:
 
     Attributes:
         images: ``(K, S, S, 3)`` uint8.
-        masks: ``(K, M, M)`` uint8, 0 or 1, at the sweep's image size; zeros where there is none.
-        has_mask: ``(K,)`` bool, whether a mask file exists; normal images need none.
+        masks: ``K`` masks as drawn, each ``(H, W)`` of its image's size. Of an anomalous image in
+            whose mask nothing is drawn, nobody knows which pixels are.
         labels: ``(K,)`` int8, 1 = anomalous.
         defects: ``K`` defect types.
         keys: ``K`` paths within the category.
@@ -107,8 +108,7 @@ class TestSplit:
     __test__ = False  # Keeps pytest from collecting a class by its name.
 
     images: npt.NDArray[np.uint8]
-    masks: npt.NDArray[np.uint8]
-    has_mask: npt.NDArray[np.bool_]
+    masks: Masks
     labels: npt.NDArray[np.int8]
     defects: tuple[str, ...]
     keys: tuple[str, ...]
@@ -287,7 +287,7 @@ def load_test_split(
     Args:
         dataset: Where the images come from.
         category: One of its categories.
-        image_size: Side of the masks, in pixels.
+        image_size: Side of the sweep's square images, in pixels.
         validation: How the validation images are chosen; the others are held out.
         input_size: Side ``S`` of the images, for a method that works at another size; default:
             ``image_size``.
@@ -310,12 +310,10 @@ def load_test_split(
             "test/<defect type>, or set confirm: 0"
         )
     chosen = [arrays.samples[i] for i in held_out]
-    at_size = arrays if size == image_size else open_category(dataset, category, image_size)
     return TestSplit(
         # Indexing copies: plain arrays, no longer a window onto the whole category.
         images=np.asarray(arrays.images[held_out]),
-        masks=np.asarray(at_size.masks[held_out]),
-        has_mask=arrays.has_mask[held_out],
+        masks=arrays.masks.take(held_out),
         labels=np.array([s.anomalous for s in chosen], dtype=np.int8),
         defects=tuple(s.defect for s in chosen),
         keys=tuple(s.key for s in chosen),

@@ -1,14 +1,15 @@
-"""All metrics of one set of images, in one pass over its maps."""
+"""All metrics of one set of images, in one pass over its maps and the masks as they were drawn."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from anomtune.search.metrics.alignment import MOST_PIXELS, MaskSize, at_one_size, check_mask_size
 from anomtune.search.metrics.metric import Metric
 
 
@@ -20,9 +21,16 @@ class Evaluation:
 
     Args:
         metrics: What is computed.
+        masks: ``as_drawn`` measures at the size of each mask; ``resized`` and ``touched`` do what
+            papers do, see `anomtune.search.metrics.alignment`.
+
+    Raises:
+        ValueError: If ``masks`` is none of these.
     """
 
-    def __init__(self, metrics: Iterable[Metric]) -> None:
+    def __init__(self, metrics: Iterable[Metric], *, masks: MaskSize = "as_drawn") -> None:
+        check_mask_size(masks)
+        self._masks = masks
         self._metrics = tuple(metrics)
         self.notes: list[str] = []
         self._broken: set[Callable[..., Any]] = set()
@@ -33,15 +41,29 @@ class Evaluation:
         }
         self._has_maps = False
 
-    def add(self, maps: npt.NDArray[np.float32], masks: npt.NDArray[np.generic]) -> None:
+    def add(self, maps: npt.NDArray[np.float32], masks: Sequence[npt.NDArray[np.bool_]]) -> None:
         """Adds a batch of images whose defects are marked, normal ones included.
 
         Args:
-            maps: ``(N, H, W)``, finite.
-            masks: ``(N, H, W)``, 1 in defects.
+            maps: ``(N, h, w)``, finite.
+            masks: ``N`` masks, each ``(H, W)`` of the size of its image, true in defects.
         """
-        if not len(maps):
-            return
+        together: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]] = []
+        for anomaly_map, mask in zip(maps, masks, strict=True):
+            pair = at_one_size(anomaly_map, mask, self._masks)
+            # Of one size, and no more than one large mask has.
+            if together and (
+                pair[1].shape != together[0][1].shape
+                or (len(together) + 1) * pair[1].size > MOST_PIXELS
+            ):
+                self._add(*map(np.stack, zip(*together, strict=True)))
+                together = []
+            together.append(pair)
+        if together:
+            self._add(*map(np.stack, zip(*together, strict=True)))
+
+    def _add(self, maps: npt.NDArray[np.float32], masks: npt.NDArray[np.bool_]) -> None:
+        """Adds images of one size, ``(N, H, W)`` both."""
         self._has_maps = True
         for compute, accumulator in self._accumulators.items():
             if compute not in self._broken:

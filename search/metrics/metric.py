@@ -39,9 +39,9 @@ class Metric:
         compute: At level ``image`` a function of labels ``(N,)``, 1 = anomalous, and finite scores
             ``(N,)``, among which both classes are; it returns the figure, ``None`` if it is not
             defined. At level ``pixel`` a class or function that makes an accumulator: it is given
-            ``add(maps, masks)``, both ``(N, H, W)``, batch by batch, and then asked for
-            ``result()``. Metrics with the same ``compute`` share one pass; their ``result()`` has
-            an attribute per metric, by name.
+            ``add(maps, masks)``, both ``(N, H, W)``, batch by batch; batches differ in size as
+            the images do. Then it is asked for ``result()``. Metrics with the same ``compute``
+            share one pass; their ``result()`` has an attribute per metric, by name.
         level: What it is made of.
     """
 

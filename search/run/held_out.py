@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from anomtune.datasets.io.maskfile import resize_mask
 from anomtune.datasets.splits.split import TestSplit, load_test_split
 from anomtune.errors import TrainingDivergedError
 from anomtune.search.detector.devices import gpu_memory, peak_memory
@@ -106,7 +107,7 @@ def _evaluate(spec: TrainingSpec, trial: OpenedDetector, saved: SavedConfig | No
     )
     if held_out.split_hash != trial.split_hash:
         raise images_changed(spec)
-    domains = np.array(held_out.domains)
+    domains, drawn = np.array(held_out.domains), held_out.masks.drawn
     wanted = metrics()
     evaluations = {str(domain): Evaluation(wanted) for domain in sorted(set(held_out.domains))}
     scores = np.empty(len(held_out.images), np.float32)
@@ -116,10 +117,17 @@ def _evaluate(spec: TrainingSpec, trial: OpenedDetector, saved: SavedConfig | No
         # Where the defect lies must be known; a map that is no number is no reason to fail:
         # held-out images must not decide who wins.
         usable = np.isfinite(maps).all(axis=(1, 2))
-        usable &= held_out.has_mask[batch] | (held_out.labels[batch] == 0)
-        for domain, evaluation in evaluations.items() if held_out.has_mask.any() else ():
+        usable &= drawn[batch] | (held_out.labels[batch] == 0)
+        for domain, evaluation in evaluations.items() if drawn.any() else ():
             chosen = usable & (domains[batch] == domain)
-            evaluation.add(maps[chosen], held_out.masks[batch[chosen]])
+            evaluation.add(maps[chosen], held_out.masks.take(batch[chosen]))
+    unknown = (held_out.labels == 1) & ~drawn
+    for domain, evaluation in evaluations.items() if drawn.any() else ():
+        if count := int((unknown & (domains == domain)).sum()):
+            evaluation.notes.append(
+                f"{count} anomalous images have no mask, or nothing drawn in it: left out of the "
+                "figures of pixels"
+            )
     own = np.flatnonzero(domains == "")
     examples = _choose_examples(held_out, scores, own) if saved else {}
     return _Evaluation(
@@ -204,7 +212,7 @@ def _draw(
         rows.append(
             [
                 image,
-                outline(image, held_out.masks[index]),
+                outline(image, resize_mask(held_out.masks[index], len(image), touched=True)),
                 overlay(image, anomaly_map, saved.map_low, saved.map_high),
             ]
         )

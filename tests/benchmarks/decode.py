@@ -73,7 +73,7 @@ def look(root: Path, pipe: Connection) -> None:
     pipe.recv()
     arrays = open_category(Folder(root), "part", SIZE)
     # In pieces: a sum over all at once makes no copy either, but its result is of the same size.
-    pipe.send(sum(int(image.sum()) for image in arrays.images) + int(arrays.masks.sum()))
+    pipe.send(sum(int(image.sum()) for image in arrays.images))
     pipe.recv()
 
 
@@ -112,7 +112,7 @@ def shared_memory(root: Path, arrays: CategoryArrays) -> None:
     for pipe, process in zip(pipes, processes, strict=True):
         pipe.send(True)
         process.join()
-    copy = arrays.images.nbytes + arrays.masks.nbytes
+    copy = arrays.images.nbytes
     shared, private = (b - a for a, b in zip(before, after, strict=True))
     print(
         f"  {WORKERS} workers that read all of it take {shared / 1e6:.0f} MB more "

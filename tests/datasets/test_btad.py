@@ -73,7 +73,7 @@ def test_splits(root: Path) -> None:
     assert len(seen.train) == 4
     assert seen.validation_labels.sum() == held_out.labels.sum() == 2
     assert set(seen.validation_defects) == {"good", "ko"}
-    assert held_out.has_mask.tolist() == held_out.labels.astype(bool).tolist()
+    assert held_out.masks.drawn.tolist() == held_out.labels.astype(bool).tolist()
 
 
 def test_published_counts() -> None:

@@ -99,10 +99,11 @@ def test_splits(root: Path) -> None:
     assert len(seen.train) == 4
     assert seen.validation_defects.count("logical_anomalies") == 2
     assert seen.validation_defects.count("structural_anomalies") == 1
-    assert held_out.has_mask.tolist() == held_out.labels.astype(bool).tolist()
+    assert held_out.masks.drawn.tolist() == held_out.labels.astype(bool).tolist()
     for key, mask in zip(held_out.keys, held_out.masks, strict=True):
         columns = 0 if "good" in key else int(Path(key).stem) + 1
-        assert mask.sum() == 20 * columns
+        assert mask.shape == (16, 20), "as drawn"
+        assert mask.sum() == 16 * columns
 
 
 def test_published_counts() -> None:

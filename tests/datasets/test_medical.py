@@ -146,7 +146,7 @@ def test_oct_lists_normal_for_training_and_all_for_testing(oct2017: Path) -> Non
     held = load_test_split(dataset, "oct2017", 16, Validation())
     assert Counter(held.defects) == Counter(split.validation_defects)
     assert not set(held.keys) & set(split.validation_keys)
-    assert not held.has_mask.any()
+    assert not held.masks.drawn.any()
 
 
 def test_oct_without_the_training_images_that_nothing_uses(oct2017: Path) -> None:
@@ -169,7 +169,7 @@ def test_oct_that_went_wrong(oct2017: Path) -> None:
     (oct2017 / "test/OTHER").mkdir()
     assert messages(dataset, fatal=False) == [
         "oct2017/test: loose.jpeg ignored; images belong in the folders of the classes",
-        "oct2017/test/CNV: 'notes.txt' ignored: not a PNG, JPEG, BMP or TIFF file",
+        "oct2017/test/CNV: 'notes.txt' ignored: not a PNG, JPEG, BMP, TIFF or WebP file",
         "oct2017/test/OTHER: ignored, it is none of the classes (CNV, DME, DRUSEN, NORMAL)",
         "oct2017/val: ignored; a copy with 8 images of each class here and 242 in test has taken "
         "them from the published test part: move them back into test/<class>",

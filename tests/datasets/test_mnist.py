@@ -90,7 +90,7 @@ def test_splits(raw: Path) -> None:
     assert Counter(split.validation_defects) == dict.fromkeys(["good", *set(DIGITS) - {"3"}], 2)
     held = load_test_split(dataset, "3", 16, Validation())
     assert len(held.labels) == 20
-    assert not held.has_mask.any()
+    assert not held.masks.drawn.any()
     assert not set(held.keys) & set(split.validation_keys)
 
 

@@ -91,7 +91,7 @@ def test_splits(bottle: Path) -> None:
     assert sorted(seen.validation_defects) == sorted(held_out.defects)
     assert not set(seen.validation_keys) & set(held_out.keys)
     assert len(seen.validation) + len(held_out.images) == 10
-    assert (held_out.masks.sum(axis=(1, 2)) > 0).tolist() == held_out.labels.astype(bool).tolist()
+    assert held_out.masks.drawn.tolist() == held_out.labels.astype(bool).tolist()
     synthetic = load_search_split(dataset, "bottle", 16, Validation(protocol="synthetic"))
     assert synthetic.n_test_anomalous == 6
 
@@ -320,7 +320,8 @@ def test_mpdd_splits_and_masks(tubes: Path) -> None:
     assert sorted(seen.validation_defects) == sorted(held_out.defects)
     for key, mask in zip(held_out.keys, held_out.masks, strict=True):
         columns = 0 if "good" in key else int(Path(key).stem) + 1
-        assert mask.sum() == 20 * columns
+        assert mask.shape == (16, 20), "as drawn"
+        assert mask.sum() == 16 * columns
 
 
 def test_mpdd_that_went_wrong(tubes: Path) -> None:

@@ -66,15 +66,17 @@ def test_arrays_hold_what_the_files_hold(tree: Path) -> None:
     dataset = Folder(tree)
     arrays = open_category(dataset, "part", 8)
     assert arrays.images.shape == (17, 8, 8, 3)
-    assert arrays.images.dtype == arrays.masks.dtype == np.uint8
-    assert arrays.masks.shape == (17, 8, 8)
+    assert arrays.images.dtype == np.uint8
+    assert len(arrays.masks) == 17
     assert arrays.samples == dataset.scan("part")[0]
     for i, sample in enumerate(arrays.samples):
         image = Image.open(tree / "part" / sample.key).convert("RGB")
         expected = np.asarray(image.resize((8, 8), Image.Resampling.BILINEAR))
         assert (arrays.images[i] == expected).all()
-        assert arrays.has_mask[i] == sample.anomalous
-        assert set(np.unique(arrays.masks[i])) == ({0, 1} if sample.anomalous else {0})
+        assert arrays.masks.drawn[i] == sample.anomalous
+        drawn = np.zeros((16, 20), bool)
+        drawn[4:12, 4:12] = sample.anomalous
+        assert (arrays.masks[i] == drawn).all(), "as drawn, whatever the size of the images"
     assert len(set(arrays.pixel_hashes)) == 17
 
 
@@ -208,7 +210,7 @@ def test_the_note_knows_the_listing(tree: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Folder, "scan", scan)
     bare = open_category(Folder(tree), "part", 8)
     assert bare.content != whole.content
-    assert not bare.masks.any()
+    assert not bare.masks.drawn.any()
 
 
 def test_same_pixels_in_another_format_share_their_hash(tree: Path, picture: Draw) -> None:
@@ -272,14 +274,14 @@ def test_dataset_without_fingerprint_still_works(decoded: list[str], tree: Path)
 def test_synthetic_category(cache: Path) -> None:
     arrays = open_category(Synthetic(), "washer", 32)
     assert arrays.images.shape == (122, 32, 32, 3)
-    assert arrays.has_mask.sum() == 42
+    assert arrays.masks.drawn.sum() == 42
 
 
 def test_battery_weld(real: Callable[[str], Path]) -> None:
     arrays = open_category(Folder(real("battery_weld")), "battery_weld", 64)
     assert arrays.images.shape == (158, 64, 64, 3)
-    assert arrays.has_mask.sum() == 93
-    assert 0.01 < arrays.masks[arrays.has_mask].mean() < 0.5
+    assert arrays.masks.drawn.sum() == 93
+    assert 0.01 < np.mean([mask.mean() for mask in arrays.masks if mask.any()]) < 0.5
 
 
 READER = """

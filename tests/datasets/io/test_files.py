@@ -77,7 +77,7 @@ def test_a_folder_that_cannot_be_listed_is_yielded(
 
 @pytest.mark.parametrize(
     ("name", "image"),
-    [("a.png", True), ("a/b.TIF", True), ("a.b.jpeg", True), ("a.webp", False), (".png", False),
+    [("a.png", True), ("a/b.TIF", True), ("a.b.jpeg", True), ("a.webp", True), (".png", False),
      ("png", False), ("a.png/b", False)],
 )  # fmt: skip
 def test_an_image_by_its_name(name: str, image: bool) -> None:

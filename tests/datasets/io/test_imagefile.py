@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image
 
 from anomtune.datasets.folder import Folder
+from anomtune.datasets.io import imagefile
+from anomtune.datasets.io.cache import open_category
+from anomtune.datasets.io.imagefile import read_rgb
+from anomtune.datasets.io.maskfile import read_mask
+from anomtune.datasets.splits.audit import audit
 from anomtune.errors import ImageError
 from tests.datasets.conftest import one_line, save
 
@@ -100,36 +108,128 @@ def test_a_photo_with_a_preview_inside_is_one_image(tree: Path, picture: Draw) -
     assert Folder(tree).read_image("part", "train/good/x.jpg").shape == (16, 20, 3)
 
 
-@pytest.mark.parametrize("ext", ["png", "jpg", "bmp", "tif"])
+@pytest.mark.parametrize("ext", ["png", "jpg", "bmp", "tif", "webp"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
 def test_truncated_images_are_named(tree: Path, picture: Draw, ext: str, share: float) -> None:
     path = save(picture(5, (64, 64)), tree / "part/train/good" / f"cut.{ext}")
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ImageError, match="cannot be read as a PNG, JPEG, BMP or TIFF") as error:
+    with pytest.raises(
+        ImageError, match="cannot be read as a PNG, JPEG, BMP, TIFF or WebP"
+    ) as error:
         Folder(tree).read_image("part", f"train/good/cut.{ext}")
     assert f"cut.{ext}" in one_line(error)
 
 
-def test_mask_values(tree: Path) -> None:
-    where = tree / "part/ground_truth/dent/000_mask.png"
+UNDONE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
-    def read(image: Image.Image) -> list[bool]:
-        save(image, where)
-        mask = Folder(tree).read_mask("part", "ground_truth/dent/000_mask.png")
-        return [bool(v) for v in mask.ravel()]
 
-    def grey(values: list[int], kind: type = np.uint8) -> Image.Image:
-        return Image.fromarray(np.array([values], kind))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    orientation=st.integers(1, 8),
+    ext=st.sampled_from(["png", "jpg", "tif", "webp"]),
+    mode=st.sampled_from(["RGB", "L", "P", "1"]),
+    width=st.integers(1, 40),
+    height=st.integers(1, 40),
+)
+def test_whatever_way_the_camera_was_held_the_image_is_upright(
+    tmp_path: Path, orientation: int, ext: str, mode: str, width: int, height: int
+) -> None:
+    y, x = np.mgrid[0:height, 0:width]
+    ramp = np.stack([x * 4 + 40, y * 4 + 40, (x + y) * 2 + 20], axis=2).astype(np.uint8)
+    if mode in {"P", "1"} and ext in {"jpg", "webp"}:
+        mode = "L"
+    image = Image.fromarray(ramp).convert(mode)
+    path = tmp_path / f"x.{ext}"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    turn = UNDONE.get(orientation)
+    stored = image if turn is None else image.transpose(turn)
+    lossless = {"jpg": {"quality": 100}, "webp": {"lossless": True}}.get(ext, {})
+    stored.save(path, exif=exif, **lossless)
+    found = read_rgb(path).astype(int)
+    expected = np.asarray(image.convert("RGB")).astype(int)
+    assert found.shape == expected.shape
+    # JPEG halves the resolution of colours: an even ramp is off by a few levels.
+    assert np.abs(found - expected).max() <= (14 if ext == "jpg" else 0)
+    if mode != "1":
+        return
+    mask = np.asarray(image)
+    assert (read_mask(path) == mask).all()
 
-    assert read(grey([0, 127, 128, 255])) == [False, False, True, True]
-    assert read(grey([0, 1])) == [False, True]
-    assert read(grey([0, 255]).convert("1")) == [False, True]
-    assert read(grey([0, 65535, 20000], np.uint16)) == [False, True, False]
-    assert read(grey([0, 255], np.uint16)) == [False, True]
-    assert read(Image.fromarray(np.array([[[255, 0, 0], [0, 0, 0]]], np.uint8))) == [True, False]
-    assert read(grey([0, 0])) == [False, False]
-    for values, kind in (([0, 3], np.uint8), ([0, 100], np.uint16), ([0, 9000], np.uint16)):
-        with pytest.raises(
-            ImageError, match=f"highest value is {values[1]}: save anomalous pixels as 255"
-        ):
-            read(grey(values, kind))
+
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_an_orientation_that_there_is_not_turns_nothing(
+    tmp_path: Path, picture: Draw, value: int
+) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = value
+    picture(1).save(tmp_path / "x.png", exif=exif)
+    assert (read_rgb(tmp_path / "x.png") == np.asarray(picture(1))).all()
+
+
+def test_the_hash_is_that_of_the_upright_image(tree: Path, picture: Draw) -> None:
+    """So a picture from a camera held sideways and its upright copy are one: a leak."""
+    good = tree / "part/train/good"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    picture(0).transpose(Image.Transpose.ROTATE_90).save(good / "turned.png", exif=exif)
+    hashes = open_category(Folder(tree), "part", 8)
+    found = dict(zip((s.key for s in hashes.samples), hashes.pixel_hashes, strict=True))
+    assert found["train/good/turned.png"] == found["train/good/000.png"]
+    (problem,) = audit(Folder(tree))
+    assert "same pixels as train/good/000.png" in problem.message
+
+
+@pytest.mark.parametrize("ext", ["png", "tif", "bmp", "jpg", "webp"])
+def test_large_images_are_read_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ext: str
+) -> None:
+    """Pillow warns from `MAX_IMAGE_PIXELS` on and refuses twice as many."""
+    path = tmp_path / f"x.{ext}"
+    Image.new("L", (60, 50), 200).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_rgb(path).shape == (50, 60, 3)
+        if ext != "webp":  # its plug-in asks for itself
+            monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+            assert read_rgb(path).shape == (50, 60, 3)
+            assert read_mask(path).shape == (50, 60)
+            assert Image.MAX_IMAGE_PIXELS == 200
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "jpeg"])
+def test_large_compressed_tiff(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str
+) -> None:
+    path = tmp_path / "x.tif"
+    Image.new("L", (60, 50), 120).save(path, compression=compression)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    assert (read_rgb(path) == 120).all()
+
+
+def test_images_beyond_the_limit_are_refused_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", (60, 50)).save(tmp_path / "x.png")
+    monkeypatch.setattr(imagefile, "MAX_PIXELS", 2_000)
+    for read in (read_rgb, read_mask):
+        with pytest.raises(ImageError, match=r"60x50 pixels.*at most .* are read: cut it into"):
+            read(tmp_path / "x.png")
+
+
+def test_a_webp_that_pillow_refuses_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (60, 50)).save(tmp_path / "x.webp")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    with pytest.raises(ImageError, match="more pixels than are read of a WebP image; save it as"):
+        read_rgb(tmp_path / "x.webp")

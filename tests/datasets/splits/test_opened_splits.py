@@ -37,8 +37,8 @@ def test_search_split_holds_the_right_images(tree: Path) -> None:
     assert sorted(held.labels) == [0, 0, 1, 1, 1]
     assert held.split_hash == search.split_hash
     assert not set(held.keys) & set(search.validation_keys)
-    assert (held.has_mask == (held.labels == 1)).all()
-    assert (held.masks.reshape(5, -1).any(axis=1) == held.has_mask).all()
+    assert (held.masks.drawn == (held.labels == 1)).all()
+    assert [mask.any() for mask in held.masks] == held.masks.drawn.tolist()
     for keys, images, labels in (
         (search.validation_keys, search.validation, search.validation_labels),
         (held.keys, held.images, held.labels),
@@ -155,11 +155,11 @@ def test_leaks_reach_the_search_split(tree: Path) -> None:
 
 @pytest.mark.parametrize("opening", ["first", "cached"])
 def test_warnings_of_the_listing_reach_the_search_split(tree: Path, opening: str) -> None:
-    (tree / "part/train/good/0.webp").write_bytes(b"webp")
+    (tree / "part/train/good/0.gif").write_bytes(b"webp")
     for _ in range(2 if opening == "cached" else 1):
         search = load_search_split(Folder(tree), "part", 8, Validation())
     assert search.warnings == (
-        "part/train/good: '0.webp' ignored: not a PNG, JPEG, BMP or TIFF file",
+        "part/train/good: '0.gif' ignored: not a PNG, JPEG, BMP, TIFF or WebP file",
     )
     assert search.dropped == ()
 

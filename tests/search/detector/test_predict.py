@@ -54,7 +54,9 @@ def test_a_folder_with_broken_files(run, model, images, tmp_path):
     assert code == 1
     lines = err.splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith(f"{images}/text.png: cannot be read as a PNG, JPEG, BMP or TIFF")
+    assert lines[0].startswith(
+        f"{images}/text.png: cannot be read as a PNG, JPEG, BMP, TIFF or WebP"
+    )
     assert lines[1].startswith(f"{images}/torn.bmp: ")
     assert "3 images scored, 1 of them anomalous; 2 cannot be read" in printed
     rows = table(out)
