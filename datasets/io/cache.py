@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from anomtune.datasets.base import Dataset, Problem, Sample
 from anomtune.datasets.io import store
-from anomtune.datasets.io.imagefile import hash_pixels, resize_image, resize_mask
+from anomtune.datasets.io.imagefile import Resize, hash_pixels, resize_image, resize_mask
 from anomtune.errors import DataError, ImageError
 
 FORMAT = 2  # Raise it when files are read otherwise: cached categories are found by it.
@@ -55,13 +55,16 @@ class CategoryArrays:
     warnings: tuple[Problem, ...]
 
 
-def open_category(dataset: Dataset, category: str, image_size: int) -> CategoryArrays:
+def open_category(
+    dataset: Dataset, category: str, image_size: int, resize: Resize = "bilinear"
+) -> CategoryArrays:
     """Opens a category from the cache, decoding it first if this node has not seen it.
 
     Args:
         dataset: Where the images come from.
         category: One of its categories.
         image_size: Side ``S`` of the square images, in pixels. The aspect ratio is not kept.
+        resize: How the images are resized; masks are always resized alike.
 
     Raises:
         DataError: If the category has a fatal problem or an image cannot be decoded.
@@ -77,7 +80,7 @@ def open_category(dataset: Dataset, category: str, image_size: int) -> CategoryA
     content = _content(dataset, category, samples, fingerprint)
 
     def build(folder: Path) -> None:
-        _decode_all(dataset, category, samples, image_size, folder)
+        _decode_all(dataset, category, samples, folder, size=image_size, resize=resize)
         # The pixels were read after the digests: an edit in between would be cached as if it were
         # the old content.
         if fingerprint is None:
@@ -101,7 +104,9 @@ def open_category(dataset: Dataset, category: str, image_size: int) -> CategoryA
             warnings=tuple(p for p in problems if not p.fatal),
         )
 
-    return store.obtain("categories", store.digest(FORMAT, image_size, content), build, load)
+    return store.obtain(
+        "categories", store.digest(FORMAT, image_size, resize, content), build, load
+    )
 
 
 def refuse_fatal(dataset: Dataset, problems: tuple[Problem, ...]) -> None:
@@ -196,14 +201,20 @@ def _identity(sample: Sample) -> list[str | None]:
 
 
 def _decode_all(
-    dataset: Dataset, category: str, samples: tuple[Sample, ...], size: int, folder: Path
+    dataset: Dataset,
+    category: str,
+    samples: tuple[Sample, ...],
+    folder: Path,
+    *,
+    size: int,
+    resize: Resize,
 ) -> None:
     blank = np.zeros((size, size), dtype=np.uint8)
 
     def work(sample: Sample) -> tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         image, mask = decode(dataset, category, sample)
         small = blank if mask is None else resize_mask(mask, size)
-        return hash_pixels(image), resize_image(image, size), small
+        return hash_pixels(image), resize_image(image, size, resize), small
 
     def decoded() -> Iterator[tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
         with ThreadPoolExecutor(workers()) as pool:

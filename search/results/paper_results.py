@@ -27,6 +27,11 @@ def paper_auroc(dataset: str, category: str, method: str) -> float | None:
     return _table().get((dataset, category, method))
 
 
+def published_categories(dataset: str) -> tuple[str, ...]:
+    """Returns the categories of a dataset that a paper has figures of, as the table has them."""
+    return tuple(dict.fromkeys(category for name, category, _ in _table() if name == dataset))
+
+
 @cache
 def _table() -> dict[tuple[str, str, str], float]:
     content = (
