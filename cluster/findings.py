@@ -20,10 +20,9 @@ from pyarrow import ArrowException, fs
 from anomtune.datasets.io.remote import is_uri, mask_uri
 from anomtune.datasets.io.store import cache_root
 from anomtune.errors import AnomtuneError
-from anomtune.registry import DATASETS
 from anomtune.search.config import Sweep
 from anomtune.search.decide.study import plan_search
-from anomtune.search.preparation import prepare_method
+from anomtune.search.preparation import prepare_methods
 from anomtune.search.run.probe import Node
 from anomtune.search.run.ray_internals import RAYLET_PID
 
@@ -162,9 +161,13 @@ def look_for_weights(config: Sweep | None) -> str | None:
     if config is None:
         return None
     try:
-        settings = DATASETS.get(config.dataset.name).settings
-        for name, method in config.methods.items():
-            prepare_method(plan_search(name, method, settings), config.dataset.root)
+        dataset = config.dataset
+        plans = (
+            plan_search(name, method, dataset.name, category)
+            for category in dataset.categories or (None,)
+            for name, method in config.methods.items()
+        )
+        prepare_methods(plans, dataset.root)
     except AnomtuneError as error:
         return str(error)
     return ""

@@ -6,11 +6,9 @@ This module knows nothing of Ray, Optuna or methods: images leave as arrays.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -95,8 +93,6 @@ class Dataset(ABC):
     #: Whether a category's anomalies are the other categories (MNIST, CIFAR-10): then nothing may
     #: learn from those.
     one_class: bool = False
-    #: Hyperparameters that the papers set on this dataset, for every method that has them.
-    settings: Mapping[str, Any] = MappingProxyType({})
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

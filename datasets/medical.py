@@ -14,8 +14,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -107,8 +106,6 @@ class OCT2017(_Medical):
     expected = "{train,test}/{CNV,DME,DRUSEN,NORMAL}/*.jpeg (OCT2017 of ZhangLabData)"
     _CLASSES = ("CNV", "DME", "DRUSEN", _NORMAL)
     counts = Published(26315, 250, 750)
-    #: ReContrast keeps the encoder's batch norm in eval mode here (METHODS 2.3).
-    settings: Mapping[str, Any] = MappingProxyType({"encoder_bn": "eval"})
 
     def _home_in(self, root: Path) -> Path | None:
         named = any(is_folder(root / part / _NORMAL) for part in ("train", "test"))
@@ -228,11 +225,10 @@ class ISIC2018(_Tabled):
     are not used.
 
     The papers resize to 256 and crop the centre to 224: here the centre 7/8 of width and height is
-    taken and resized to the size of the sweep. The image score is the mean of the map.
+    taken and resized to the size of the sweep.
     """
 
     name = "isic2018"
-    settings: Mapping[str, Any] = MappingProxyType({"score": "mean"})
     expected = (
         "ISIC2018_Task3_Training_Input/, ISIC2018_Task3_Training_GroundTruth/*.csv and the same "
         f"for Validation, or the prepared {_PREPARED}"

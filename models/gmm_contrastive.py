@@ -27,7 +27,7 @@ from anomtune.models.images.color_transfer import Transfer
 from anomtune.models.images.dead_leaves import dead_leaves
 from anomtune.models.images.negatives import draw_negatives
 from anomtune.models.layers.backbones import Backbone, Weights, prepare_weights
-from anomtune.models.layers.maps import ScoreRule, gaussian_smooth
+from anomtune.models.layers.maps import ScoreRule, gaussian_smooth, scaled
 from anomtune.models.layers.mixture_network import (
     MixtureNetwork,
     contrastive_loss,
@@ -196,7 +196,8 @@ class GMMContrastiveHyperparameters(Hyperparameters):
     sigma: Annotated[float, Choice(choices=(0.0, 2.0, 4.0, 6.0, 8.0))] = Field(
         default=4.0,
         ge=0,
-        description="Gaussian smoothing of the maps in pixels. Source: inferred, with its range.",
+        description="Gaussian smoothing of the maps in pixels of a map of 256. "
+        "Source: inferred, with its range.",
     )
     score: Annotated[ScoreRule, Choice(choices=get_args(ScoreRule))] = Field(
         default="max",
@@ -292,7 +293,7 @@ class GMMContrastive(GradientDetector[GMMContrastiveHyperparameters]):
         side = self.input_size // network.features.stride
         maps = -density.view(-1, 1, side, side)
         maps = F.interpolate(maps, size=self.image_size, mode="bilinear", align_corners=False)
-        return gaussian_smooth(maps.squeeze(1), self.hyperparameters.sigma)
+        return gaussian_smooth(maps.squeeze(1), scaled(self.hyperparameters.sigma, self.image_size))
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes over a state; see `Detector.load_state_dict`."""

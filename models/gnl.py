@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchvision.transforms.functional import rgb_to_grayscale
 
-from anomtune.models.hyperparameters import Choice, FloatRange
+from anomtune.models.hyperparameters import Choice, FloatRange, Setting
 from anomtune.models.images.augmix import AugMix, OperationList
-from anomtune.models.images.pixels import normalise
 from anomtune.models.layers.feature_matching import MatchedEncoder, Matching
 from anomtune.models.layers.losses import Loss, alpha_schedule, feature_loss, global_loss
 from anomtune.models.layers.maps import Pair
@@ -36,11 +35,27 @@ _WEIGHTS = (0.0, 0.01, 0.05, 0.1, 0.2)
 class GNLHyperparameters(DistillationHyperparameters):
     """What can be set of `GNL`."""
 
-    #: Settings for data sets other than MVTec (supplement, section 2.1; official code).
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "mnist": {"backbone": "resnet18", "epochs": 5},
-        "pacs": {"augmix": "pacs"},
-    }
+    settings: ClassVar[tuple[Setting, ...]] = (
+        *DistillationHyperparameters.settings,
+        Setting("mnist", {"backbone": "resnet18", "epochs": 5}, "GNL, supplement, section 2.1."),
+        Setting(
+            "mnist",
+            {"resolution": 32, "pixels": "unit", "sigma": 32.0},
+            "RD4AD, official code, whose network it trains; GNL's script for MNIST is not public, "
+            "and the 28 pixels of its supplement do not fit the network.",
+            inferred=True,
+        ),
+        Setting(
+            "fashion_mnist",
+            {
+                **{"backbone": "resnet18", "epochs": 5},
+                **{"resolution": 32, "pixels": "unit", "sigma": 32.0},
+            },
+            "as for MNIST.",
+            inferred=True,
+        ),
+        Setting("pacs", {"augmix": "pacs"}, "GNL, official code."),
+    )
 
     epochs: int = Field(
         default=20,
@@ -101,8 +116,8 @@ class GNLHyperparameters(DistillationHyperparameters):
     )
     reference: Literal["first", "random"] = Field(
         default="first",
-        description="Which training image the features are matched to. Source: official code "
-        "(first); random from the supplement, section 2.2.",
+        description="Which training image the features are matched to: the first by file name, or "
+        "any. Source: official code (first); random from the supplement, section 2.2.",
     )
 
     def training_iterations(self, n_images: int) -> int:
@@ -113,9 +128,9 @@ class GNLHyperparameters(DistillationHyperparameters):
 class GNL(DistillationDetector[GNLHyperparameters]):
     """The detector of one category; see `Detector` for the arguments.
 
-    The reference of ``first`` is the training tensor's first image. The official code takes the
-    first by file name; a search orders its images otherwise (by content), so here it is a fixed
-    but arbitrary one. Before the first `fit` there is no reference, and nothing is matched.
+    The reference of ``first`` is the training image whose file name comes first, as in the
+    official code (`Detector.first_image`). Before the first `fit` there is no reference, and
+    nothing is matched.
     """
 
     network: ReverseDistillation
@@ -141,7 +156,7 @@ class GNL(DistillationDetector[GNLHyperparameters]):
         """Trains on, and chooses the reference the first time; see `GradientDetector.fit`."""
         self.check_training_images(images)
         if self.reference is None:
-            index = 0
+            index = self.first_image
             if self.hyperparameters.reference == "random":
                 generator = torch.Generator().manual_seed(self.seed)
                 index = int(torch.randint(len(images), (), generator=generator))
@@ -151,11 +166,11 @@ class GNL(DistillationDetector[GNLHyperparameters]):
     def batch(self, images: Tensor, rows: Tensor) -> Tensor:
         """Returns original, AugMix view and grey view one after another, ``(3 B, 3, S, S)``."""
         pixels = images[rows].to(self.device, non_blocking=True)
-        original = normalise(pixels, self.device)
+        original = self.inputs(pixels)
         if not self._has_views:
             return original
-        mixed = normalise(self._augmix(pixels), self.device)
-        # The grey view is made of normalised channels, as in the official code.
+        mixed = self.inputs(self._augmix(pixels))
+        # The grey view is made of what the network sees, as in the official code.
         grey = rgb_to_grayscale(original, num_output_channels=3)
         views = torch.cat([original, mixed, grey])
         return views.contiguous(memory_format=torch.channels_last)
@@ -193,7 +208,7 @@ class GNL(DistillationDetector[GNLHyperparameters]):
         if self._matched is None:
             self._matched = MatchedEncoder(
                 self.network.encoder,
-                normalise(self.reference, self.device),
+                self.inputs(self.reference),
                 hp.fdm,
                 hp.fdm_weight,
                 [int(stage) for stage in hp.fdm_stages.split(",")],

@@ -6,7 +6,8 @@ This module does not import torch, so that configurations can be read and checke
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema
@@ -72,10 +73,38 @@ def _check_bounds(low: float, high: float, log: bool) -> None:
         raise ValueError(f"low ({low}) must be positive on a log scale")
 
 
+#: How images are brought to the size that a method wants; both antialiased.
+Resize = Literal["bilinear", "lanczos"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What produced a paper's numbers on one dataset where the method's defaults did not.
+
+    Attributes:
+        dataset: Name of the dataset as it is registered.
+        values: The hyperparameters in question and their values.
+        source: Where it says so.
+        categories: The categories that it holds for; none: for all of them.
+        inferred: Whether it is our reading, which the source does not say.
+    """
+
+    dataset: str
+    values: Mapping[str, Any]
+    source: str
+    categories: tuple[str, ...] = ()
+    inferred: bool = False
+
+    def holds(self, dataset: str, category: str | None) -> bool:
+        """Returns whether it holds for a category; of ``None``, whether it does for all."""
+        return dataset == self.dataset and (not self.categories or category in self.categories)
+
+
 class Hyperparameters(BaseModel):
     """Everything about a method that can be set: the defaults are the paper's values.
 
-    A field is searched by default if its annotation carries a range. Every field has a
+    Where a paper used others on some dataset or category, ``settings`` says so: trial 0 of a study
+    has those. A field is searched by default if its annotation carries a range. Every field has a
     ``description`` that ends with the source of its default and range.
 
     >>> from typing import Annotated
@@ -100,6 +129,10 @@ class Hyperparameters(BaseModel):
 
     #: Named settings of the paper (ablation rows and recipes): name -> fields they change.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    #: What the papers set by dataset and category; of two that name a field the later one holds.
+    settings: ClassVar[tuple[Setting, ...]] = ()
+    #: How the images that the method is given are resized, in training and ever after.
+    resize: ClassVar[Resize] = "bilinear"
 
     @classmethod
     def search_space(cls) -> dict[str, SearchRange]:
@@ -110,6 +143,23 @@ class Hyperparameters(BaseModel):
             for item in field.metadata
             if isinstance(item, SearchRange)
         }
+
+    @classmethod
+    def settings_for(cls, dataset: str, category: str | None) -> dict[str, Setting]:
+        """Returns by field the setting that decides its default for a category.
+
+        Args:
+            dataset: Name of the dataset as it is registered.
+            category: One of its categories; ``None``: what holds for all of them.
+        """
+        holding = (setting for setting in cls.settings if setting.holds(dataset, category))
+        return {name: setting for setting in holding for name in setting.values}
+
+    @classmethod
+    def paper_values(cls, dataset: str, category: str | None) -> dict[str, Any]:
+        """Returns the values of `settings_for`; all other fields have their own defaults."""
+        decided = cls.settings_for(dataset, category)
+        return {name: setting.values[name] for name, setting in decided.items()}
 
     def training_iterations(self, n_images: int) -> int:
         """Returns the total number of optimiser steps of a full training run.

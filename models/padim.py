@@ -18,10 +18,8 @@ from torch import Tensor, nn
 
 from anomtune.errors import MethodError
 from anomtune.models.hyperparameters import IntRange
-from anomtune.models.images.pixels import normalise
 from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
 from anomtune.models.layers.blocks import block_size
-from anomtune.models.layers.precision import mixed_precision
 from anomtune.models.training.one_pass import OnePassDetector, OnePassHyperparameters
 from anomtune.models.training.report import Report
 
@@ -84,12 +82,11 @@ class PatchGaussians(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns float32 features ``(B, d, h, w)`` of normalised images ``(B, 3, S, S)``."""
-        with mixed_precision(images.device):
-            stages = self.encoder(images)
+        stages = self.encoder(images)
         grid = stages[0].shape[-2:]
         # Each position takes the features of the coarser patch that it lies in.
         parts = [
-            F.interpolate(stage.index_select(1, chosen).float(), grid, mode="nearest")
+            F.interpolate(stage.index_select(1, chosen), grid, mode="nearest")
             for number, stage in enumerate(stages)
             if len(chosen := self.get_buffer(f"channels_{number}"))
         ]
@@ -221,8 +218,8 @@ class PaDiM(OnePassDetector[PaDiMHyperparameters]):
         """
         if len(self.network.mean) == 0:
             raise MethodError("there are no Gaussians yet: fit the detector first")
-        features = self.network(normalise(images, self.device))
-        return self._upsample(self.network.distances(features))
+        features = self.network(self.inputs(images))
+        return self._upsample(self.network.distances(features), self.image_size)
 
 
 def _check_size(n_positions: int, channels: int, n_images: int) -> None:

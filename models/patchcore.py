@@ -2,13 +2,15 @@
 
 A memory bank keeps features of patches of the normal images, thinned by greedy coreset selection;
 a patch is as anomalous as it is far from its nearest neighbour in the bank. Defaults are those of
-the paper and of the official code's main setting (a bank of 10 %). The paper's re-weighting of
-the image score is done; the official code leaves it out.
+the paper and of the official code's main setting (a bank of 10 %), with the features concatenated
+as the paper tells it and most implementations do it. The paper's re-weighting of the image score
+is done. The preset ``official`` is the official code in all that it does otherwise.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -16,17 +18,18 @@ from torch import Tensor, nn
 
 from anomtune.errors import MethodError
 from anomtune.models.hyperparameters import Choice, FloatRange
-from anomtune.models.images.pixels import normalise
 from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
 from anomtune.models.layers.blocks import split_rows
 from anomtune.models.layers.coreset import CoresetBuilder
+from anomtune.models.layers.maps import scaled, surround
 from anomtune.models.layers.patch_features import PatchFeatures
-from anomtune.models.layers.precision import mixed_precision
 from anomtune.models.training.one_pass import OnePassDetector, OnePassHyperparameters
 from anomtune.models.training.report import Report
 
 #: Numbers in one block of the distances of patches to the bank: 4 MB, which a CPU's caches hold.
 _BLOCK = 1 << 20
+#: Patches that the approximate selection begins with (official code).
+_START = 10
 #: Patches held while the bank is built, for each that it may hold.
 _HELD = 4
 
@@ -34,6 +37,43 @@ _HELD = 4
 class PatchCoreHyperparameters(OnePassHyperparameters):
     """What can be set of `PatchCore`."""
 
+    #: The main setting of patchcore-inspection (IM224, WR50, L2-3, P01, D1024-1024, PS-3, AN-1).
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "official": {
+            "resolution": 256,
+            "crop": 224,
+            "embedding": 1024,
+            "coreset": "approximate",
+            "max_bank": None,
+            "n_neighbours": 1,
+            "squared": True,
+        },
+    }
+
+    # Not searched: what is searched for is the image score, which takes no part in it.
+    sigma: float = Field(
+        default=4.0,
+        ge=0,
+        description="Gaussian smoothing of the maps in pixels of a map of 256; scores are drawn "
+        "from the patches. Source: paper.",
+    )
+    crop: int | None = Field(
+        default=None,
+        ge=32,
+        description="Side of the middle of the images that the encoder sees, in pixels; null: all "
+        "of them. Maps are 0 around it. Source: official code (224 of 256).",
+    )
+    embedding: int = Field(
+        default=0,
+        ge=0,
+        description="Length of a patch's features, to which both stages are pooled; 0: they are "
+        "concatenated, 1536 with wide_resnet50_2. Source: paper; official code 1024.",
+    )
+    squared: bool = Field(
+        default=False,
+        description="Whether distances are squared before maps are interpolated and smoothed. "
+        "Source: paper; the official code's index gives squared ones.",
+    )
     neighbourhood: Annotated[int, Choice(choices=(1, 3, 5))] = Field(
         default=3,
         ge=1,
@@ -54,18 +94,23 @@ class PatchCoreHyperparameters(OnePassHyperparameters):
         "1 = not at all, as in the official code. Source: inferred, the paper gives no value; 9 "
         "is usual.",
     )
+    coreset: Literal["greedy", "approximate"] = Field(
+        default="greedy",
+        description="How the bank is selected: greedily, or greedily from mean distances to ten "
+        "patches on. Source: paper, algorithm 1; official code approximate.",
+    )
     projected_channels: int = Field(
         default=128,
         ge=1,
         description="Channels of the random projection in which the coreset is selected, if "
         "features have more. Source: official code (128).",
     )
-    max_bank: int = Field(
+    max_bank: int | None = Field(
         default=25_000,
         ge=1,
-        description="Most patches in the bank. While it is built, four times as many are held; "
-        "beyond that many patches, coresets of parts of the images are merged. Source: ours, to "
-        "bound memory; 25,000 are 154 MB with wide_resnet50_2.",
+        description="Most patches in the bank; null: any number. While it is built, four times as "
+        "many are held; beyond that many patches, coresets of parts of the images are merged. "
+        "Source: ours, to bound memory; 25,000 are 154 MB with wide_resnet50_2.",
     )
 
     @field_validator("neighbourhood")
@@ -83,6 +128,7 @@ class MemoryBank(nn.Module):
         backbone: Name of the encoder.
         weights: Its weights.
         neighbourhood: See `PatchFeatures`.
+        embedding: Its ``pooled``.
 
     Attributes:
         features: The encoder of patches.
@@ -94,10 +140,12 @@ class MemoryBank(nn.Module):
     centre: Tensor
     bank: Tensor
 
-    def __init__(self, backbone: Backbone, weights: Weights, neighbourhood: int) -> None:
+    def __init__(
+        self, backbone: Backbone, weights: Weights, neighbourhood: int, embedding: int = 0
+    ) -> None:
         super().__init__()
         self.features = PatchFeatures(
-            load_backbone(backbone, weights), (1, 2), neighbourhood=neighbourhood
+            load_backbone(backbone, weights), (1, 2), neighbourhood, pooled=embedding
         )
         self.register_buffer("centre", torch.zeros(self.features.channels))
         self.register_buffer("bank", torch.empty(0, self.features.channels))
@@ -109,9 +157,8 @@ class MemoryBank(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns float32 patches ``(B, h, w, D)`` of normalised images ``(B, 3, S, S)``."""
-        with mixed_precision(images.device):
-            features: Tensor = self.features(images)
-        return features.float().permute(0, 2, 3, 1).contiguous()
+        features: Tensor = self.features(images)
+        return features.permute(0, 2, 3, 1).contiguous()
 
     def nearest(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Returns distances ``(P,)`` to, and indices ``(P,)`` of, the nearest in the bank.
@@ -164,7 +211,18 @@ class PatchCore(OnePassDetector[PatchCoreHyperparameters]):
     def build(self) -> MemoryBank:
         """Returns encoder and empty bank; see `Detector.build`."""
         hp = self.hyperparameters
-        return MemoryBank(hp.backbone, hp.weights, hp.neighbourhood)
+        if hp.crop is not None and hp.crop > self.input_size:
+            raise MethodError(
+                f"crop {hp.crop} of images of {self.input_size} pixels: set resolution to "
+                f"{hp.crop} or more, or a smaller crop"
+            )
+        return MemoryBank(hp.backbone, hp.weights, hp.neighbourhood, hp.embedding)
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Returns the middle of images as the encoder sees it; see `OnePassDetector.inputs`."""
+        seen = self.hyperparameters.crop or self.input_size
+        before = (self.input_size - seen) // 2
+        return super().inputs(images[..., before : before + seen, before : before + seen])
 
     def learn(self, images: Tensor) -> Report:
         """Fills the bank; see `OnePassDetector.learn`."""
@@ -174,11 +232,13 @@ class PatchCore(OnePassDetector[PatchCoreHyperparameters]):
             patches = self.network(batch)
             if builder is None:
                 n_patches = len(images) * patches.shape[1] * patches.shape[2]
+                most = hp.max_bank or n_patches
                 builder = CoresetBuilder(
-                    min(max(1, round(hp.coreset_ratio * n_patches)), hp.max_bank),
-                    min(n_patches, _HELD * hp.max_bank),
+                    min(max(1, round(hp.coreset_ratio * n_patches)), most),
+                    min(n_patches, _HELD * most),
                     hp.projected_channels,
                     self.generator,
+                    start=_START if hp.coreset == "approximate" else 0,
                 )
             builder.add(patches.flatten(0, 2))
         assert builder is not None
@@ -189,17 +249,24 @@ class PatchCore(OnePassDetector[PatchCoreHyperparameters]):
     def maps(self, images: Tensor) -> Tensor:
         """Returns maps; see `Detector.anomaly_maps`.
 
-        A map is scaled so that its maximum is the image's score: the distance of the farthest
-        patch before interpolation and smoothing (eq. 6), re-weighted (eq. 7). Within an image
-        this changes nothing.
+        Raises:
+            MethodError: If the bank is empty.
+        """
+        return self.maps_and_scores(images)[0]
+
+    def maps_and_scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns maps and scores; see `Detector.maps_and_scores`.
+
+        A map has the distances of the patches to the bank. The score is that of the farthest patch
+        (eq. 6), re-weighted (eq. 7): the map is left as it is.
 
         Raises:
             MethodError: If the bank is empty.
         """
-        network = self.network
+        hp, network = self.hyperparameters, self.network
         if len(network.bank) == 0:
             raise MethodError("the memory bank is empty: fit the detector first")
-        patches = network(normalise(images, self.device)).sub_(network.centre)
+        patches = network(self.inputs(images)).sub_(network.centre)
         n_images, height, width, _ = patches.shape
         flat, indices = network.nearest(patches.flatten(0, 2))
         distances, indices = flat.view(n_images, -1), indices.view(n_images, -1)
@@ -209,8 +276,19 @@ class PatchCore(OnePassDetector[PatchCoreHyperparameters]):
             patches.flatten(1, 2).gather(1, everywhere).squeeze(1),
             farthest.squeeze(1),
             indices.gather(1, place).squeeze(1),
-            self.hyperparameters.n_neighbours,
+            hp.n_neighbours,
         )
-        maps = self._upsample(distances.view(n_images, height, width))
-        maximum = maps.flatten(1).amax(1).clamp_min(torch.finfo(maps.dtype).tiny)
-        return maps * (weight * farthest.squeeze(1) / maximum)[:, None, None]
+        if hp.squared:
+            distances, farthest = distances.square(), farthest.square()
+        seen = scaled(hp.crop or self.input_size, self.image_size, self.input_size)
+        maps = self._upsample(distances.view(n_images, height, width), round(seen))
+        return surround(maps, self.image_size), weight * farthest.squeeze(1)
+
+    @property
+    def score_rule(self) -> str:
+        """``patch``: the distance of an image's farthest patch, re-weighted."""
+        return "patch"
+
+    def image_scores(self, maps: Tensor) -> Tensor:
+        """Refuses: the score is not drawn from the map; see `Detector.predict`."""
+        raise MethodError("PatchCore scores images by their patches, not by maps: use predict")

@@ -8,23 +8,40 @@ the paper compares points (``region``).
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from anomtune.models.hyperparameters import FloatRange
+from anomtune.models.hyperparameters import FloatRange, Setting
 from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
 from anomtune.models.layers.losses import alpha_schedule, feature_loss
 from anomtune.models.layers.maps import Pair
 from anomtune.models.layers.reverse_distillation import Student
 from anomtune.models.training.distillation import DistillationDetector, DistillationHyperparameters
 
+#: Images of 32 pixels, and maps of 32 smoothed by 4 pixels: 32 of a map of 256.
+_SMALL = {"resolution": 32, "sigma": 32.0}
+_SMALL_SOURCE = "RD4AD, official code (dataset.py; detection in test.py)."
+
 
 class RD4ADHyperparameters(DistillationHyperparameters):
     """What can be set of `RD4AD`."""
+
+    settings: ClassVar[tuple[Setting, ...]] = (
+        *DistillationHyperparameters.settings,
+        Setting("mnist", {**_SMALL, "pixels": "unit"}, _SMALL_SOURCE),
+        Setting("fashion_mnist", {**_SMALL, "pixels": "unit"}, _SMALL_SOURCE),
+        Setting("cifar10", _SMALL, _SMALL_SOURCE),
+        Setting(
+            "mnist",
+            {"backbone": "resnet18"},
+            "GNL, supplement, section 2.1, whose table has the published figures.",
+            inferred=True,
+        ),
+    )
 
     epochs: int = Field(
         default=200,
@@ -87,7 +104,7 @@ class RD4AD(DistillationDetector[RD4ADHyperparameters]):
         return [self.network.student_optimizer(self.hyperparameters.lr)]
 
     def loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
-        """Returns the loss of normalised images; see `GradientDetector.loss`."""
+        """Returns the loss of images that the network sees; see `GradientDetector.loss`."""
         # With hard-normal mining, ReContrast's schedule.
         alpha = alpha_schedule(iteration, total)
         return feature_loss(self.hyperparameters.loss, self.network(images), alpha=alpha)

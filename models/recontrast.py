@@ -18,13 +18,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from anomtune.models.hyperparameters import Choice, FloatRange
-from anomtune.models.images.pixels import normalise
+from anomtune.models.hyperparameters import Choice, FloatRange, Setting
 from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
 from anomtune.models.layers.batch_norm import use_partial_norm
 from anomtune.models.layers.losses import Loss, alpha_schedule, feature_loss
 from anomtune.models.layers.maps import Pair
-from anomtune.models.layers.precision import mixed_precision
 from anomtune.models.layers.reverse_distillation import Student
 from anomtune.models.training.distillation import DistillationDetector, DistillationHyperparameters
 from anomtune.models.training.report import Report
@@ -32,7 +30,7 @@ from anomtune.models.training.report import Report
 #: Training images that the diversity of features is measured on.
 _PROBED = 16
 
-EncoderBatchNorm = Literal["train", "eval", "partial"]
+EncoderBatchNorm = Literal["train", "eval", "partial", "partial_pretrained"]
 
 
 def _row(loss: Loss, train_encoder: bool, stop_grad: bool, dual: bool) -> dict[str, Any]:
@@ -47,8 +45,8 @@ def _row(loss: Loss, train_encoder: bool, stop_grad: bool, dual: bool) -> dict[s
 class ReContrastHyperparameters(DistillationHyperparameters):
     """What can be set of `ReContrast`."""
 
-    #: The rows of Table 5 (where nothing is trained, ``stop_grad`` has no effect), and the recipe
-    #: of the official "stable" scripts for MVTec.
+    #: The rows of Table 5 (where nothing is trained, ``stop_grad`` has no effect), the remedy of
+    #: appendix E, and the recipe of the official "stable" scripts for MVTec.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "A": _row("region", False, True, False),
         "B": _row("global", False, True, False),
@@ -58,6 +56,7 @@ class ReContrastHyperparameters(DistillationHyperparameters):
         "E": _row("global", True, True, True),
         "B+": _row("global_hm", False, True, False),
         "full": _row("global_hm", True, True, True),
+        "appendix_e": {"encoder_bn": "partial_pretrained", "partial_threshold": 1e-3},
         "stable": {
             "encoder_bn": "partial",
             "partial_threshold": 5e-4,
@@ -68,6 +67,39 @@ class ReContrastHyperparameters(DistillationHyperparameters):
             "score": "top1",
         },
     }
+
+    settings: ClassVar[tuple[Setting, ...]] = (
+        *DistillationHyperparameters.settings,
+        Setting(
+            "mvtec",
+            {"encoder_bn": "eval"},
+            "official code (recontrast_mvtec.py); appendix C: training is unstable there.",
+            categories=("toothbrush", "leather", "grid", "tile", "wood", "screw"),
+        ),
+        Setting("visa", {"iterations": 3000}, "section 4; official code (recontrast_visa.py)."),
+        Setting(
+            "visa",
+            {"encoder_bn": "eval"},
+            "official code (recontrast_visa.py); appendix C: training is unstable there.",
+            categories=("cashew", "pcb1"),
+        ),
+        Setting(
+            "oct2017",
+            {"iterations": 1000, "batch_size": 32, "encoder_bn": "eval"},
+            "appendix C; official code (recontrast_oct.py).",
+        ),
+        Setting(
+            "aptos2019",
+            {"iterations": 1000, "batch_size": 32},
+            "appendix C; official code (recontrast_aptos.py).",
+        ),
+        Setting(
+            "isic2018",
+            {"iterations": 2000, "batch_size": 32, "resolution": 224},
+            "appendices B and C; official code (recontrast_isic.py): 256 pixels of which it sees "
+            "the middle 224. The dataset gives that middle part.",
+        ),
+    )
 
     iterations: int = Field(
         default=2000,
@@ -113,15 +145,17 @@ class ReContrastHyperparameters(DistillationHyperparameters):
     encoder_bn: Annotated[EncoderBatchNorm, Choice(choices=get_args(EncoderBatchNorm))] = Field(
         default="train",
         description="Batch norm of the trained encoder: batch statistics, pretrained ones, or "
-        "batch statistics with a floor under small variances. Source: paper (train, for some "
-        "categories eval); partial from appendix E and the official stable scripts.",
+        "batch statistics of which small variances are replaced, by the smaller of threshold and "
+        "pretrained variance (partial) or by the pretrained variance (partial_pretrained). "
+        "Source: paper (train, for some categories eval); partial from the official stable "
+        "scripts, partial_pretrained from appendix E.",
     )
     partial_threshold: Annotated[float, Choice(choices=(5e-4, 1e-3))] = Field(
         default=5e-4,
         gt=0,
-        description="Batch variances up to the smaller of this and the pretrained variance are "
-        "replaced by it; for encoder_bn partial alone. Source: official stable scripts; 1e-3 "
-        "from appendix E.",
+        description="Which batch variances are small; for encoder_bn partial and "
+        "partial_pretrained. Source: official stable scripts for partial (5e-4), appendix E for "
+        "partial_pretrained (1e-3).",
     )
     adam_eps: float = Field(
         default=1e-8,
@@ -135,10 +169,10 @@ class ReContrastHyperparameters(DistillationHyperparameters):
         "moments, again and again; 0 = never. Source: official stable scripts (500).",
     )
     encoder_pause: int = Field(
-        default=100,
+        default=99,
         ge=0,
         description="For so many iterations after each reset the encoder does not learn. "
-        "Source: official stable scripts.",
+        "Source: official stable scripts (they say 100, their counter stops at 99).",
     )
     train_encoder: bool = Field(
         default=True, description="Whether the encoder learns. Source: paper, Table 5."
@@ -193,8 +227,9 @@ class ContrastNetwork(nn.Module):
         self.encoder = load_backbone(backbone, weights).requires_grad_(train_encoder)
         # Copied before its batch norm is replaced: the frozen view stays as pretrained.
         self.frozen = copy.deepcopy(self.encoder).requires_grad_(False) if dual else None
-        if encoder_bn == "partial" and train_encoder:
-            use_partial_norm(self.encoder, partial_threshold)
+        if encoder_bn.startswith("partial") and train_encoder:
+            pretrained = encoder_bn == "partial_pretrained"
+            use_partial_norm(self.encoder, partial_threshold, pretrained=pretrained)
         self.student = Student(self.encoder, views=2 if dual else 1)
         self._train_encoder = train_encoder
         self._encoder_batch_statistics = train_encoder and encoder_bn != "eval"
@@ -289,14 +324,12 @@ class ReContrast(DistillationDetector[ReContrastHyperparameters]):
         """
         self.network.eval()
         chosen = torch.linspace(0, len(images) - 1, min(len(images), _PROBED)).long()
-        batch = normalise(images[chosen.to(images.device)], self.device)
-        with mixed_precision(self.device):
-            features = self.network.encoder(batch)[1]
-        points = F.normalize(features.float(), dim=1)
+        features = self.network.encoder(self.inputs(images[chosen.to(images.device)]))[1]
+        points = F.normalize(features, dim=1)
         return float(points.std(dim=(0, 2, 3), correction=0).mean())
 
     def loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
-        """Returns the loss of normalised images; see `GradientDetector.loss`."""
+        """Returns the loss of images that the network sees; see `GradientDetector.loss`."""
         hp = self.hyperparameters
         pairs = self.network(images)
         if hp.stop_grad:

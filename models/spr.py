@@ -9,7 +9,7 @@ the map. Training and map follow the official code; the paper's text adds the de
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from anomtune.models.hyperparameters import Choice, FloatRange, Hyperparameters, IntRange
+from anomtune.models.hyperparameters import (
+    Choice,
+    FloatRange,
+    Hyperparameters,
+    IntRange,
+    Resize,
+)
 from anomtune.models.images.pixels import symmetric_range
-from anomtune.models.layers.precision import mixed_precision
+from anomtune.models.layers.maps import scaled_window
 from anomtune.models.layers.score_network import ScoreNetwork, perturbation_std
 from anomtune.models.training.gradient_detector import GradientDetector
 
@@ -35,6 +41,9 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 class SPRHyperparameters(Hyperparameters):
     """What can be set of `SPR`."""
+
+    #: The official code resizes so; bilinear images cost 1 to 2 points of pixel AUROC.
+    resize: ClassVar[Resize] = "lanczos"
 
     resolution: Annotated[int, Choice(choices=(128, 192, 256))] = Field(
         default=192,
@@ -96,9 +105,8 @@ class SPRHyperparameters(Hyperparameters):
     smoothing: Annotated[int, IntRange(low=15, high=41, step=2)] = Field(
         default=31,
         ge=1,
-        description="Side of the mean filter in pixels of the map, odd; 1 = none. It was chosen "
-        "for maps of 256 pixels: smaller maps may want a smaller filter. Source: official code; "
-        "range inferred.",
+        description="Side of the mean filter in pixels of a map of 256, odd; 1 = none. Source: "
+        "official code; range inferred.",
     )
 
     @field_validator("smoothing")
@@ -250,8 +258,7 @@ class SPR(GradientDetector[SPRHyperparameters]):
         batch = symmetric_range(images, self.device)
         total = torch.zeros_like(batch[:, 0])
         for noise in self._test_noise:
-            with mixed_precision(self.device):
-                error = restoration_error(self.average, batch, hp.t_star, noise, hp.sigma)
+            error = restoration_error(self.average, batch, hp.t_star, noise, hp.sigma)
             total += error.square().mean(1)
         maps = F.interpolate(
             (total / hp.draws).unsqueeze(1),
@@ -259,7 +266,7 @@ class SPR(GradientDetector[SPRHyperparameters]):
             mode="bilinear",
             align_corners=False,
         )
-        return mean_filter(maps.squeeze(1), hp.smoothing)
+        return mean_filter(maps.squeeze(1), scaled_window(hp.smoothing, self.image_size))
 
 
 def _test_noise(draws: int, size: int) -> Tensor:

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from anomtune.errors import MethodError
-from anomtune.models.hyperparameters import Choice, FloatRange, IntRange
+from anomtune.models.hyperparameters import Choice, FloatRange, IntRange, Setting
 from anomtune.models.images.augmentation import Augmentation, augment, random_crops
 from anomtune.models.images.corruption_settings import (
     CorruptionHyperparameters,
@@ -27,12 +27,21 @@ from anomtune.models.images.corruption_settings import (
 from anomtune.models.images.corruptions import Corruptor
 from anomtune.models.images.pixels import unit_range
 from anomtune.models.images.repair_objectives import amplify_objective, filter_objective
-from anomtune.models.layers.precision import mixed_precision
+from anomtune.models.layers.maps import scaled_window
 from anomtune.models.layers.sdc_autoencoder import SDCAutoencoder
 from anomtune.models.layers.separable import box_window, filter_maps
 from anomtune.models.layers.ssim import ssim_distance
 from anomtune.models.training.gradient_detector import GradientDetector
 from anomtune.models.training.report import Report
+
+_TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
+_OBJECTS = (
+    *("bottle", "cable", "capsule", "hazelnut", "metal_nut"),
+    *("pill", "screw", "toothbrush", "transistor", "zipper"),
+)
+
+#: The size of input that ``k`` is given for.
+_REFERENCE_SIDE = 512
 
 #: Progressive training: equal parts of the iterations with crops of these parts of the side.
 _STAGES = 4
@@ -41,16 +50,64 @@ _STAGES = 4
 class SSAEHyperparameters(CorruptionHyperparameters):
     """What can be set of `SSAE`."""
 
-    #: What the paper says of its categories (sections 4.1 and 4.3); t is inferred.
+    #: The kinds of category that the paper tells apart, for products of one's own.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "texture": {"resolution": 512, "f": 3, "augment": "all", "t": 0},  # grid, leather, wood
-        "texture_ssim": {"resolution": 512, "f": 3, "augment": "all", "t": 0, "diff": "ssim"},
-        "object": {"t": 1},  # hazelnut, pill, toothbrush
-        "object_ssim": {"t": 1, "diff": "ssim"},  # bottle, capsule, metal_nut, zipper
-        "cable": {"t": 1, "diff": "ssim", "corruption": "elastic+occlusion"},
-        "screw": {"t": 1, "corruption": "elastic+occlusion"},
-        "transistor": {"t": 1, "diff": "ssim", "corruption": "elastic+occlusion+rotation"},
+        "texture": {"resolution": 512, "f": 3, "augment": "all", "t": 0},
+        "object": {"t": 1},
     }
+    settings: ClassVar[tuple[Setting, ...]] = (
+        Setting(
+            "mvtec",
+            {"resolution": 512, "f": 3, "t": 0},
+            "paper, section 4: textures at 512 pixels with f = 3, the average map for objects.",
+            categories=_TEXTURES,
+        ),
+        Setting(
+            "mvtec",
+            {"t": 1},
+            "paper, equation 14: objects alone are weighted by the average map. It gives no t; and "
+            "it searched resolution and f per object without saying what it found.",
+            categories=_OBJECTS,
+            inferred=True,
+        ),
+        Setting(
+            "mvtec",
+            {"diff": "ssim"},
+            "paper, section 4.",
+            categories=(
+                *("carpet", "tile", "bottle", "cable"),
+                *("capsule", "metal_nut", "transistor", "zipper"),
+            ),
+        ),
+        Setting(
+            "mvtec",
+            {"corruption": "elastic+occlusion"},
+            "paper, section 4.",
+            categories=("cable", "screw"),
+        ),
+        Setting(
+            "mvtec",
+            {"corruption": "elastic+occlusion+rotation"},
+            "paper, section 4.",
+            categories=("transistor",),
+        ),
+        Setting(
+            "mvtec",
+            {"augment": "all"},
+            "paper, section 4: turns and flips depending on the category, which it does not list; "
+            "these look the same turned and mirrored.",
+            categories=(*_TEXTURES, "bottle", "hazelnut"),
+            inferred=True,
+        ),
+        Setting(
+            "mvtec",
+            {"augment": "flips"},
+            "paper, section 4: as above; these look the same mirrored (a mirrored metal_nut is one "
+            "of its defects).",
+            categories=("toothbrush", "zipper"),
+            inferred=True,
+        ),
+    )
 
     iterations: int = Field(
         default=20000,
@@ -121,7 +178,7 @@ class SSAEHyperparameters(CorruptionHyperparameters):
     k: Annotated[int, IntRange(low=3, high=31, step=2)] = Field(
         default=21,
         ge=1,
-        description="Side of the averaging filter in pixels of the input. Source: paper (a "
+        description="Side of the averaging filter in pixels of an input of 512. Source: paper (a "
         "natural number); default and range inferred.",
     )
     t: Annotated[int, IntRange(low=0, high=10)] = Field(
@@ -281,8 +338,7 @@ class SSAE(GradientDetector[SSAEHyperparameters]):
         return float(error) / (len(held_out) * len(self.network))
 
     def _reconstruct(self, pixels: Tensor) -> list[Tensor]:
-        with mixed_precision(self.device):
-            return [network(pixels) for network in self.network]
+        return [network(pixels) for network in self.network]
 
     def _smooth_difference(self, pixels: Tensor, output: Tensor) -> Tensor:
         """Returns the maps of equations 2 and 3, ``(B, H, W)``."""
@@ -291,7 +347,8 @@ class SSAE(GradientDetector[SSAEHyperparameters]):
             maps = ssim_distance(pixels, output)
         else:
             maps = (pixels - output).square().mean(1)
-        return filter_maps(maps, box_window(hp.k), hp.n)
+        side = scaled_window(hp.k, hp.resolution, _REFERENCE_SIDE)
+        return filter_maps(maps, box_window(side), hp.n)
 
     def maps(self, images: Tensor) -> Tensor:
         """Returns maps; see `Detector.anomaly_maps`."""

@@ -74,10 +74,10 @@ def check_detects(
     detector = _new(method, hyperparameters, image_size)
     detector.foreign = foreign
     detector.fit(train, hyperparameters.training_iterations(len(train)))
-    maps = detector.anomaly_maps(torch.cat([clean, defective]))
+    maps, scored = detector.predict(torch.cat([clean, defective]))
     assert maps.isfinite().all(), "maps are not finite"
     assert maps.shape[1:] == (image_size, image_size), f"maps have shape {tuple(maps.shape)}"
-    scores = detector.image_scores(maps).cpu()
+    scores = scored.cpu()
     below, above = scores[: len(clean)], scores[len(clean) :]
     wrong = (above <= below).nonzero().flatten().tolist()
     assert not wrong, f"defective images {wrong} score no higher than their clean twins"
@@ -145,6 +145,10 @@ def _check_hyperparameters(method: type[Detector[Any]], hp: Hyperparameters) -> 
     assert issubclass(method.Hyperparameters, Hyperparameters), "Hyperparameters has a wrong base"
     for name, field in method.Hyperparameters.model_fields.items():
         assert field.description, f"{name} has no description"
+    for setting in method.Hyperparameters.settings:
+        method.Hyperparameters(**setting.values)
+        assert setting.values, f"a setting for {setting.dataset} changes nothing"
+        assert setting.source, f"a setting for {setting.dataset} names no source"
     for name, fields in method.Hyperparameters.presets.items():
         method.Hyperparameters(**fields)
         assert fields, f"preset {name} changes nothing"
@@ -163,12 +167,11 @@ def _check_results(detector: Detector[Any], images: Tensor) -> None:
         assert isinstance(value, float | Histogram), f"fit reports {name} as {kind}"
     assert detector.iteration == 2, "iteration does not count the steps"
     n, size = len(images), detector.image_size
-    maps = detector.anomaly_maps(images)
+    maps, scores = detector.predict(images)
     assert maps.shape == (n, size, size), f"maps have shape {tuple(maps.shape)}"
     assert maps.dtype == torch.float32, f"maps are {maps.dtype}"
     assert maps.isfinite().all(), "maps are not finite"
     assert not maps.requires_grad, "maps carry a gradient"
-    scores = detector.image_scores(maps)
     assert scores.shape == (n,), f"scores have shape {tuple(scores.shape)}"
     assert scores.dtype == torch.float32, f"scores are {scores.dtype}"
     torch.testing.assert_close(

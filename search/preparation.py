@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from anomtune.errors import SweepError, suggest
 from anomtune.registry import METHODS
 from anomtune.search.config import Sweep, check_extends
 from anomtune.search.decide.pool import check_deciders
-from anomtune.search.decide.study import SearchPlan, plan_search
+from anomtune.search.decide.study import SearchPlan, plan_studies
 from anomtune.search.events import Note, Observer
 from anomtune.search.metrics.metric import metrics
 from anomtune.search.store.directory import read_config
+from anomtune.search.store.records import StudyKey
 from anomtune.search.store.storage import Storage
 
 #: How many notes on one category are shown.
@@ -32,12 +33,12 @@ class Preparation:
 
     Attributes:
         config: Resolved: an absolute root, categories spelled out.
-        plans: How each method is searched.
+        plans: How each study is searched.
         splits: What a search may see of each category.
     """
 
     config: Sweep
-    plans: dict[str, SearchPlan]
+    plans: dict[StudyKey, SearchPlan]
     splits: dict[str, SearchSplit]
 
 
@@ -48,14 +49,12 @@ def prepare(sweep: Sweep, storage: Storage, on_event: Observer) -> Preparation:
         SweepError, StorageError, DataError, MethodError: If something is not as it must be.
     """
     config = resolve(sweep)
-    settings = config.dataset.open().settings
-    plans = {name: plan_search(name, method, settings) for name, method in config.methods.items()}
+    plans = plan_studies(config)
     check_deciders(config, plans)
     metrics()  # a broken one is told now, not after the first training
     config = leave_out_damage(config, plans, on_event)
     check_directory(storage, config)
-    for plan in plans.values():
-        prepare_method(plan, config.dataset.root)
+    prepare_methods(plans.values(), config.dataset.root)
     return Preparation(config, plans, _open_splits(config, on_event))
 
 
@@ -88,7 +87,9 @@ def resolve(config: Sweep) -> Sweep:
     return config.model_copy(update={"dataset": section})
 
 
-def leave_out_damage(config: Sweep, plans: Mapping[str, SearchPlan], on_event: Observer) -> Sweep:
+def leave_out_damage(
+    config: Sweep, plans: Mapping[StudyKey, SearchPlan], on_event: Observer
+) -> Sweep:
     """Returns the config with what its methods train on left out of synthetic validation.
 
     Of all methods, not of each: they are to be judged by the same images.
@@ -100,8 +101,9 @@ def leave_out_damage(config: Sweep, plans: Mapping[str, SearchPlan], on_event: O
         return config
     without = set(config.validation.without_damage)
     reasons = []
-    for name, plan in plans.items():
-        damage = frozenset().union(*(variant.training_damage() for variant in plan.variants()))
+    for name in config.methods:
+        configs = (v for key, plan in plans.items() if key.method == name for v in plan.variants())
+        damage = frozenset().union(*(variant.training_damage() for variant in configs))
         if damage:
             reasons.append(f"{name} may train on {', '.join(sorted(damage))}")
             without |= damage
@@ -134,11 +136,16 @@ def _check_foreign(folder: Path, root: str | None) -> None:
     list_images(folder)
 
 
-def prepare_method(plan: SearchPlan, root: str | None) -> None:
+def prepare_methods(plans: Iterable[SearchPlan], root: str | None) -> None:
     """Makes sure that weights and foreign images of every config can be had, before any trial."""
-    detector = METHODS.get(plan.method)
-    for config in plan.variants():
-        detector.prepare(config)
+    # Most categories are searched alike: each config is looked at once.
+    configs = {
+        (plan.method, config.model_dump_json()): config
+        for plan in plans
+        for config in plan.variants()
+    }
+    for (method, _), config in configs.items():
+        METHODS.get(method).prepare(config)
         source = config.foreign_images()
         if source is not None and source != "categories":
             _check_foreign(Path(source).expanduser(), root)

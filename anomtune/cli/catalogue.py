@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -12,31 +12,54 @@ from rich.table import Table
 from anomtune.cli.terminal import console, refuse
 from anomtune.errors import BAD_INPUT
 
+if TYPE_CHECKING:
+    from rich.console import Console
 
-def methods(name: Annotated[str | None, typer.Argument(help="Only this method.")] = None) -> None:
-    """List the methods with every default, range and preset."""
+    from anomtune.models.hyperparameters import Setting
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Only this method.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="With what its paper set on this dataset.")
+    ] = None,
+    category: Annotated[str | None, typer.Option(help="And on this category of it.")] = None,
+) -> None:
+    """List the methods with every default, range and preset: what trial 0 of a study has."""
     from anomtune.registry import METHODS
+    from anomtune.search.config import MethodConfig
+    from anomtune.search.decide.study import plan_search
+    from anomtune.search.results.paper_results import paper_auroc
 
+    if dataset is None and category is not None:
+        refuse("--category: of which dataset? give --dataset as well")
+    if dataset is not None:
+        _check_category(dataset, category)
+    place = "/".join(filter(None, (dataset, category)))
     out = console()
     for method in METHODS.names() if name is None else (name,):
         kind = METHODS.get(method).Hyperparameters
-        space = kind.search_space()
-        table = Table(title=method, title_justify="left", box=None, pad_edge=False)
+        plan = plan_search(method, MethodConfig(), dataset or "", category)
+        decided = kind.settings_for(dataset or "", category)
+        values = plan.defaults.model_dump()
+        title = f"{method} on {place}" if place else method
+        table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
         for column in ("hyperparameter", "default", "searched over", "meaning"):
             table.add_column(column, overflow="fold")
         for field, info in kind.model_fields.items():
-            table.add_row(
-                *map(
-                    escape,
-                    (
-                        field,
-                        str(info.default),
-                        _range_text(space.get(field)),
-                        info.description or "",
-                    ),
-                )
-            )
+            meaning = info.description or ""
+            if field in decided:
+                meaning = f"{_origin(decided[field])}\n{meaning}"
+            row = (field, str(values[field]), _range_text(plan.space.get(field)), meaning)
+            table.add_row(*map(escape, row))
         out.print(table, "")
+        if dataset is not None and category is not None:
+            published = paper_auroc(dataset, category, method)
+            if published is not None:
+                out.print(f"published image AUROC: {published:g}\n", highlight=False)
+        for setting in kind.settings:
+            if dataset is None or (category is None and setting.dataset == dataset):
+                _print_setting(out, setting)
         if kind.presets:
             out.print("presets: " + ", ".join(kind.presets) + "\n", highlight=False)
 
@@ -116,6 +139,29 @@ def audit(
         write_manifest(
             manifest, [row for name in names for row in list_parts(source, name, validation)]
         )
+
+
+def _check_category(dataset: str, category: str | None) -> None:
+    """Refuses a dataset or category that a table of defaults would silently not know."""
+    from anomtune.errors import suggest
+    from anomtune.registry import DATASETS
+    from anomtune.search.results.paper_results import published_categories
+
+    DATASETS.get(dataset)
+    known = published_categories(dataset)
+    if category is not None and known and category not in known:
+        refuse(f"--category: no category {category!r} of {dataset}{suggest(category, known)}")
+
+
+def _origin(setting: Setting) -> str:
+    """Returns where a default comes from that the method does not have by itself."""
+    where = f"{setting.dataset}/{', '.join(setting.categories)}".rstrip("/")
+    return f"For {where}{' (inferred)' if setting.inferred else ''}: {setting.source}"
+
+
+def _print_setting(out: Console, setting: Setting) -> None:
+    values = ", ".join(f"{name} {value}" for name, value in setting.values.items())
+    out.print(f"{values}\n  {_origin(setting)}", highlight=False, markup=False)
 
 
 def _range_text(item: Any) -> str:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from anomtune.datasets.base import Dataset, Problem, Sample
 from anomtune.datasets.io import store
-from anomtune.datasets.io.imagefile import hash_pixels, resize_image
+from anomtune.datasets.io.imagefile import Resize, hash_pixels, resize_image
 from anomtune.datasets.io.maskfile import odd_mask
 from anomtune.datasets.io.masks import Masks, PackedMask, pack
 from anomtune.errors import DataError, ImageError
@@ -55,13 +55,16 @@ class CategoryArrays:
     warnings: tuple[Problem, ...]
 
 
-def open_category(dataset: Dataset, category: str, image_size: int) -> CategoryArrays:
+def open_category(
+    dataset: Dataset, category: str, image_size: int, resize: Resize = "bilinear"
+) -> CategoryArrays:
     """Opens a category from the cache, decoding it first if this node has not seen it.
 
     Args:
         dataset: Where the images come from.
         category: One of its categories.
         image_size: Side ``S`` of the square images, in pixels. The aspect ratio is not kept.
+        resize: How the images are resized; masks are always resized alike.
 
     Raises:
         DataError: If the category has a fatal problem or an image cannot be decoded.
@@ -77,7 +80,7 @@ def open_category(dataset: Dataset, category: str, image_size: int) -> CategoryA
     content = _content(dataset, category, samples, fingerprint)
 
     def build(folder: Path) -> None:
-        _decode_all(dataset, category, samples, image_size, folder)
+        _decode_all(dataset, category, samples, folder, size=image_size, resize=resize)
         # The pixels were read after the digests: an edit in between would be cached as if it were
         # the old content.
         if fingerprint is None:
@@ -103,7 +106,9 @@ def open_category(dataset: Dataset, category: str, image_size: int) -> CategoryA
             ),
         )
 
-    return store.obtain("categories", store.digest(FORMAT, image_size, content), build, load)
+    return store.obtain(
+        "categories", store.digest(FORMAT, image_size, resize, content), build, load
+    )
 
 
 def refuse_fatal(dataset: Dataset, problems: tuple[Problem, ...]) -> None:
@@ -199,14 +204,20 @@ def _identity(sample: Sample) -> list[str | None]:
 
 
 def _decode_all(
-    dataset: Dataset, category: str, samples: tuple[Sample, ...], size: int, folder: Path
+    dataset: Dataset,
+    category: str,
+    samples: tuple[Sample, ...],
+    folder: Path,
+    *,
+    size: int,
+    resize: Resize,
 ) -> None:
     def work(sample: Sample) -> tuple[str, npt.NDArray[np.uint8], PackedMask, str | None]:
         image, mask = decode(dataset, category, sample)
         shape = (image.shape[0], image.shape[1])
         packed = PackedMask(shape, b"") if mask is None else pack(mask)
         odd = None if mask is None else odd_mask(mask)
-        return hash_pixels(image), resize_image(image, size), packed, odd
+        return hash_pixels(image), resize_image(image, size, resize), packed, odd
 
     def decoded() -> Iterator[tuple[str, npt.NDArray[np.uint8], PackedMask, str | None]]:
         with ThreadPoolExecutor(workers()) as pool:

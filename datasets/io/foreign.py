@@ -18,7 +18,7 @@ from anomtune.datasets.base import Dataset, Sample
 from anomtune.datasets.io import store
 from anomtune.datasets.io.cache import map_array, start_array, workers
 from anomtune.datasets.io.files import images_below
-from anomtune.datasets.io.imagefile import EXTENSIONS, digest_file, read_rgb, resize_image
+from anomtune.datasets.io.imagefile import EXTENSIONS, Resize, digest_file, read_rgb, resize_image
 from anomtune.errors import DataError
 
 T = TypeVar("T")
@@ -43,12 +43,13 @@ def list_images(folder: Path) -> list[Path]:
     return files
 
 
-def folder_images(folder: Path, size: int) -> npt.NDArray[np.uint8]:
+def folder_images(folder: Path, size: int, resize: Resize = "bilinear") -> npt.NDArray[np.uint8]:
     """Returns up to `LIMIT` images from anywhere below a folder.
 
     Args:
         folder: Any folder of images, such as a download of DTD or COCO.
         size: Side of the returned images in pixels. The aspect ratio is not kept.
+        resize: How they are resized.
 
     Returns:
         ``(M, size, size, 3)`` uint8, memory-mapped.
@@ -60,18 +61,22 @@ def folder_images(folder: Path, size: int) -> npt.NDArray[np.uint8]:
     return _decode(
         [str(path) for path in chosen],
         size,
+        resize,
         lambda path: digest_file(Path(path)),
         lambda path: read_rgb(Path(path)),
     )
 
 
-def other_categories(dataset: Dataset, category: str, size: int) -> npt.NDArray[np.uint8] | None:
+def other_categories(
+    dataset: Dataset, category: str, size: int, resize: Resize = "bilinear"
+) -> npt.NDArray[np.uint8] | None:
     """Returns up to `LIMIT` normal training images of a dataset's other categories.
 
     Args:
         dataset: Where the images come from.
         category: The category to leave out.
         size: Side of the returned images in pixels.
+        resize: How they are resized.
 
     Returns:
         ``(M, size, size, 3)`` uint8, memory-mapped, or ``None`` if there are no others or they are
@@ -100,7 +105,7 @@ def other_categories(dataset: Dataset, category: str, size: int) -> npt.NDArray[
         name, sample = chosen[key]
         return dataset.read_image(name, sample.key)
 
-    return _decode(list(chosen)[:LIMIT], size, digest, read)
+    return _decode(list(chosen)[:LIMIT], size, resize, digest, read)
 
 
 def _spread(items: Sequence[T], count: int) -> list[T]:
@@ -113,11 +118,12 @@ def _spread(items: Sequence[T], count: int) -> list[T]:
 def _decode(
     keys: Sequence[str],
     size: int,
+    resize: Resize,
     digest: Callable[[str], str],
     read: Callable[[str], npt.NDArray[np.uint8]],
 ) -> npt.NDArray[np.uint8]:
     def resized(key: str) -> npt.NDArray[np.uint8]:
-        return resize_image(read(key), size)
+        return resize_image(read(key), size, resize)
 
     def images() -> Iterator[npt.NDArray[np.uint8]]:
         with ThreadPoolExecutor(workers()) as pool:
@@ -136,7 +142,7 @@ def _decode(
         content = list(pool.map(digest, keys))
     return store.obtain(
         "foreign",
-        store.digest(_FORMAT, size, content),
+        store.digest(_FORMAT, size, resize, content),
         build,
         lambda folder: map_array(folder / "images.npy", shape),
     )

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,9 @@ from PIL import (
 )
 
 from anomtune.errors import ImageError
+
+#: How images are resized; all of them are antialiased.
+Resize = Literal["bilinear", "lanczos"]
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
@@ -196,9 +199,12 @@ def digest_file(path: Path) -> str:
         raise _unreadable(path, error) from error
 
 
-def resize_image(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """Resizes ``(H, W, 3)`` to ``(size, size, 3)``, bilinear and antialiased; squashed."""
-    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+def resize_image(
+    image: npt.NDArray[np.uint8], size: int, resize: Resize = "bilinear"
+) -> npt.NDArray[np.uint8]:
+    """Resizes ``(H, W, 3)`` to ``(size, size, 3)``, antialiased; squashed."""
+    how = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}[resize]
+    resized = Image.fromarray(image).resize((size, size), how)
     return np.asarray(resized, dtype=np.uint8)
 
 

@@ -204,9 +204,8 @@ class CorruptedDataset(Dataset):
     def __init__(self, original: Dataset, shift: Shift) -> None:
         super().__init__(original.root)
         self.name = original.name
-        # For the type checker these belong to the class; here they are the wrapped dataset's.
+        # For the type checker it belongs to the class; here it is the wrapped dataset's.
         self.one_class = original.one_class
-        self.settings = dict(original.settings)  # the default, a proxy, cannot be pickled
         self.shift = shift
         self.original = original
         self._domains = shift.domains

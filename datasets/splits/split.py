@@ -20,6 +20,7 @@ import numpy.typing as npt
 from anomtune.datasets.base import GOOD, Dataset, Problem, Sample
 from anomtune.datasets.io import store
 from anomtune.datasets.io.cache import CategoryArrays, map_array, open_category, start_array
+from anomtune.datasets.io.imagefile import Resize
 from anomtune.datasets.io.masks import Masks
 from anomtune.datasets.splits.damage import VERSION as DAMAGE_VERSION
 from anomtune.datasets.splits.damaged_copies import Row, damaged_rows
@@ -63,6 +64,7 @@ class SearchSplit:
         category: Its name.
         protocol: How the validation images were chosen.
         train: ``(N, S, S, 3)`` uint8 normal images, memory-mapped, by pixel hash.
+        first_image: Which of them comes first by its path within the category.
         validation: ``(M, S, S, 3)`` uint8, memory-mapped, by pixel hash.
         validation_labels: ``(M,)`` int8, 1 = anomalous.
         validation_defects: ``M`` defect types; a damaged copy carries its mechanism.
@@ -78,6 +80,7 @@ class SearchSplit:
     category: str
     protocol: Protocol
     train: npt.NDArray[np.uint8]
+    first_image: int
     validation: npt.NDArray[np.uint8]
     validation_labels: npt.NDArray[np.int8]
     validation_defects: tuple[str, ...]
@@ -209,6 +212,7 @@ def load_search_split(
     validation: Validation,
     *,
     input_size: int | None = None,
+    resize: Resize = "bilinear",
 ) -> SearchSplit:
     """Opens what a search may see of a category, preparing it first if this node has not.
 
@@ -219,19 +223,20 @@ def load_search_split(
         validation: How the validation images are chosen.
         input_size: Side ``S`` of the images to return, for a method that works at another size;
             default: ``image_size``.
+        resize: How the images are resized. Damage is drawn on bilinear ones.
 
     Raises:
         DataError: If the images cannot be read or not be divided that way.
         StorageError: If the cache cannot be written.
     """
     size = input_size or image_size
-    arrays, parts = _open(dataset, category, size, validation)
+    arrays, parts = _open(dataset, category, size, validation, resize)
     normal, anomalous = _count(arrays.samples, parts.test)
 
     def build(folder: Path) -> None:
         if validation.protocol == "synthetic":
             at_size = arrays
-            if size != image_size:
+            if (size, resize) != (image_size, "bilinear"):
                 at_size = open_category(dataset, category, image_size)
             rows, count = damaged_rows(
                 arrays, at_size, parts.validation, validation.seed, validation.without_damage
@@ -258,6 +263,9 @@ def load_search_split(
             category=category,
             protocol=validation.protocol,
             train=map_array(folder / "train.npy", (len(parts.train), *square)),
+            first_image=min(
+                range(len(parts.train)), key=lambda row: arrays.samples[parts.train[row]].key
+            ),
             validation=map_array(folder / "validation.npy", (len(meta["labels"]), *square)),
             validation_labels=np.array(meta["labels"], dtype=np.int8),
             validation_defects=tuple(meta["defects"]),
@@ -270,7 +278,7 @@ def load_search_split(
             warnings=tuple(str(p) for p in arrays.warnings),
         )
 
-    key = store.digest(_ENTRY_FORMAT, parts.split_hash, image_size, size, arrays.content)
+    key = store.digest(_ENTRY_FORMAT, parts.split_hash, image_size, size, resize, arrays.content)
     return store.obtain("splits", key, build, load)
 
 
@@ -281,6 +289,7 @@ def load_test_split(
     validation: Validation,
     *,
     input_size: int | None = None,
+    resize: Resize = "bilinear",
 ) -> TestSplit:
     """Opens the held-out test images of a category; only `confirm` may call this.
 
@@ -291,13 +300,14 @@ def load_test_split(
         validation: How the validation images are chosen; the others are held out.
         input_size: Side ``S`` of the images, for a method that works at another size; default:
             ``image_size``.
+        resize: How the images are resized.
 
     Raises:
         DataError: As `load_search_split`, and if nothing is held out.
         StorageError: If the cache cannot be written.
     """
     size = input_size or image_size
-    arrays, parts = _open(dataset, category, size, validation)
+    arrays, parts = _open(dataset, category, size, validation, resize)
     if validation.protocol == "test" and not len(parts.shifted):
         raise DataError(
             f"{category}: validation.protocol 'test' holds no test image out; "
@@ -323,9 +333,9 @@ def load_test_split(
 
 
 def _open(
-    dataset: Dataset, category: str, image_size: int, validation: Validation
+    dataset: Dataset, category: str, image_size: int, validation: Validation, resize: Resize
 ) -> tuple[CategoryArrays, Split]:
-    arrays = open_category(dataset, category, image_size)
+    arrays = open_category(dataset, category, image_size, resize)
     return arrays, split(category, arrays.samples, arrays.pixel_hashes, validation)
 
 

@@ -34,10 +34,15 @@ def random_projection(inputs: int, outputs: int, generator: torch.Generator) -> 
 
 
 @torch.no_grad()
-def greedy_coreset(points: Tensor, size: int, first: int = 0) -> tuple[Tensor, float]:
+def greedy_coreset(
+    points: Tensor, size: int, first: int = 0, *, start: Tensor | None = None
+) -> tuple[Tensor, float]:
     """Picks points one by one, each time the one farthest from those picked so far.
 
     The radius is at most twice that of the best choice of as many points (Gonzalez, 1985).
+
+    With ``start`` each point begins as far away as these few are on average, and the first pick is
+    the one that is farthest so: the approximate selection of PatchCore's official code.
 
     No pick is approximate. A round takes the candidates that are farthest away and picks among
     them alone, for as long as the farthest candidate is at least as far as every other point was
@@ -48,7 +53,8 @@ def greedy_coreset(points: Tensor, size: int, first: int = 0) -> tuple[Tensor, f
         points: Points ``(N, D)``, N > 0. Distances come from products, so points that lie far
             from the origin should be centred.
         size: Number of picks. Fewer are returned if all points coincide with picked ones before.
-        first: Index of the first pick.
+        first: Index of the first pick, unless there is a ``start``.
+        start: Indices ``(k,)`` of the points to begin with.
 
     Returns:
         Indices ``(<= size,)`` in the order of picking, without repetition, and the covering
@@ -56,7 +62,11 @@ def greedy_coreset(points: Tensor, size: int, first: int = 0) -> tuple[Tensor, f
     """
     # Half of a squared distance is |a|^2 / 2 + |b|^2 / 2 - ab: one fused product.
     half_norms = points.square().sum(1).div_(2)
-    nearest = torch.full_like(half_norms, torch.inf)
+    if start is None:
+        nearest = torch.full_like(half_norms, torch.inf)
+    else:
+        nearest = torch.cdist(points, points[start]).mean(1).square().div_(2)
+        first = int(nearest.argmax())
     new = torch.tensor([first], device=points.device)
     picks = [new]
     missing = size - 1
@@ -125,15 +135,23 @@ class CoresetBuilder:
         projected: Distances are taken between random projections of this length if the points
             are longer.
         generator: Where projection and first picks come from; on the CPU.
+        start: Begin with so many points as `greedy_coreset` does with ``start``; 0 = with one pick.
     """
 
     def __init__(
-        self, size: int, capacity: int, projected: int, generator: torch.Generator
+        self,
+        size: int,
+        capacity: int,
+        projected: int,
+        generator: torch.Generator,
+        *,
+        start: int = 0,
     ) -> None:
         self._size = size
         self._capacity = capacity
         self._projected = projected
         self._generator = generator
+        self._start = start
         self._held: Tensor | None = None
         self._projection: Tensor | None = None
         self._count = 0
@@ -170,8 +188,12 @@ class CoresetBuilder:
         points = held - held.mean(0)
         if self._projection is not None:
             points = points @ self._projection
-        first = int(torch.randint(self._count, (), generator=self._generator))
-        picks, radius = greedy_coreset(points, self._size, first)
+        if self._start:
+            start = torch.randperm(self._count, generator=self._generator)[: self._start]
+            picks, radius = greedy_coreset(points, self._size, start=start.to(points.device))
+        else:
+            first = int(torch.randint(self._count, (), generator=self._generator))
+            picks, radius = greedy_coreset(points, self._size, first)
         self._held[: len(picks)] = held[picks]
         self._count = len(picks)
         self._radius = max(self._radius, radius)

@@ -2,7 +2,8 @@
 
 The map sums `1 - cos` over pairs of feature maps, each brought to the image's size by bilinear
 interpolation with aligned corners, and is smoothed by a Gaussian of 4 pixels; the score is its
-maximum (RD4AD and ReContrast, official code).
+maximum (RD4AD and ReContrast, official code). Papers give such lengths for maps of 256 pixels: they
+scale with the map.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from anomtune.errors import MethodError, suggest
 #: The rules of `image_scores` that methods of the reverse distillation kind choose from.
 ScoreRule = Literal["max", "mean", "top1"]
 
+#: Side of the maps, in pixels, that lengths such as ``sigma`` are given for.
+REFERENCE_SIDE = 256
+
 #: Target and prediction of one scale, each ``(B, C, h, w)``.
 Pair = tuple[Tensor, Tensor]
 
@@ -37,7 +41,7 @@ def anomaly_map(pairs: Sequence[Pair], size: int, sigma: float) -> Tensor:
     Args:
         pairs: Target and prediction of every scale and view.
         size: Side of the maps in pixels.
-        sigma: Standard deviation of the smoothing in pixels; 0 = none.
+        sigma: Standard deviation of the smoothing in pixels of a map of 256; 0 = none.
     """
     # Interpolation is linear: pairs of the same scale are summed before it, not after.
     by_scale: dict[int, list[Tensor]] = defaultdict(list)
@@ -49,7 +53,27 @@ def anomaly_map(pairs: Sequence[Pair], size: int, sigma: float) -> Tensor:
         )
         for scale in by_scale.values()
     ]
-    return gaussian_smooth(torch.stack(maps).sum(0).squeeze(1), sigma)
+    return gaussian_smooth(torch.stack(maps).sum(0).squeeze(1), scaled(sigma, size))
+
+
+def scaled(length: float, size: int, reference: int = REFERENCE_SIDE) -> float:
+    """Returns a length in pixels of a map of ``size``, given in those of one of ``reference``."""
+    return length * size / reference
+
+
+def scaled_window(side: int, size: int, reference: int = REFERENCE_SIDE) -> int:
+    """Returns the nearest odd side of a filter for a map of ``size``; see `scaled`."""
+    return 1 + 2 * round((scaled(side, size, reference) - 1) / 2) if side > 1 else 1
+
+
+def surround(maps: Tensor, size: int) -> Tensor:
+    """Puts maps ``(N, h, h)`` into the middle of zeros ``(N, size, size)``.
+
+    For methods that see the middle of an image alone: of the rest they say that it is normal.
+    """
+    before = (size - maps.shape[-1]) // 2
+    after = size - maps.shape[-1] - before
+    return F.pad(maps, (before, after, before, after))
 
 
 def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:

@@ -14,7 +14,6 @@ from anomtune.models.images.pixels import normalise, upload
 from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
 from anomtune.models.layers.gaussian_mixture import GaussianMixture
 from anomtune.models.layers.patch_features import PatchFeatures
-from anomtune.models.layers.precision import mixed_precision
 
 #: Images per batch where no gradient is needed.
 _BATCH = 16
@@ -89,9 +88,7 @@ class MixtureNetwork(nn.Module):
 
     def patches(self, images: Tensor) -> Tensor:
         """Returns features ``(B h w, C)`` of uint8 images ``(B, 3, I, I)``, row by row."""
-        device = self.mean.device
-        with mixed_precision(device):
-            features: Tensor = self.features(normalise(images, device))
+        features: Tensor = self.features(normalise(images, self.mean.device))
         return features.permute(0, 2, 3, 1).flatten(0, 2)
 
     def sample(self, images: Tensor, limit: int) -> Iterator[Tensor]:

@@ -1,14 +1,28 @@
-"""The precision of networks."""
+"""The precision in which networks learn. Nothing is ever scored in less than float32."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
-    """Returns bfloat16 autocast on GPUs that have it, else a context that changes nothing.
+    """Returns bfloat16 autocast where the hardware has it, else a context that changes nothing.
 
-    float16 is not used: it would need loss scaling.
+    For training alone, where it changes results less than another seed does: scores in bfloat16
+    move the AUROC by up to 1.7 points. float16 is not used: it would need loss scaling.
     """
-    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device))
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Returns whether a device multiplies bfloat16 by itself: GPUs since Ampere, some CPUs."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    # Newer than the oldest torch that will do: without it, what there is goes on in float32.
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))

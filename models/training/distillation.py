@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, TypeVar, cast, get_args
+from typing import Annotated, ClassVar, Literal, TypeVar, cast, get_args
 
 from pydantic import Field
 from torch import Tensor
 
-from anomtune.models.hyperparameters import Choice, Hyperparameters
-from anomtune.models.images.pixels import normalise
+from anomtune.models.hyperparameters import Choice, Hyperparameters, Setting
+from anomtune.models.images.pixels import normalise, unit_range
 from anomtune.models.layers.backbones import Backbone, Weights, prepare_weights
 from anomtune.models.layers.losses import Loss
 from anomtune.models.layers.maps import Pair, ScoreRule, anomaly_map
-from anomtune.models.layers.precision import mixed_precision
 from anomtune.models.training.batches import BatchOrder
 from anomtune.models.training.gradient_detector import GradientDetector
 
 
 class DistillationHyperparameters(Hyperparameters):
     """What can be set of every method of the family."""
+
+    settings: ClassVar[tuple[Setting, ...]] = (
+        Setting(
+            "isic2018",
+            {"score": "mean"},
+            "ReContrast, appendix B: the mean of the map, for it and for all reproduced methods.",
+        ),
+    )
 
     backbone: Annotated[Backbone, Choice(choices=get_args(Backbone))] = Field(
         default="wide_resnet50_2",
@@ -28,6 +35,20 @@ class DistillationHyperparameters(Hyperparameters):
     )
     weights: Weights = Field(
         default="imagenet", description="Weights the encoder starts from. Source: both papers."
+    )
+    resolution: int | None = Field(
+        default=None,
+        ge=32,
+        multiple_of=32,
+        description="Side of the images that the network sees, in pixels; null: the sweep's "
+        "image_size. Source: both official codes (256; RD4AD on MNIST and CIFAR-10 32, "
+        "ReContrast on ISIC 224).",
+    )
+    pixels: Literal["imagenet", "unit"] = Field(
+        default="imagenet",
+        description="What the network sees of a pixel: values normalised as for ImageNet, or as "
+        "they are, in [0, 1]. Source: both official codes (RD4AD on MNIST and Fashion-MNIST: "
+        "unit).",
     )
     batch_size: int = Field(
         default=16,
@@ -49,14 +70,18 @@ class DistillationHyperparameters(Hyperparameters):
     sigma: Annotated[float, Choice(choices=(0.0, 2.0, 4.0, 6.0, 8.0))] = Field(
         default=4.0,
         ge=0,
-        description="Gaussian smoothing of the maps in pixels. Source: both official codes; "
-        "range inferred.",
+        description="Gaussian smoothing of the maps in pixels of a map of 256. Source: both "
+        "official codes; range inferred.",
     )
     score: Annotated[ScoreRule, Choice(choices=get_args(ScoreRule))] = Field(
         default="max",
         description="Image score: the map's maximum, its mean, or the mean of its highest 1 %. "
         "Source: both papers; range from ReContrast's official scripts.",
     )
+
+    def input_size(self, image_size: int) -> int:
+        """Returns ``resolution``, or the size of the maps."""
+        return self.resolution or image_size
 
     def steps(self, epochs: int, n_images: int) -> int:
         """Returns the optimiser steps of so many passes over the images."""
@@ -70,7 +95,8 @@ D = TypeVar("D", bound=DistillationHyperparameters)
 class DistillationDetector(GradientDetector[D]):
     """A network that returns pairs of target and prediction, trained to make them agree.
 
-    A subclass builds its network and optimisers and gives the loss of normalised images.
+    A subclass builds its network and optimisers and gives the loss of images as `inputs` gives
+    them.
     See `Detector` for the arguments.
     """
 
@@ -91,18 +117,21 @@ class DistillationDetector(GradientDetector[D]):
         return BatchOrder(hp.batch_size, self.seed, smallest, drop_last=hp.drop_last)
 
     def batch(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Returns normalised images; see `GradientDetector.batch`."""
-        return normalise(images[rows], self.device)
+        """Returns what the network sees of images; see `GradientDetector.batch`."""
+        return self.inputs(images[rows])
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Returns uint8 images ``(B, 3, I, I)`` as the network sees them, float32."""
+        convert = normalise if self.hyperparameters.pixels == "imagenet" else unit_range
+        return convert(images, self.device)
 
     def pairs(self, images: Tensor) -> Sequence[Pair]:
-        """Returns the pairs that the maps of normalised images are made of."""
+        """Returns the pairs that the maps of images, as `inputs` gives them, are made of."""
         return cast(Sequence[Pair], self.network(images))
 
     def maps(self, images: Tensor) -> Tensor:
         """Returns maps; see `Detector.anomaly_maps`."""
-        batch = normalise(images, self.device)
-        with mixed_precision(self.device):
-            pairs = self.pairs(batch)
+        pairs = self.pairs(self.inputs(images))
         return anomaly_map(pairs, self.image_size, self.hyperparameters.sigma)
 
     @property

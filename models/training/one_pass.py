@@ -15,7 +15,7 @@ from anomtune.models.base import Detector
 from anomtune.models.hyperparameters import Choice, Hyperparameters
 from anomtune.models.images.pixels import normalise
 from anomtune.models.layers.backbones import Backbone, Weights, prepare_weights
-from anomtune.models.layers.maps import gaussian_smooth
+from anomtune.models.layers.maps import gaussian_smooth, scaled
 from anomtune.models.training.report import Report
 
 #: Training images that go through the encoder at a time.
@@ -33,12 +33,22 @@ class OnePassHyperparameters(Hyperparameters):
     weights: Weights = Field(
         default="imagenet", description="Weights of the encoder. Source: both papers."
     )
+    resolution: int | None = Field(
+        default=None,
+        ge=32,
+        description="Side of the images that the encoder sees, in pixels; null: the sweep's "
+        "image_size. Source: both papers (256, of which PatchCore sees the middle 224).",
+    )
     sigma: Annotated[float, Choice(choices=(0.0, 2.0, 4.0, 6.0, 8.0))] = Field(
         default=4.0,
         ge=0,
-        description="Gaussian smoothing of the maps in pixels. Source: both papers; range "
-        "inferred.",
+        description="Gaussian smoothing of the maps in pixels of a map of 256. Source: both "
+        "papers; range inferred.",
     )
+
+    def input_size(self, image_size: int) -> int:
+        """Returns ``resolution``, or the size of the maps."""
+        return self.resolution or image_size
 
     def training_iterations(self, n_images: int) -> int:
         """Returns 1: the only iteration is the pass over all training images."""
@@ -97,17 +107,20 @@ class OnePassDetector(Detector[H]):
         self.iteration += iterations
         return report
 
-    def _batches(self, images: Tensor) -> Iterator[Tensor]:
-        """Yields all images, normalised, batch by batch."""
-        for batch in torch.split(images, _BATCH):
-            yield normalise(batch, self.device)
+    def inputs(self, images: Tensor) -> Tensor:
+        """Returns uint8 images ``(B, 3, I, I)`` as the encoder sees them, float32."""
+        return normalise(images, self.device)
 
-    def _upsample(self, distances: Tensor) -> Tensor:
-        """Returns smooth maps ``(B, S, S)`` of distances ``(B, h, w)`` of positions."""
+    def _batches(self, images: Tensor) -> Iterator[Tensor]:
+        """Yields all images as the encoder sees them, batch by batch."""
+        for batch in torch.split(images, _BATCH):
+            yield self.inputs(batch)
+
+    def _upsample(self, distances: Tensor, size: int) -> Tensor:
+        """Returns smooth maps ``(B, size, size)`` of distances ``(B, h, w)`` of positions."""
         # Both official and common code: bilinear between pixel centres, then the Gaussian.
-        size = (self.image_size, self.image_size)
-        maps = F.interpolate(distances.unsqueeze(1), size, mode="bilinear")
-        return gaussian_smooth(maps.squeeze(1), self.hyperparameters.sigma)
+        maps = F.interpolate(distances.unsqueeze(1), (size, size), mode="bilinear")
+        return gaussian_smooth(maps.squeeze(1), scaled(self.hyperparameters.sigma, self.image_size))
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes over a state; see `Detector.load_state_dict`."""

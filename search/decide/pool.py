@@ -81,7 +81,7 @@ class Pool:
 
     Args:
         config: The sweep.
-        plans: How each method is searched.
+        plans: How each study is searched.
         split_hashes: The split of every category.
         records: What earlier runs of the sweep left.
         save: Called with a record at every change, before the pool acts on it.
@@ -94,7 +94,7 @@ class Pool:
     def __init__(
         self,
         config: Sweep,
-        plans: Mapping[str, SearchPlan],
+        plans: Mapping[StudyKey, SearchPlan],
         split_hashes: Mapping[str, str],
         records: Mapping[StudyKey, Sequence[TrialRecord]],
         save: Callable[[TrialRecord], None],
@@ -103,11 +103,8 @@ class Pool:
         self._save = save
         self._pace = Pace()
         self.studies = {
-            StudyKey(category, method): self._load_study(
-                StudyKey(category, method), plan, split_hash, records
-            )
-            for category, split_hash in split_hashes.items()
-            for method, plan in plans.items()
+            key: self._load_study(key, plan, split_hashes[key.category], records)
+            for key, plan in plans.items()
         }
         #: Of every study; only one changes at a time, and all are looked at for each trial.
         self._candidates = {key: self._candidate(study) for key, study in self.studies.items()}
@@ -303,7 +300,7 @@ class Pool:
         study.search.add_trial(optuna_trial(record, told, point, study.plan.distributions))
 
 
-def check_deciders(config: Sweep, plans: Mapping[str, SearchPlan]) -> None:
+def check_deciders(config: Sweep, plans: Mapping[StudyKey, SearchPlan]) -> None:
     """Makes sure that the sweep's sampler and pruner can be made, before anything is written.
 
     Raises:

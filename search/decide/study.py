@@ -26,17 +26,18 @@ from anomtune.models.hyperparameters import (
     SearchRange,
 )
 from anomtune.registry import METHODS
-from anomtune.search.config import MethodConfig, explain
-from anomtune.search.store.records import TrialRecord
+from anomtune.search.config import MethodConfig, Sweep, explain
+from anomtune.search.store.records import StudyKey, TrialRecord
 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """How one method is searched in a sweep, the same for every category.
+    """How one method is searched on one category.
 
     Attributes:
         method: Name of the method.
-        defaults: Trial 0: the paper's values, changed only by ``preset`` and ``fixed``.
+        defaults: Trial 0: the paper's values for that dataset and category, changed only by
+            ``preset`` and ``fixed``.
         space: The range of every hyperparameter that is searched.
     """
 
@@ -77,16 +78,32 @@ class SearchPlan:
         return type(self.defaults)(**{**self.defaults.model_dump(), **point})
 
 
+def plan_studies(config: Sweep) -> dict[StudyKey, SearchPlan]:
+    """Returns how each study of a sweep is searched.
+
+    Args:
+        config: The sweep, its categories spelled out.
+
+    Raises:
+        SweepError: As `plan_search`.
+    """
+    return {
+        StudyKey(category, name): plan_search(name, method, config.dataset.name, category)
+        for category in config.dataset.categories or ()
+        for name, method in config.methods.items()
+    }
+
+
 def plan_search(
-    method: str, config: MethodConfig, settings: Mapping[str, Any] | None = None
+    method: str, config: MethodConfig, dataset: str = "", category: str | None = None
 ) -> SearchPlan:
     """Checks what a sweep file says of a method against the method itself.
 
     Args:
         method: Its name.
-        config: What the sweep file says of it.
-        settings: What the papers set on this dataset, for methods that have such hyperparameters;
-            a preset or the sweep file overrides it.
+        config: What the sweep file says of it; that overrides what a paper set.
+        dataset: Name of the dataset; "": any.
+        category: The category; ``None``: any.
 
     Raises:
         SweepError: Naming the key that is wrong and what would be right.
@@ -111,19 +128,26 @@ def plan_search(
             names = list(kind.presets) or ["none"]
             raise SweepError(f"{where}.preset: no {config.preset!r}{suggest(config.preset, names)}")
         preset = kind.presets[config.preset]
-    usual = {name: value for name, value in (settings or {}).items() if name in kind.model_fields}
+    usual = kind.paper_values(dataset, category)
     try:
         defaults = kind(**{**usual, **preset, **config.fixed})
     except ValidationError as error:
         raise SweepError(f"{where}.fixed.{explain(error, kind)}") from None
     space = {
-        name: item
+        name: _with(item, getattr(defaults, name)) if name in usual else item
         for name, item in kind.search_space().items()
         if name not in config.fixed and name not in preset
     }
     for name, given in config.space.items():
         space[name] = _parse_range(f"{where}.space.{name}", given, kind, name)
     return SearchPlan(method, defaults, space)
+
+
+def _with(item: SearchRange, value: Any) -> SearchRange:
+    """Returns a method's own range; choices with what the paper chose on this dataset."""
+    if isinstance(item, Choice) and value not in item.choices:
+        return Choice(choices=(*item.choices, value))
+    return item
 
 
 def _parse_range(

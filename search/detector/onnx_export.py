@@ -28,8 +28,7 @@ class _Graph(nn.Module):
         self._detector = detector
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        maps = self._detector.anomaly_maps(images)
-        return maps, self._detector.image_scores(maps)
+        return self._detector.predict(images)
 
 
 def export_onnx(model: Model, path: Path) -> float:
@@ -62,7 +61,7 @@ def export_onnx(model: Model, path: Path) -> float:
     detector = model.detector
     images = _random_images(2, detector.input_size)
     # Once before: constants that are kept must be numbers, not what stands for them in a graph.
-    detector.anomaly_maps(images)
+    detector.predict(images)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what torch itself will change one day
@@ -109,8 +108,7 @@ def _compare(detector: Detector[Any], path: Path) -> float:
     worst = 0.0
     for count in (1, 3):
         images = _random_images(count, detector.input_size)
-        maps = detector.anomaly_maps(images)
-        expected = (maps, detector.image_scores(maps))
+        expected = detector.predict(images)
         found = session.run(["maps", "scores"], {"images": images.numpy()})
         for ours, theirs in zip(expected, found, strict=True):
             values = ours.cpu().numpy()

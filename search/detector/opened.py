@@ -18,6 +18,7 @@ from anomtune.datasets.splits.split import SearchSplit, load_search_split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import DataError, MethodError, TrainingDivergedError
 from anomtune.models.base import Detector
+from anomtune.models.hyperparameters import Resize
 from anomtune.models.training.report import Report
 from anomtune.registry import METHODS
 from anomtune.search.config import DatasetConfig
@@ -70,15 +71,18 @@ def open_detector(spec: TrainingSpec, device: torch.device) -> OpenedDetector:
     """
     method = METHODS.get(spec.method)
     hyperparameters = method.Hyperparameters(**spec.hyperparameters)
-    side = hyperparameters.input_size(spec.image_size)
+    side, resize = hyperparameters.input_size(spec.image_size), hyperparameters.resize
     dataset = spec.dataset.model_dump_json()
-    split = _open_split(dataset, spec.category, spec.image_size, spec.validation, input_size=side)
+    split = _open_split(
+        dataset, spec.category, spec.image_size, spec.validation, input_size=side, resize=resize
+    )
     if spec.split_hash not in (None, split.split_hash):
         raise images_changed(spec)
     detector = method(hyperparameters, image_size=spec.image_size, device=device, seed=spec.seed)
+    detector.first_image = split.first_image
     foreign = hyperparameters.foreign_images()
     if foreign is not None:
-        others = _open_foreign(dataset, spec.category, foreign, side)
+        others = _open_foreign(dataset, spec.category, foreign, side, resize)
         detector.foreign = None if others is None else as_images(others, device)
     iterations = hyperparameters.training_iterations(len(split.train))
     if iterations < 1:
@@ -125,16 +129,25 @@ def forget_images() -> None:
 
 @lru_cache(maxsize=4)
 def _open_split(
-    dataset: str, category: str, image_size: int, validation: Validation, *, input_size: int
+    dataset: str,
+    category: str,
+    image_size: int,
+    validation: Validation,
+    *,
+    input_size: int,
+    resize: Resize,
 ) -> SearchSplit:
     source = DatasetConfig.model_validate_json(dataset).open()
-    return load_search_split(source, category, image_size, validation, input_size=input_size)
+    return load_search_split(
+        source, category, image_size, validation, input_size=input_size, resize=resize
+    )
 
 
 @lru_cache(maxsize=4)
 def _open_foreign(
-    dataset: str, category: str, source: str, size: int
+    dataset: str, category: str, source: str, size: int, resize: Resize
 ) -> npt.NDArray[np.uint8] | None:
     if source == "categories":
-        return other_categories(DatasetConfig.model_validate_json(dataset).open(), category, size)
-    return folder_images(Path(source).expanduser(), size)
+        opened = DatasetConfig.model_validate_json(dataset).open()
+        return other_categories(opened, category, size, resize)
+    return folder_images(Path(source).expanduser(), size, resize)

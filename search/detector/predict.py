@@ -89,13 +89,13 @@ class Model:
         Raises:
             ImageError: If a file cannot be read and ``unreadable`` is not given.
         """
-        side = self.detector.input_size
+        side, resize = self.detector.input_size, self.detector.hyperparameters.resize
         if isinstance(paths, str | os.PathLike):
             paths = [paths]
 
         def decode(path: Path) -> npt.NDArray[np.uint8] | ImageError:
             try:
-                return resize_image(read_rgb(path), side)
+                return resize_image(read_rgb(path), side, resize)
             except ImageError as error:
                 return error
 
@@ -126,8 +126,8 @@ class Model:
         save_model(Storage(directory), "", self.detector, self.config)
 
     def _predict(self, paths: list[Path], images: npt.NDArray[np.uint8]) -> Iterator[Prediction]:
-        maps = self.detector.anomaly_maps(as_images(images, self.detector.device))
-        scores = self.detector.image_scores(maps).float().cpu().tolist()
+        maps, scored = self.detector.predict(as_images(images, self.detector.device))
+        scores = scored.float().cpu().tolist()
         arrays = maps.float().cpu().numpy()
         for path, score, anomaly_map, image in zip(paths, scores, arrays, images, strict=True):
             anomalous = score >= self.config.threshold

@@ -119,8 +119,8 @@ def make_saved_config(spec: TrainingSpec, opened: OpenedDetector) -> SavedConfig
     batches: list[torch.Tensor] = []
     highs, peaks = [], []
     for images in torch.split(opened.validation, _BATCH):
-        maps = detector.anomaly_maps(images)
-        batches.append(detector.image_scores(maps).float().cpu())
+        maps, scored = detector.predict(images)
+        batches.append(scored.float().cpu())
         pixels = maps.flatten(1).float().cpu().numpy()
         high, peak = np.quantile(pixels, (0.95, 0.999), axis=1)
         highs.append(high)

@@ -103,7 +103,8 @@ def _complete(spec: TrainingSpec, source: object) -> TrainingSpec:
     origin = _origin(source)
     try:
         kind = METHODS.get(spec.method).Hyperparameters
-        hyperparameters = kind(**spec.hyperparameters)
+        usual = kind.paper_values(spec.dataset.name, spec.category)
+        hyperparameters = kind(**{**usual, **spec.hyperparameters})
     except MethodError as error:
         raise SweepError(f"{origin}: {error}") from None
     except ValidationError as error:

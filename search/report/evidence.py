@@ -12,7 +12,7 @@ import pyarrow as pa
 from anomtune.search.config import Sweep
 from anomtune.search.decide.confirm import Confirmed, choose, summarise
 from anomtune.search.decide.progress import StudyProgress, study_progress
-from anomtune.search.decide.study import SearchPlan, plan_search
+from anomtune.search.decide.study import SearchPlan, plan_studies
 from anomtune.search.metrics.image import paired_delong_p
 from anomtune.search.report.verdict import Verdict, judge
 from anomtune.search.results.column import Row
@@ -83,7 +83,7 @@ def gather(config: Sweep, store: RecordStore) -> Evidence:
     Raises:
         SweepError: If a record cannot be understood or a method is not there.
     """
-    plans = {name: plan_search(name, method) for name, method in config.methods.items()}
+    plans = plan_studies(config)
     trials, runs = store.read_all(), store.read_confirmed()
     board = compile_leaderboard(config, store, trials)
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -94,7 +94,7 @@ def gather(config: Sweep, store: RecordStore) -> Evidence:
         studies = []
         for row in entries:
             key = StudyKey(name, row["method"])
-            plan = plans[key.method]
+            plan = plans[key]
             studies.append(_study(config, row, plan, trials.get(key, ()), runs.get(key, ())))
         progress = [study.progress for study in studies]
         verdict = judge(entries, progress, _told_apart(store, studies[0]))

@@ -32,7 +32,7 @@ from anomtune.datasets.io.remote import mask_uri
 from anomtune.errors import StorageError, SweepError
 from anomtune.search.config import Sweep
 from anomtune.search.decide.optuna_internals import quiet
-from anomtune.search.decide.study import SearchPlan, optuna_trial, plan_search
+from anomtune.search.decide.study import SearchPlan, optuna_trial, plan_studies
 from anomtune.search.store.directory import read_sweep
 from anomtune.search.store.records import StudyKey, TrialRecord
 
@@ -58,17 +58,17 @@ def rebuild_studies(
     Raises:
         SweepError: If a method is not there, or a record is of another version of it.
     """
-    plans = {name: plan_search(name, method) for name, method in config.methods.items()}
+    plans = plan_studies(config)
     rebuilt = {}
     for key, records in studies.items():
-        if key.method not in plans:  # its record is from elsewhere: no study of this sweep
+        if key not in plans:  # its record is from elsewhere: no study of this sweep
             continue
         name = f"{config.dataset.name}/{key}"
         with quiet():
             study = optuna.create_study(study_name=name, direction="maximize")
             study.set_metric_names(_METRIC)
         study.set_user_attr(_MARK, config.name)
-        study.add_trials(_trials(plans[key.method], records))
+        study.add_trials(_trials(plans[key], records))
         rebuilt[key] = study
     return rebuilt
 

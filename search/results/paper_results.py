@@ -43,7 +43,12 @@ def published(dataset: str, category: str, method: str) -> Published | None:
 def paper_auroc(dataset: str, category: str, method: str) -> float | None:
     """Returns the published image AUROC, in [0, 1]; see `published`."""
     found = published(dataset, category, method)
-    return found and found.figures["auroc"]
+    return None if found is None else found.figures["auroc"]
+
+
+def published_categories(dataset: str) -> tuple[str, ...]:
+    """Returns the categories of a dataset that a paper has figures of, as the table has them."""
+    return tuple(dict.fromkeys(category for name, category, _ in _table() if name == dataset))
 
 
 @cache

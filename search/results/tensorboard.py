@@ -37,6 +37,7 @@ from anomtune.search.store.records import (
     ConfirmRecord,
     RecordStore,
     Rung,
+    StudyKey,
     TrialRecord,
 )
 from anomtune.search.store.storage import Storage
@@ -58,10 +59,10 @@ class CurveWriter:
 
     Args:
         storage: The sweep directory.
-        plans: How each method is searched.
+        plans: How each study is searched.
     """
 
-    def __init__(self, storage: Storage, plans: Mapping[str, SearchPlan]) -> None:
+    def __init__(self, storage: Storage, plans: Mapping[StudyKey, SearchPlan]) -> None:
         self._storage = storage
         self._plans = plans
         self._written: dict[str, int] = {}
@@ -124,7 +125,7 @@ class CurveWriter:
             "method": record.method,
             "stage": stage,
         }
-        space = self._plans[record.method].space
+        space = self._plans[record.key].space
         settings |= {name: _plain(record.params[name]) for name in space}
         return [events.first_event(), events.session_start(settings, session)]
 

@@ -104,6 +104,7 @@ def _evaluate(spec: TrainingSpec, trial: OpenedDetector, saved: SavedConfig | No
         spec.image_size,
         spec.validation,
         input_size=trial.detector.input_size,
+        resize=trial.detector.hyperparameters.resize,
     )
     if held_out.split_hash != trial.split_hash:
         raise images_changed(spec)
@@ -159,8 +160,8 @@ def _maps(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Returns the maps and scores of some held-out images."""
     detector = trial.detector
-    maps = detector.anomaly_maps(as_images(held_out.images[indices], detector.device))
-    return maps.float().cpu().numpy(), detector.image_scores(maps).float().cpu().numpy()
+    maps, scores = detector.predict(as_images(held_out.images[indices], detector.device))
+    return maps.float().cpu().numpy(), scores.float().cpu().numpy()
 
 
 def _figures(

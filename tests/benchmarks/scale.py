@@ -89,14 +89,16 @@ def sweep(trials: int, categories: int = 15) -> Sweep:
     )
 
 
-def make_plans(config: Sweep) -> dict[str, SearchPlan]:
-    """Returns how each method is searched: its own space, as it is shipped."""
+def make_plans(config: Sweep) -> dict[StudyKey, SearchPlan]:
+    """Returns how each study is searched: the method's own space, as it is shipped."""
     plans = {}
     for name, method in config.methods.items():
         try:
-            plans[name] = plan_search(name, method)
+            plan = plan_search(name, method)
         except ValueError:  # a method without that hyperparameter
-            plans[name] = plan_search(name, method.model_copy(update={"fixed": {}}))
+            plan = plan_search(name, method.model_copy(update={"fixed": {}}))
+        for category in config.dataset.categories or ():
+            plans[StudyKey(category, name)] = plan
     return plans
 
 
@@ -260,32 +262,31 @@ def write_records(config: Sweep, root: Path) -> int:
     """Writes finished trials of a whole sweep, and returns how many."""
     generator = random.Random(0)
     count = 0
-    for name, plan in make_plans(config).items():
-        for category in config.dataset.categories or ():
-            for number in range(config.trials):
-                point = (
-                    {key: _draw(item, generator) for key, item in plan.distributions.items()}
-                    if number
-                    else {}
-                )
-                record = TrialRecord(
-                    dataset="folder",
-                    category=category,
-                    method=name,
-                    number=number,
-                    state="COMPLETE",
-                    params={**plan.defaults.model_dump(mode="json"), **point},
-                    seed=0,
-                    split_hash="split",
-                    facts=FACTS,
-                )
-                last = config.rungs if number % 3 == 0 else 2
-                record.state = "COMPLETE" if number % 3 == 0 else "PRUNED"
-                record.curve = [rung(record, step, config.rungs) for step in range(1, last + 1)]
-                path = root / f"{record.path}.json"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(record.model_dump_json(indent=1))
-                count += 1
+    for (category, name), plan in make_plans(config).items():
+        for number in range(config.trials):
+            point = (
+                {key: _draw(item, generator) for key, item in plan.distributions.items()}
+                if number
+                else {}
+            )
+            record = TrialRecord(
+                dataset="folder",
+                category=category,
+                method=name,
+                number=number,
+                state="COMPLETE",
+                params={**plan.defaults.model_dump(mode="json"), **point},
+                seed=0,
+                split_hash="split",
+                facts=FACTS,
+            )
+            last = config.rungs if number % 3 == 0 else 2
+            record.state = "COMPLETE" if number % 3 == 0 else "PRUNED"
+            record.curve = [rung(record, step, config.rungs) for step in range(1, last + 1)]
+            path = root / f"{record.path}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(record.model_dump_json(indent=1))
+            count += 1
     return count
 
 

@@ -96,13 +96,14 @@ def score(run: Run) -> tuple[Run, Result]:
         sampler = optuna.samplers.RandomSampler(seed=run.number)
         point = optuna.create_study(sampler=sampler).ask(plan.distributions).params
     hyperparameters = plan.hyperparameters(point)
-    side = hyperparameters.input_size(SIZE)
+    side, resize = hyperparameters.input_size(SIZE), hyperparameters.resize
     dataset = open_dataset("folder", SHARED / "data" / run.dataset)
     validation = Validation(
         protocol="synthetic", fraction=FRACTIONS[run.dataset], without_damage=WITHOUT_DAMAGE
     )
-    search = load_search_split(dataset, run.dataset, SIZE, validation, input_size=side)
-    test = load_test_split(dataset, run.dataset, SIZE, validation, input_size=side)
+    opened = {"input_size": side, "resize": resize}
+    search = load_search_split(dataset, run.dataset, SIZE, validation, **opened)
+    test = load_test_split(dataset, run.dataset, SIZE, validation, **opened)
     train, seen, held_out = (
         torch.from_numpy(a).permute(0, 3, 1, 2)
         for a in (search.train[:TRAIN], search.validation, test.images)

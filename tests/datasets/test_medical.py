@@ -345,7 +345,6 @@ def test_isic_lists_nevi_for_training_and_the_validation_part(isic: Path) -> Non
     counts = Counter((s.part, s.defect) for s in samples)
     expected = {("test", kind): 2 for kind in LESIONS if kind != "NV"}
     assert counts == {("train", "good"): 5, ("test", "good"): 4, **expected}
-    assert dataset.settings == {"score": "mean"}
     assert dataset.published("isic2018") == Published(6705, 123, 70)
     split = load_search_split(dataset, "isic2018", 16, Validation())
     assert len(split.train) == 5

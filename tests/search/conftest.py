@@ -59,7 +59,11 @@ class Simulation:
         return found
 
     def pool(self, config: Sweep) -> Pool:
-        plans = {name: plan_search(name, method) for name, method in config.methods.items()}
+        plans = {
+            StudyKey(category, name): plan_search(name, method)
+            for category in self.categories
+            for name, method in config.methods.items()
+        }
         hashes = dict.fromkeys(self.categories, "split")
         return Pool(config, plans, hashes, self.records(), self.save)
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from anomtune.search.config import Sweep, parse_sweep
 from anomtune.search.decide.confirm import to_confirm
 from anomtune.search.decide.pool import Pool
-from anomtune.search.decide.study import SearchPlan, plan_search
+from anomtune.search.decide.study import SearchPlan, plan_studies
 from anomtune.search.detector.heatmaps import outline, overlay, png_bytes, sheet
 from anomtune.search.metrics.image import auroc
 from anomtune.search.store.directory import write_config
@@ -32,6 +32,7 @@ from anomtune.search.store.records import (
     Facts,
     RecordStore,
     Rung,
+    StudyKey,
     TrialRecord,
     npy_bytes,
 )
@@ -96,21 +97,21 @@ def write_sample_sweep(
     store.write_test_counts(dict.fromkeys(categories, (images, images) if held_out else (0, 0)))
     for category in categories:
         store.write_labels(category, labels)
-    plans = {name: plan_search(name, method) for name, method in config.methods.items()}
+    plans = plan_studies(config)
     if not _search(config, plans, store, labels, killed_after, fails):
         return config
     for records in store.read_all().values():
         for number in to_confirm(records, config.confirm):
             trial = next(record for record in records if record.number == number)
             for seed in seeds:
-                distance = _distance(trial, plans[trial.method])
+                distance = _distance(trial, plans[trial.key])
                 _confirm(store, labels, trial, distance, seed, domains if held_out else None)
     return config
 
 
 def _search(
     config: Sweep,
-    plans: Mapping[str, SearchPlan],
+    plans: Mapping[StudyKey, SearchPlan],
     store: RecordStore,
     labels: npt.NDArray[np.int8],
     killed_after: float,
@@ -142,7 +143,7 @@ def _search(
         if step == 2 and (reason := fails(record)):
             pool.finish(record.key, record.number, "FAIL", cost=cost, error=reason)
             continue
-        distance = _distance(record, plans[record.method]) * (0.5 + 0.5 * step / config.rungs)
+        distance = _distance(record, plans[record.key]) * (0.5 + 0.5 * step / config.rungs)
         scores = _scores(record, labels, distance, step)
         figures = auroc(labels, scores)
         rung = Rung(

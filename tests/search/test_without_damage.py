@@ -16,6 +16,7 @@ from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.preparation import leave_out_damage
 from anomtune.search.run.trial import TrialSpec, open_trial
 from anomtune.search.store.directory import write_config
+from anomtune.search.store.records import StudyKey
 from anomtune.search.store.storage import Storage
 from anomtune.search.sweep import run
 from tests.search.conftest import sweep_dict
@@ -28,7 +29,7 @@ ALL = ("cut_paste", "elastic", "occlusion", "texture")
 def resolved(methods: dict, validation: dict) -> tuple[Validation, str]:
     """Returns the validation section as a sweep resolves it, and what it tells of that."""
     config = parse_sweep(sweep_dict(methods=methods, validation=validation), "test")
-    plans = {name: plan_search(name, method) for name, method in config.methods.items()}
+    plans = {StudyKey("plate", name): plan_search(name, m) for name, m in config.methods.items()}
     told = []
     config = leave_out_damage(config, plans, lambda note: told.append(f"{note.text}\n"))
     again = parse_sweep(read_yaml(config.to_yaml(), "test"), "test")
@@ -46,7 +47,7 @@ def resolved(methods: dict, validation: dict) -> tuple[Validation, str]:
         ({"fixed": {"corruption": "zeros+brightness:2"}}, ("occlusion",)),
         ({"fixed": {"corruption": "brightness+rotation"}}, ()),
         ({"fixed": {"corruption": "elastic:0+zeros"}}, ("occlusion",)),
-        ({"preset": "cable"}, ("elastic", "occlusion", "texture")),
+        ({"fixed": {"corruption": "elastic+occlusion"}}, ("elastic", "occlusion", "texture")),
         (
             # Trial 0 is the paper's elastic, whatever is searched.
             {"space": {"corruption": {"choices": ["patch_swap", "zeros"]}}},

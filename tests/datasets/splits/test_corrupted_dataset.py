@@ -60,7 +60,6 @@ def test_opened_by_name(tree: Path) -> None:
 class Wrapped(Synthetic):
     name = "wrapped"
     one_class = True
-    settings = {"lr": 1}  # noqa: RUF012
 
     def published(self, category: str) -> Published:
         return Published(1, 2, 3)
@@ -72,8 +71,8 @@ class Wrapped(Synthetic):
 def test_all_else_is_the_datasets_own() -> None:
     inner = Wrapped()
     dataset = CorruptedDataset(inner, Shift(corruptions=("contrast",), severity=5))
-    assert (dataset.name, dataset.one_class, dataset.settings) == ("wrapped", True, {"lr": 1})
-    assert (Dataset.one_class, dict(Dataset.settings)) == (False, {})
+    assert (dataset.name, dataset.one_class) == ("wrapped", True)
+    assert not Dataset.one_class
     assert dataset.categories() == inner.categories()
     assert dataset.published("grain") == Published(1, 2, 3)
     assert dataset.warnings() == inner.warnings()

@@ -11,6 +11,7 @@ from anomtune.search.decide.pool import check_deciders
 from anomtune.search.decide.pruners import make_pruner
 from anomtune.search.decide.samplers import make_sampler
 from anomtune.search.decide.study import plan_search
+from anomtune.search.store.records import StudyKey
 from tests.search.conftest import Simulation
 
 LAB = "tests.search.decide.lab"
@@ -23,7 +24,9 @@ def run(config) -> dict[str, dict]:
 
 
 def check(config) -> None:
-    check_deciders(config, {n: plan_search(n, m) for n, m in config.methods.items()})
+    check_deciders(
+        config, {StudyKey("bottle", n): plan_search(n, m) for n, m in config.methods.items()}
+    )
 
 
 def test_what_is_built_in():

@@ -80,11 +80,11 @@ def test_a_file_that_differs_is_not_kept(tmp_path, toy_data, monkeypatch):
 def test_maps_that_no_graph_can_express(tmp_path, toy_data, monkeypatch):
     model = load_model(save_toy(toy_data, tmp_path / "model"))
     kind = type(model.detector)
-    maps = kind.anomaly_maps
+    maps = kind.maps
     # What is computed depends on a pixel: no graph has such a branch.
     monkeypatch.setattr(
         kind,
-        "anomaly_maps",
+        "maps",
         lambda self, images: maps(self, images) if images.amax() > 0 else images[:, 0].float(),
     )
     with pytest.raises(MethodError, match="toy cannot be expressed in ONNX") as refusal:

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from anomtune.models.training.report import Histogram
 from anomtune.search.config import MethodConfig
-from anomtune.search.decide.study import plan_search
+from anomtune.search.decide.study import plan_search, plan_studies
 from anomtune.search.detector.heatmaps import sheet_rows
 from anomtune.search.results.tensorboard import CurveWriter
 from anomtune.search.store.directory import read_sweep
@@ -55,9 +55,12 @@ def toy_record(number: int, state: str, steps: int) -> TrialRecord:
     )
 
 
+TOY_PLANS = {toy_record(0, "RUNNING", 0).key: plan_search("toy", MethodConfig())}
+
+
 def write_toys(root: Path) -> None:
     """Writes one completed, one pruned and one running trial, report by report as they come."""
-    writer = CurveWriter(Storage(root), {"toy": plan_search("toy", MethodConfig())})
+    writer = CurveWriter(Storage(root), TOY_PLANS)
     for number, last, steps in ((0, "COMPLETE", 4), (1, "PRUNED", 2), (2, "RUNNING", 1)):
         for step in range(steps + 1):
             writer.update(toy_record(number, "RUNNING", step))
@@ -66,7 +69,7 @@ def write_toys(root: Path) -> None:
 
 def sweep_writer(root: Path) -> CurveWriter:
     config, store = read_sweep(root)
-    plans = {name: plan_search(name, method) for name, method in config.methods.items()}
+    plans = plan_studies(config)
     return CurveWriter(store.storage, plans)
 
 
@@ -103,7 +106,7 @@ def test_a_trial_that_begins_again_leaves_no_double_curve(tmp_path):
     write_toys(tmp_path)
     before = sizes(tmp_path)
     assert len(before) == 3, "one file per trial"
-    writer = CurveWriter(Storage(tmp_path), {"toy": plan_search("toy", MethodConfig())})
+    writer = CurveWriter(Storage(tmp_path), TOY_PLANS)
     writer.update(toy_record(2, "RUNNING", 0))
     writer.update(toy_record(2, "RUNNING", 1))
     assert sizes(tmp_path) == before

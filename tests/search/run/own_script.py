@@ -39,8 +39,8 @@ class Mine(Toy):
     def fit(self, images, iterations):
         return super().fit(images, iterations) | {"brightness": self.hyperparameters.brightness}
 
-    def anomaly_maps(self, images):
-        return torch.clamp(super().anomaly_maps(images), max=10)
+    def maps(self, images):
+        return torch.clamp(super().maps(images), max=10)
 
 
 def main() -> None:

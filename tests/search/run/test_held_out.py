@@ -144,7 +144,7 @@ def test_held_out_scores_that_are_no_numbers_fail_nothing(toy_data, make_spec, m
 
 def test_held_out_maps_that_are_no_numbers_are_left_out(toy_data, make_spec, monkeypatch) -> None:
     spec = make_spec(toy_data)
-    maps_of = METHODS.get("toy").anomaly_maps
+    maps_of = METHODS.get("toy").maps
     calls = []
 
     def maps(self, images):
@@ -152,7 +152,7 @@ def test_held_out_maps_that_are_no_numbers_are_left_out(toy_data, make_spec, mon
         found = maps_of(self, images)
         return found if len(calls) == 1 else torch.full_like(found, float("nan"))
 
-    monkeypatch.setattr("anomtune_toy.Toy.anomaly_maps", maps)
+    monkeypatch.setattr("anomtune_toy.Toy.maps", maps)
     (found,) = run_confirm(spec)
     assert found.test.auroc is None
     assert set(found.test.figures.values()) == {None}
