@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchvision.transforms.functional import rgb_to_grayscale
 
-from anomtune.models.hyperparameters import Choice, FloatRange, Setting
+from anomtune.models.hyperparameters import Choice, FloatRange, Protocol, Setting
 from anomtune.models.images.augmix import AugMix, OperationList
 from anomtune.models.layers.feature_matching import MatchedEncoder, Matching
 from anomtune.models.layers.losses import Loss, alpha_schedule, feature_loss, global_loss
@@ -34,6 +34,12 @@ _WEIGHTS = (0.0, 0.01, 0.05, 0.1, 0.2)
 
 class GNLHyperparameters(DistillationHyperparameters):
     """What can be set of `GNL`."""
+
+    protocol: ClassVar[Protocol] = Protocol(
+        "supplement: image AUROC of the training images' domain and of shifted ones; no seed is "
+        "told.",
+        inferred=True,
+    )
 
     settings: ClassVar[tuple[Setting, ...]] = (
         *DistillationHyperparameters.settings,

@@ -100,6 +100,26 @@ class Setting:
         return dataset == self.dataset and (not self.categories or category in self.categories)
 
 
+@dataclass(frozen=True)
+class Protocol:
+    """How the paper of a method judges it: what ``anomtune reproduce`` does.
+
+    Attributes:
+        source: Where it says so.
+        seeds: What its figures were trained with.
+        masks: How masks are brought to the size of maps: anomalous is a pixel of which more than
+            half is (``resized``), or any part (``touched``).
+        aupro_per_image: Whether its AUPRO is the mean of an area per image, not that of all.
+        inferred: Whether some of it is our reading, which the source does not say.
+    """
+
+    source: str
+    seeds: tuple[int, ...] = (0,)
+    masks: Literal["resized", "touched"] = "resized"
+    aupro_per_image: bool = False
+    inferred: bool = False
+
+
 class Hyperparameters(BaseModel):
     """Everything about a method that can be set: the defaults are the paper's values.
 
@@ -131,6 +151,8 @@ class Hyperparameters(BaseModel):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     #: What the papers set by dataset and category; of two that name a field the later one holds.
     settings: ClassVar[tuple[Setting, ...]] = ()
+    #: How its paper judges it.
+    protocol: ClassVar[Protocol] = Protocol("not published", inferred=True)
     #: How the images that the method is given are resized, in training and ever after.
     resize: ClassVar[Resize] = "bilinear"
 

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from anomtune.errors import MethodError
-from anomtune.models.hyperparameters import Choice, FloatRange
+from anomtune.models.hyperparameters import Choice, FloatRange, Protocol
 from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
 from anomtune.models.layers.blocks import split_rows
 from anomtune.models.layers.coreset import CoresetBuilder
@@ -36,6 +36,11 @@ _HELD = 4
 
 class PatchCoreHyperparameters(OnePassHyperparameters):
     """What can be set of `PatchCore`."""
+
+    protocol: ClassVar[Protocol] = Protocol(
+        "official code (run_patchcore.py): seed 0; how masks are resized is our reading.",
+        inferred=True,
+    )
 
     #: The main setting of patchcore-inspection (IM224, WR50, L2-3, P01, D1024-1024, PS-3, AN-1).
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from anomtune.models.hyperparameters import FloatRange, Setting
+from anomtune.models.hyperparameters import FloatRange, Protocol, Setting
 from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
 from anomtune.models.layers.losses import alpha_schedule, feature_loss
 from anomtune.models.layers.maps import Pair
@@ -29,6 +29,10 @@ _SMALL_SOURCE = "RD4AD, official code (dataset.py; detection in test.py)."
 
 class RD4ADHyperparameters(DistillationHyperparameters):
     """What can be set of `RD4AD`."""
+
+    protocol: ClassVar[Protocol] = Protocol(
+        "official code (main.py, test.py).", seeds=(111,), aupro_per_image=True
+    )
 
     settings: ClassVar[tuple[Setting, ...]] = (
         *DistillationHyperparameters.settings,

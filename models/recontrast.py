@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from anomtune.models.hyperparameters import Choice, FloatRange, Setting
+from anomtune.models.hyperparameters import Choice, FloatRange, Protocol, Setting
 from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
 from anomtune.models.layers.batch_norm import use_partial_norm
 from anomtune.models.layers.losses import Loss, alpha_schedule, feature_loss
@@ -44,6 +44,13 @@ def _row(loss: Loss, train_encoder: bool, stop_grad: bool, dual: bool) -> dict[s
 
 class ReContrastHyperparameters(DistillationHyperparameters):
     """What can be set of `ReContrast`."""
+
+    protocol: ClassVar[Protocol] = Protocol(
+        "appendix C; official code: seed 111 (Table A2 also has 1 and 11); masks to bool.",
+        seeds=(111,),
+        masks="touched",
+        aupro_per_image=True,
+    )
 
     #: The rows of Table 5 (where nothing is trained, ``stop_grad`` has no effect), the remedy of
     #: appendix E, and the recipe of the official "stable" scripts for MVTec.

@@ -23,6 +23,7 @@ from anomtune.models.hyperparameters import (
     FloatRange,
     Hyperparameters,
     IntRange,
+    Protocol,
     Resize,
 )
 from anomtune.models.images.pixels import symmetric_range
@@ -41,6 +42,10 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 class SPRHyperparameters(Hyperparameters):
     """What can be set of `SPR`."""
+
+    protocol: ClassVar[Protocol] = Protocol(
+        "official code (train.py, mvtec.py); it resizes masks to the nearest pixel.", seeds=(7777,)
+    )
 
     #: The official code resizes so; bilinear images cost 1 to 2 points of pixel AUROC.
     resize: ClassVar[Resize] = "lanczos"

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from anomtune.errors import MethodError
-from anomtune.models.hyperparameters import Choice, FloatRange, IntRange, Setting
+from anomtune.models.hyperparameters import Choice, FloatRange, IntRange, Protocol, Setting
 from anomtune.models.images.augmentation import Augmentation, augment, random_crops
 from anomtune.models.images.corruption_settings import (
     CorruptionHyperparameters,
@@ -49,6 +49,11 @@ _STAGES = 4
 
 class SSAEHyperparameters(CorruptionHyperparameters):
     """What can be set of `SSAE`."""
+
+    protocol: ClassVar[Protocol] = Protocol(
+        "section 4: image and pixel AUROC; neither seed nor masks are told.",
+        inferred=True,
+    )
 
     #: The kinds of category that the paper tells apart, for products of one's own.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -10,6 +10,7 @@ import typer
 from anomtune.cli.catalogue import audit, datasets, methods
 from anomtune.cli.cluster import doctor, jobs, logs, status, stop, submit
 from anomtune.cli.detector import export, predict, train
+from anomtune.cli.reproduce import reproduce
 from anomtune.cli.results import best, leaderboard, report, tensorboard
 from anomtune.cli.sweep import sweep
 from anomtune.cli.terminal import refuse
@@ -25,7 +26,7 @@ app = typer.Typer(
 for _command in (
     *(sweep, leaderboard, best, report, tensorboard),
     *(train, predict, export),
-    *(methods, datasets, audit),
+    *(methods, datasets, audit, reproduce),
     *(submit, jobs, status, logs, stop, doctor),
 ):
     app.command()(_command)

@@ -95,7 +95,7 @@ class SearchSplit:
 
 @dataclass(frozen=True, slots=True)
 class TestSplit:
-    """The held-out test images, by pixel hash.
+    """Test images: those that are held out, by pixel hash, or all of them.
 
     Attributes:
         images: ``(K, S, S, 3)`` uint8.
@@ -319,16 +319,44 @@ def load_test_split(
             f"{category}: no test images to confirm on; add them to test/{GOOD} and "
             "test/<defect type>, or set confirm: 0"
         )
-    chosen = [arrays.samples[i] for i in held_out]
+    return _test_split(arrays, held_out, parts.split_hash)
+
+
+def load_whole_test(
+    dataset: Dataset, category: str, size: int, resize: Resize = "bilinear"
+) -> TestSplit:
+    """Opens all test images of a category as papers do, also those that training has; by key.
+
+    Only what compares itself with a paper may call this: nothing is held out of it.
+
+    Args:
+        dataset: Where the images come from.
+        category: One of its categories.
+        size: Side of the square images, in pixels.
+        resize: How they are resized.
+
+    Raises:
+        DataError: If the images cannot be read, or there are none.
+        StorageError: If the cache cannot be written.
+    """
+    arrays, parts = _open(dataset, category, size, Validation(protocol="test"), resize)
+    test = [i for i, sample in enumerate(arrays.samples) if sample.part == "test"]
+    return _test_split(arrays, np.array(test, dtype=np.intp), parts.split_hash)
+
+
+def _test_split(
+    arrays: CategoryArrays, indices: npt.NDArray[np.intp], split_hash: str
+) -> TestSplit:
+    chosen = [arrays.samples[i] for i in indices]
     return TestSplit(
         # Indexing copies: plain arrays, no longer a window onto the whole category.
-        images=np.asarray(arrays.images[held_out]),
-        masks=arrays.masks.take(held_out),
+        images=np.asarray(arrays.images[indices]),
+        masks=arrays.masks.take(indices),
         labels=np.array([s.anomalous for s in chosen], dtype=np.int8),
         defects=tuple(s.defect for s in chosen),
         keys=tuple(s.key for s in chosen),
         domains=tuple(s.domain for s in chosen),
-        split_hash=parts.split_hash,
+        split_hash=split_hash,
     )
 
 

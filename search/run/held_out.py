@@ -19,6 +19,7 @@ from anomtune.datasets.io.maskfile import resize_mask
 from anomtune.datasets.splits.split import TestSplit, load_test_split
 from anomtune.errors import TrainingDivergedError
 from anomtune.search.detector.devices import gpu_memory, peak_memory
+from anomtune.search.detector.evaluate import evaluate
 from anomtune.search.detector.heatmaps import outline, overlay, png_bytes, sheet
 from anomtune.search.detector.opened import (
     OpenedDetector,
@@ -28,15 +29,11 @@ from anomtune.search.detector.opened import (
 )
 from anomtune.search.detector.saved import SavedConfig, make_saved_config, save_model
 from anomtune.search.detector.spec import TrainingSpec
-from anomtune.search.metrics.evaluation import Evaluation
 from anomtune.search.metrics.image import auroc
-from anomtune.search.metrics.metric import metrics
 from anomtune.search.run.trial import TrialSpec, open_trial
 from anomtune.search.store.held_out import DomainFigures, Example, ExampleKind
 from anomtune.search.store.records import ConfirmResult, Cost
 from anomtune.search.store.storage import Storage
-
-_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -108,36 +105,12 @@ def _evaluate(spec: TrainingSpec, trial: OpenedDetector, saved: SavedConfig | No
     )
     if held_out.split_hash != trial.split_hash:
         raise images_changed(spec)
-    domains, drawn = np.array(held_out.domains), held_out.masks.drawn
-    wanted = metrics()
-    evaluations = {str(domain): Evaluation(wanted) for domain in sorted(set(held_out.domains))}
-    scores = np.empty(len(held_out.images), np.float32)
-    for start in range(0, len(scores), _BATCH):
-        batch = np.arange(start, min(start + _BATCH, len(scores)))
-        maps, scores[batch] = _maps(trial, held_out, batch)
-        # Where the defect lies must be known; a map that is no number is no reason to fail:
-        # held-out images must not decide who wins.
-        usable = np.isfinite(maps).all(axis=(1, 2))
-        usable &= drawn[batch] | (held_out.labels[batch] == 0)
-        for domain, evaluation in evaluations.items() if drawn.any() else ():
-            chosen = usable & (domains[batch] == domain)
-            evaluation.add(maps[chosen], held_out.masks.take(batch[chosen]))
-    unknown = (held_out.labels == 1) & ~drawn
-    for domain, evaluation in evaluations.items() if drawn.any() else ():
-        if count := int((unknown & (domains == domain)).sum()):
-            evaluation.notes.append(
-                f"{count} anomalous images have no mask, or nothing drawn in it: left out of the "
-                "figures of pixels"
-            )
-    own = np.flatnonzero(domains == "")
+    found = evaluate(trial.detector, held_out)
+    scores = found.scores
+    own = np.flatnonzero(np.array(held_out.domains) == "")
     examples = _choose_examples(held_out, scores, own) if saved else {}
     return _Evaluation(
-        figures={
-            domain: _figures(
-                held_out.labels[domains == domain], scores[domains == domain], evaluation
-            )
-            for domain, evaluation in evaluations.items()
-        },
+        figures=dict(found.figures),
         scores=scores[own],
         labels=held_out.labels[own],
         examples=[
@@ -152,31 +125,6 @@ def _evaluate(spec: TrainingSpec, trial: OpenedDetector, saved: SavedConfig | No
         sheet=_draw(trial, held_out, list(examples.values()), saved)
         if examples and saved
         else None,
-    )
-
-
-def _maps(
-    trial: OpenedDetector, held_out: TestSplit, indices: npt.NDArray[np.intp]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Returns the maps and scores of some held-out images."""
-    detector = trial.detector
-    maps, scores = detector.predict(as_images(held_out.images[indices], detector.device))
-    return maps.float().cpu().numpy(), scores.float().cpu().numpy()
-
-
-def _figures(
-    labels: npt.NDArray[np.int8], scores: npt.NDArray[np.float32], evaluation: Evaluation
-) -> DomainFigures:
-    n_anomalous = int((labels == 1).sum())
-    found = evaluation.figures(labels, scores)
-    area = None if found["auroc"] is None else auroc(labels, scores)
-    return DomainFigures(
-        n_normal=len(labels) - n_anomalous,
-        n_anomalous=n_anomalous,
-        figures=found,
-        auroc_low=area and area.low,
-        auroc_high=area and area.high,
-        notes=evaluation.notes,
     )
 
 
@@ -206,10 +154,12 @@ def _draw(
     trial: OpenedDetector, held_out: TestSplit, indices: list[int], saved: SavedConfig
 ) -> bytes:
     """Returns a PNG with a row per image: as it is, with its defect outlined, with its map."""
-    maps, _ = _maps(trial, held_out, np.array(indices))
+    detector = trial.detector
+    images = as_images(held_out.images[np.array(indices)], detector.device)
+    maps = detector.anomaly_maps(images).cpu().numpy()
     rows = []
     for index, anomaly_map in zip(indices, maps, strict=True):
-        image = _at_size(held_out.images[index], trial.detector.image_size)
+        image = _at_size(held_out.images[index], detector.image_size)
         rows.append(
             [
                 image,

@@ -1,0 +1,225 @@
+"""A paper's row with one command: all methods, on real photographs in MVTec's true layout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomtune.datasets.opening import open_dataset
+from anomtune.datasets.splits.split import load_search_split, load_whole_test
+from anomtune.datasets.splits.validation import Validation
+from anomtune.errors import SweepError
+from anomtune.registry import METHODS
+from anomtune.search.metrics.alignment import at_one_size
+from anomtune.search.metrics.image import auroc
+from anomtune.search.metrics.pixel import PixelMetrics
+from anomtune.search.reproduce import Figure, reproduce
+from tests.conftest import draw_category
+
+#: Settings that make a method quick: no more than that is not the paper's.
+QUICK: dict[str, dict[str, object]] = {
+    "gmm_contrastive": {"backbone": "mobilenet_v2", "iterations": 2},
+    "gnl": {"backbone": "mobilenet_v2", "epochs": 1},
+    "padim": {"backbone": "mobilenet_v2"},
+    "patchcore": {"backbone": "mobilenet_v2"},
+    "rd4ad": {"backbone": "mobilenet_v2", "epochs": 1},
+    "recontrast": {"backbone": "mobilenet_v2", "iterations": 2},
+    "spr": {"epochs": 1, "resolution": 64},
+    "ssae": {"iterations": 2, "resolution": 64},
+}
+
+
+@pytest.fixture(scope="module")
+def mvtec(tmp_path_factory, shared_data: Path) -> Path:
+    """Welds and tiles as if they were two categories of MVTec AD, a few of each."""
+    root = tmp_path_factory.mktemp("mvtec")
+    for category, source, defects in (
+        ("grid", "battery_weld", ("bent", "broken")),
+        ("tile", "magnetic_tile", ("crack", "rough")),
+    ):
+        kinds = sorted((shared_data / source / "ground_truth").iterdir())
+        parts = [("train/good", "train/good", 10), ("test/good", "test/good", 5)]
+        parts += [
+            (f"test/{kinds[i % len(kinds)].name}", f"test/{name}", 4)
+            for i, name in enumerate(defects)
+        ]
+        taken: dict[str, int] = {}
+        for origin, target, count in parts:
+            files = sorted((shared_data / source / origin).iterdir())
+            first = taken.get(origin, 0)
+            taken[origin] = first + count
+            for number, file in enumerate(files[first : first + count]):
+                place = root / category / target / f"{number:03}.png"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                Image.open(file).save(place)
+                if "good" not in target:
+                    mask = next(
+                        (shared_data / source / "ground_truth" / Path(origin).name).glob(
+                            f"{file.stem}*"
+                        )
+                    )
+                    place = root / category / "ground_truth" / Path(target).name
+                    place.mkdir(parents=True, exist_ok=True)
+                    Image.open(mask).save(place / f"{number:03}_mask.png")
+    return root
+
+
+def options(method: str) -> list[str]:
+    return [
+        word
+        for name, value in QUICK[method].items()
+        for word in ("--set", f"{name}={json.dumps(value)}")
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted(QUICK))
+def test_every_methods_row(method: str, mvtec: Path, run, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    words = ("reproduce", method, "mvtec", mvtec, "--out", out, "--image-size", 64)
+    code, told, err = run(*words, *options(method))
+    assert code == 0, err
+    lines = [line.split() for line in told.splitlines()]
+    (mean,) = [line for line in lines if line and line[0] == "mean"]
+    kind = METHODS.get(method).Hyperparameters
+    for category in ("grid", "tile"):
+        (record,) = [json.loads(path.read_text()) for path in (out / category).iterdir()]
+        assert record["seed"] == kind.protocol.seeds[0]
+        paper = kind.paper_values("mvtec", category)
+        assert all(
+            record["hyperparameters"][name] == value
+            for name, value in paper.items()
+            if name not in QUICK[method]
+        )
+        figures = record["figures"][""]
+        assert (figures["n_normal"], figures["n_anomalous"]) == (5, 8)
+        assert None not in figures["figures"].values(), figures
+        (row,) = [line for line in lines if line and line[0] == category]
+        assert row[1] == f"{figures['figures']['auroc']:.4f}"
+    assert len(mean) >= 3
+    assert "no figure of unseen images" in told
+    assert "image_size 64, not 256" in told
+    published = {"patchcore", "rd4ad", "recontrast", "ssae"}
+    assert ("No published figure" in told) == (method not in published)
+
+
+def test_the_figures_are_those_of_the_whole_test_set(mvtec: Path, tmp_path: Path) -> None:
+    """Computed again, by hand, from the detector's own maps."""
+    shutil.copytree(mvtec / "tile", tmp_path / "data/tile")
+    test = tmp_path / "data/tile/test/good"
+    # Papers do not leave out what training has too.
+    shutil.copy(tmp_path / "data/tile/train/good/000.png", test / "005.png")
+    source = {"name": "mvtec", "root": str(tmp_path / "data")}
+    fixed = {"backbone": "mobilenet_v2", "iterations": 2, "batch_size": 4}
+    found = reproduce("recontrast", source, tmp_path, image_size=64, hyperparameters=fixed)
+    (run,) = found.runs["tile"]
+    assert (run.seed, run.hyperparameters["encoder_bn"]) == (111, "eval")
+
+    dataset = open_dataset("mvtec", tmp_path / "data")
+    whole = load_whole_test(dataset, "tile", 64)
+    assert len(whole.images) == 14
+    train = load_search_split(dataset, "tile", 64, Validation(protocol="test")).train
+    kind = METHODS.get("recontrast")
+    detector = kind(kind.Hyperparameters(**run.hyperparameters), image_size=64, seed=111)
+    detector.fit(torch.from_numpy(np.array(train)).permute(0, 3, 1, 2), 2)
+    maps, scores = detector.predict(torch.from_numpy(whole.images).permute(0, 3, 1, 2))
+    assert found.rows()[0].figures["auroc"].mean == pytest.approx(
+        auroc(whole.labels, scores.numpy()).value
+    )
+    pixels = PixelMetrics()
+    for anomaly_map, mask in zip(maps.numpy(), whole.masks, strict=True):
+        small = at_one_size(anomaly_map, mask, "touched")[1]
+        pixels.add(anomaly_map[None], small[None])
+    assert found.rows()[0].figures["pixel_auroc"].mean == pytest.approx(
+        pixels.result().pixel_auroc, abs=1e-6
+    )
+    assert found.rows()[0].figures["aupro_per_image"].mean == pytest.approx(
+        pixels.result().aupro_per_image, abs=1e-6
+    )
+
+
+def test_it_goes_on_where_it_stopped_and_refuses_another_config(tmp_path, toy_data) -> None:
+    source = {"name": "folder", "root": str(toy_data)}
+    told: list[tuple[str, int, int, int]] = []
+
+    def go(**changes: object):
+        return reproduce(
+            "toy", source, tmp_path / "out", image_size=32,
+            on_progress=lambda *it: told.append(it), **{"seeds": (1, 2), **changes},
+        )  # fmt: skip
+
+    first = go()
+    assert {(category, seed) for category, seed, *_ in told} == {
+        (category, seed) for category in ("plate", "ring") for seed in (1, 2)
+    }
+    told.clear()
+    (tmp_path / "out/ring/2.json").unlink()
+    again = go()
+    assert {(category, seed) for category, seed, *_ in told} == {("ring", 2)}
+    assert [row.figures for row in again.rows()] == [row.figures for row in first.rows()]
+    with pytest.raises(SweepError, match=r"plate/1.json: a run of another config \(hyperparam"):
+        go(hyperparameters={"quality": 0.9})
+    (tmp_path / "out/plate/1.json").write_text("{}")
+    with pytest.raises(SweepError, match="not a run of"):
+        go()
+
+
+def test_seeds_have_a_mean_and_a_deviation(tmp_path, toy_data) -> None:
+    source = {"name": "folder", "root": str(toy_data), "categories": ["plate"]}
+    found = reproduce("toy", source, tmp_path, image_size=32, seeds=(1, 2, 3))
+    (row,) = found.rows()
+    figure = row.figures["auroc"]
+    values = [run.figures[""].auroc for run in found.runs["plate"]]
+    assert figure.mean == pytest.approx(np.mean(values))
+    assert figure.std == pytest.approx(np.std(values, ddof=1))
+    assert Figure(0.9, None, 0.95).difference == pytest.approx(-0.05)
+    assert figure.published is None
+    assert figure.difference is None
+
+
+def test_a_training_that_fails_is_told_and_tried_again(tmp_path, toy_data, run) -> None:
+    words = ("reproduce", "toy", "folder", toy_data, "--out", tmp_path / "out", "--image-size", 32)
+    code, _out, err = run(*words, "--set", "behaviour=diverge", "--category", "ring")
+    assert code == 1
+    assert "ring, seed 0: the loss is nan at iteration" in err
+    record = json.loads((tmp_path / "out/ring/0.json").read_text())
+    assert (record["state"], record["figures"]) == ("FAIL", {})
+    assert run(*words, "--set", "behaviour=diverge", "--category", "ring")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("nomethod", "folder", "DATA"), "no method 'nomethod'"),
+        (("toy", "folder", "DATA", "--category", "plat"), "did you mean 'plate'?"),
+        (("toy", "folder", "DATA", "--set", "qualiti=1"), "did you mean 'quality'?"),
+        (("toy", "folder", "DATA", "--set", "quality"), "write name=value"),
+        (("toy", "folder", "DATA", "--preset", "x"), "no 'x'"),
+        (("toy", "folder", "/no/such"), "/no/such: no such folder"),
+    ],
+)
+def test_bad_input_is_one_line(words, expected, run, toy_data, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [str(toy_data) if word == "DATA" else word for word in words]
+    code, _out, err = run("reproduce", *given)
+    assert code == 2
+    assert expected in err
+    assert len(err.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_shifted_domains_have_rows_of_their_own(tmp_path, toy_data) -> None:
+    draw_category(tmp_path / "data/plate")
+    shift = {"corruptions": ["brightness"], "severity": 3}
+    source = {"name": "folder", "root": str(tmp_path / "data"), "shift": shift}
+    found = reproduce("toy", source, tmp_path / "out", image_size=32)
+    rows = found.rows()
+    assert next(row.domain for row in rows) == ""
+    assert len(rows) > 1
+    assert all(row.figures["auroc"].mean is not None for row in rows)
