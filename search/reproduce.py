@@ -120,11 +120,13 @@ class Reproduction:
         config: The resolved sweep whose trials 0 these are.
         runs: Of each category, one per seed.
         differs: What of the config is not the paper's own, in words; empty if all of it is.
+        warnings: What is odd about the images, one line each: a copy that is not complete.
     """
 
     config: Sweep
     runs: Mapping[str, Sequence[PaperRun]]
     differs: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     @property
     def method(self) -> str:
@@ -226,8 +228,12 @@ def reproduce(
                 content = trained.model_dump_json(indent=1).encode()
                 storage.write(_path(trained), content, durable=True)
             done[category].append(trained)
+    source = config.dataset.open()
     return Reproduction(
-        config, done, tuple(_differences(kind, chosen, image_size, preset, hyperparameters or {}))
+        config,
+        done,
+        differs=tuple(_differences(kind, chosen, image_size, preset, hyperparameters or {})),
+        warnings=tuple(str(problem) for name in done for problem in source.scan(name)[1]),
     )
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from anomtune.models.hyperparameters import Protocol
     from anomtune.search.reproduce import Figure, Reproduction
 
+#: How many remarks on the images are shown.
+_WARNINGS = 5
+
 _TITLES = {
     "auroc": "image AUROC",
     "pixel_auroc": "pixel AUROC",
@@ -84,6 +87,10 @@ def reproduce(
     except KeyboardInterrupt:
         log.print("Interrupted. The same command goes on from here.", style="bold")
         raise typer.Exit(INTERRUPTED) from None
+    for warning in found.warnings[:_WARNINGS]:
+        log.print(warning, style="yellow", highlight=False, markup=False)
+    if more := len(found.warnings[_WARNINGS:]):
+        log.print(f"and {more} more; `anomtune audit` has all of them", style="yellow")
     _show(found, protocol, where)
     failed = [run for runs in found.runs.values() for run in runs if run.state == "FAIL"]
     for each in failed:
@@ -116,13 +123,16 @@ def _show(found: Reproduction, protocol: Protocol, where: str) -> None:
     ]
     table = Table(box=None, pad_edge=False)
     table.add_column(found.config.dataset.name)
+    told = {name for row in rows for name in names if row.figures[name].published is not None}
     for name in names:
         table.add_column(_TITLES[name], justify="right")
-        table.add_column("paper", justify="right")
-        table.add_column("difference", justify="right")
+        for column in ("paper", "difference") if name in told else ():
+            table.add_column(column, justify="right")
     for row in rows:
         label = f"{row.category} ({row.domain})" if row.domain else row.category
-        cells = [cell for name in names for cell in _cells(row.figures[name])]
+        cells = [
+            cell for name in names for cell in _cells(row.figures[name])[: 3 if name in told else 1]
+        ]
         table.add_row(escape(label), *cells, style="bold" if row.category == "mean" else None)
     out.print(table)
     for line in (*_notes(found, protocol), f"runs in {where}"):

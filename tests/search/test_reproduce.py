@@ -35,6 +35,10 @@ QUICK: dict[str, dict[str, object]] = {
 }
 
 
+def test_all_methods_are_tried() -> None:
+    assert set(QUICK) == set(METHODS.names()) - {"toy"}
+
+
 @pytest.fixture(scope="module")
 def mvtec(tmp_path_factory, shared_data: Path) -> Path:
     """Welds and tiles as if they were two categories of MVTec AD, a few of each."""
@@ -105,6 +109,7 @@ def test_every_methods_row(method: str, mvtec: Path, run, tmp_path: Path) -> Non
     assert len(mean) >= 3
     assert "no figure of unseen images" in told
     assert "image_size 64, not 256" in told
+    assert "the download is not complete" in err
     published = {"patchcore", "rd4ad", "recontrast", "ssae"}
     assert ("No published figure" in told) == (method not in published)
 
