@@ -29,6 +29,7 @@ from anomtune.datasets.io.files import (
     is_dangling,
     is_folder,
     is_image,
+    listing,
     some,
     whereabouts,
 )
@@ -109,7 +110,12 @@ class Folder(FileDataset):
         if self._is_single():
             return ()
         found = []
-        for entry in entries(self._root):
+        seen, hidden = listing(self._root)
+        loose = [e.name for e in seen if is_image(e) and not e.is_dir()]
+        if loose or hidden:
+            message = f"{some([*loose, *hidden])} ignored, beside the categories"
+            found.append(Problem(self._root.name, "", message, fatal=False))
+        for entry in seen:
             if is_dangling(entry):
                 reason = f"it is a {MISSING}"
             elif entry.is_dir() and not self._is_category(Path(entry.path)):
@@ -203,8 +209,8 @@ class _Scan(Listing):
 
     def _parts(self) -> None:
         """Reports what lies beside the parts; a misspelt one would pass for a missing one."""
-        loose = []
-        for entry in entries(self.folder):
+        seen, loose = listing(self.folder)  # what is hidden, and images
+        for entry in seen:
             name = entry.name
             if is_dangling(entry):
                 self.problem(name, MISSING)

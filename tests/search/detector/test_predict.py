@@ -53,6 +53,10 @@ def test_a_folder_with_broken_files(run, model, images, tmp_path):
     code, printed, err = run("predict", model, images, "--out", out)
     assert code == 1
     lines = err.splitlines()
+    assert lines.pop() == (
+        "2 passed over, no PNG, JPEG, BMP, TIFF or WebP file or hidden: "
+        f"'{images}/.hidden.png', '{images}/readme.txt'"
+    )
     assert len(lines) == 2
     assert lines[0].startswith(
         f"{images}/text.png: cannot be read as a PNG, JPEG, BMP, TIFF or WebP"
