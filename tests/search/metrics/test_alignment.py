@@ -40,7 +40,7 @@ def draw(seed, shapes):
     return maps.astype(np.float32), masks
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.integers(0, 10_000),
     st.lists(st.tuples(st.integers(17, 90), st.integers(17, 90)), min_size=2, max_size=6),
