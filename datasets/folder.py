@@ -111,9 +111,8 @@ class Folder(FileDataset):
             return ()
         found = []
         seen, hidden = listing(self._root)
-        loose = [e.name for e in seen if is_image(e) and not e.is_dir()]
-        if loose or hidden:
-            message = f"{some([*loose, *hidden])} ignored, beside the categories"
+        if loose := [e.name for e in seen if is_image(e) and not e.is_dir()] + hidden:
+            message = f"{some(loose)} ignored, beside the categories"
             found.append(Problem(self._root.name, "", message, fatal=False))
         for entry in seen:
             if is_dangling(entry):
@@ -340,11 +339,8 @@ class _Scan(Listing):
         where = f"ground_truth/{defect}"
         if len(bare) == count and count > 1:
             what = "no masks here" if is_folder(self.folder / where) else "no such folder"
-            self.warn(
-                where,
-                f"{what}; all {count} images of test/{defect} are left out of pixel metrics: "
-                "copy their masks again",
-            )
+            what += f"; all {count} images of test/{defect} are left out of pixel metrics"
+            self.warn(where, f"{what}: copy their masks again")
         else:
             for key in bare:
                 self.warn(key, "no mask, while others have one; left out of pixel metrics")
