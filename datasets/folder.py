@@ -29,6 +29,7 @@ from anomtune.datasets.io.files import (
     is_dangling,
     is_folder,
     is_image,
+    listing,
     some,
     whereabouts,
 )
@@ -109,7 +110,11 @@ class Folder(FileDataset):
         if self._is_single():
             return ()
         found = []
-        for entry in entries(self._root):
+        seen, hidden = listing(self._root)
+        if loose := [e.name for e in seen if is_image(e) and not e.is_dir()] + hidden:
+            message = f"{some(loose)} ignored, beside the categories"
+            found.append(Problem(self._root.name, "", message, fatal=False))
+        for entry in seen:
             if is_dangling(entry):
                 reason = f"it is a {MISSING}"
             elif entry.is_dir() and not self._is_category(Path(entry.path)):
@@ -203,8 +208,8 @@ class _Scan(Listing):
 
     def _parts(self) -> None:
         """Reports what lies beside the parts; a misspelt one would pass for a missing one."""
-        loose = []
-        for entry in entries(self.folder):
+        seen, loose = listing(self.folder)  # what is hidden, and images
+        for entry in seen:
             name = entry.name
             if is_dangling(entry):
                 self.problem(name, MISSING)
@@ -334,11 +339,8 @@ class _Scan(Listing):
         where = f"ground_truth/{defect}"
         if len(bare) == count and count > 1:
             what = "no masks here" if is_folder(self.folder / where) else "no such folder"
-            self.warn(
-                where,
-                f"{what}; all {count} images of test/{defect} are left out of pixel metrics: "
-                "copy their masks again",
-            )
+            what += f"; all {count} images of test/{defect} are left out of pixel metrics"
+            self.warn(where, f"{what}: copy their masks again")
         else:
             for key in bare:
                 self.warn(key, "no mask, while others have one; left out of pixel metrics")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from anomtune.datasets.io.files import left_out
 from anomtune.datasets.io.foreign import list_images
 from anomtune.datasets.io.remote import has_secrets, is_uri, mask_uri
 from anomtune.datasets.splits.audit import find_missing
@@ -17,14 +17,12 @@ from anomtune.registry import METHODS
 from anomtune.search.config import Sweep, check_extends
 from anomtune.search.decide.pool import check_deciders
 from anomtune.search.decide.study import SearchPlan, plan_studies
+from anomtune.search.detector.opened import few_notes
 from anomtune.search.events import Note, Observer
 from anomtune.search.metrics.metric import metrics
 from anomtune.search.store.directory import read_config
 from anomtune.search.store.records import StudyKey
 from anomtune.search.store.storage import Storage
-
-#: How many notes on one category are shown.
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,8 @@ def prepare(sweep: Sweep, storage: Storage, on_event: Observer) -> Preparation:
     metrics()  # a broken one is told now, not after the first training
     config = leave_out_damage(config, plans, on_event)
     check_directory(storage, config)
-    prepare_methods(plans.values(), config.dataset.root)
+    for note in prepare_methods(plans.values(), config.dataset.root):
+        on_event(Note(f"note: {note}"))
     return Preparation(config, plans, _open_splits(config, on_event))
 
 
@@ -122,7 +121,7 @@ def _absolute(root: str) -> str:
     return str(Path(root).expanduser().absolute())
 
 
-def _check_foreign(folder: Path, root: str | None) -> None:
+def _check_foreign(folder: Path, root: str | None) -> list[str]:
     """Makes sure that a folder of foreign images is one, everywhere, and holds no test image."""
     if not folder.is_absolute():
         raise SweepError(f"{folder}: give the folder by its absolute path, for every worker")
@@ -133,22 +132,30 @@ def _check_foreign(folder: Path, root: str | None) -> None:
                 f"{folder}: overlaps the dataset in {root}, whose test images nothing may learn "
                 "from; give another folder"
             )
-    list_images(folder)
+    passed_over: list[Path] = []
+    list_images(folder, passed_over)
+    return [f"{folder}: {left_out(passed_over)}"] if passed_over else []
 
 
-def prepare_methods(plans: Iterable[SearchPlan], root: str | None) -> None:
-    """Makes sure that weights and foreign images of every config can be had, before any trial."""
+def prepare_methods(plans: Iterable[SearchPlan], root: str | None) -> tuple[str, ...]:
+    """Makes sure that weights and foreign images of every config can be had, before any trial.
+
+    Returns:
+        What was passed over among the foreign images, a line for each folder.
+    """
     # Most categories are searched alike: each config is looked at once.
     configs = {
         (plan.method, config.model_dump_json()): config
         for plan in plans
         for config in plan.variants()
     }
+    found: list[str] = []
     for (method, _), config in configs.items():
         METHODS.get(method).prepare(config)
         source = config.foreign_images()
         if source is not None and source != "categories":
-            _check_foreign(Path(source).expanduser(), root)
+            found += _check_foreign(Path(source).expanduser(), root)
+    return tuple(dict.fromkeys(found))
 
 
 def check_directory(storage: Storage, config: Sweep) -> None:
@@ -177,10 +184,5 @@ def _open_splits(config: Sweep, on_event: Observer) -> dict[str, SearchSplit]:
 
 
 def _note_all(config: Sweep, on_event: Observer, messages: Sequence[str]) -> None:
-    """Shows the first few of what is odd about a dataset, and where to see the rest."""
-    for message in messages[:_SHOWN]:
-        on_event(Note(f"note: {message}"))
-    if len(messages) > _SHOWN:
-        where = filter(None, (config.dataset.name, config.dataset.root))
-        command = shlex.join(["anomtune", "audit", *where])
-        on_event(Note(f"note: {len(messages) - _SHOWN} more; all of them: {command}"))
+    for note in few_notes(config.dataset, messages):
+        on_event(Note(note))

@@ -41,8 +41,11 @@ def train(
         shown = f"  loss {loss:.4g}" if isinstance(loss, float) else ""
         log.print(f"iteration {iteration} of {total}{shown}", style="dim", highlight=False)
 
+    def note(text: str) -> None:
+        log.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
     try:
-        model = train_detector(config, device=device, on_progress=tell)
+        model = train_detector(config, device=device, on_progress=tell, on_note=note)
     except TrainingDivergedError as error:
         log.print(f"{config}: {error}", style="bold red", markup=False, highlight=False)
         raise typer.Exit(UNUSABLE) from None
@@ -74,7 +77,7 @@ def predict(
     for path in images:
         if not os.path.lexists(path):
             refuse(f"{path}: no such file or folder")
-    from anomtune.datasets.io.files import image_files
+    from anomtune.datasets.io.files import image_files, left_out
     from anomtune.datasets.io.imagefile import FORMATS
     from anomtune.errors import ImageError, StorageError
     from anomtune.search.detector.predict import load_model
@@ -84,9 +87,12 @@ def predict(
         refuse(f"{images[0]}: no image there; {FORMATS} files are looked for")
     model = load_model(model_dir, device)
     unreadable: list[ImageError] = []
+    passed_over: list[Path] = []
     try:
         with Results(out, model.config, images, maps=maps) as results:
-            for prediction in model.predict(images, batch_size=batch_size, unreadable=unreadable):
+            for prediction in model.predict(
+                images, batch_size=batch_size, unreadable=unreadable, passed_over=passed_over
+            ):
                 results.add(prediction)
             results.finish(unreadable)
     except OSError as error:
@@ -96,6 +102,9 @@ def predict(
     log = console(stderr=True)
     for bad in unreadable:
         log.print(str(bad), style="red", markup=False, highlight=False, soft_wrap=True)
+    if passed_over:
+        what = left_out(passed_over)
+        log.print(what, style="yellow", markup=False, highlight=False, soft_wrap=True)
     summary = f"{results.n_images} images scored, {results.n_anomalous} of them anomalous"
     if unreadable:
         summary += f"; {len(unreadable)} cannot be read"

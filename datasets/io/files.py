@@ -19,7 +19,8 @@ from anomtune.errors import DataError, ImageError
 
 MISSING = "link to a missing file; fetch it or remove the link"
 
-_JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+# What operating systems leave behind, beside `._*`: nobody's images.
+_JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx", ".ds_store"})
 _ARCHIVES = frozenset({".zip", ".tar", ".tgz", ".gz", ".xz", ".7z", ".rar"})
 # Two writes within one tick of the clock of a file system leave the same time behind, so files
 # younger than this are not trusted to their time.
@@ -141,7 +142,8 @@ class Listing:
         if not folder.is_dir():
             return []
         keys, others = [], []
-        for entry in entries(folder):
+        found, hidden = listing(folder)
+        for entry in found:
             key = f"{where}/{entry.name}"
             if not is_image(entry):
                 others += [] if entry.name in ignore else [entry.name]
@@ -153,36 +155,48 @@ class Listing:
                 self.problem(key, what)
         if others:
             self.warn(where, f"{some(others)} ignored: not a {FORMATS} file")
+        if hidden:
+            self.warn(where, f"{some(hidden)} ignored: hidden")
         return keys
 
 
-def image_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+def image_files(
+    paths: Iterable[str | os.PathLike[str]], passed_over: list[Path] | None = None
+) -> Iterator[Path]:
     """Yields files as they are given, and in place of a folder what `images_below` finds."""
     for given in map(Path, paths):
         if is_folder(given):
-            yield from images_below(given)
+            yield from images_below(given, passed_over)
         else:
             yield given
 
 
-def images_below(folder: Path) -> Iterator[Path]:
+def images_below(folder: Path, passed_over: list[Path] | None = None) -> Iterator[Path]:
     """Yields the image files anywhere below a folder, by name; nothing if there is no such folder.
 
     Hidden files and folders are left out, links to folders are not followed. A folder that cannot
     be listed is yielded itself: reading it fails for the same reason, and says so.
+
+    Args:
+        folder: Where to look.
+        passed_over: Takes what is left out: other files, what is hidden, links to folders.
     """
+    left_out: list[Path] = [] if passed_over is None else passed_over
     try:
-        found = entries(folder)
+        found, hidden = listing(folder)
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError:
         yield folder
         return
+    left_out += [folder / name for name in hidden]
     for entry in found:
         if entry.is_dir(follow_symlinks=False):
-            yield from images_below(Path(entry.path))
+            yield from images_below(Path(entry.path), passed_over)
         elif is_image(entry):
             yield Path(entry.path)
+        else:
+            left_out.append(Path(entry.path))
 
 
 def is_image(file: os.PathLike[str]) -> bool:
@@ -190,9 +204,15 @@ def is_image(file: os.PathLike[str]) -> bool:
     return os.path.splitext(file)[1].lower() in EXTENSIONS
 
 
-def some(names: list[str]) -> str:
-    """Names the first of many."""
-    return f"{names[0]!r}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+def some(names: Sequence[str]) -> str:
+    """Names the first few of many."""
+    shown = ", ".join(map(repr, names[:3]))
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def left_out(paths: Sequence[Path]) -> str:
+    """Says how many files were passed over in folders of images, and names the first few."""
+    return f"{len(paths)} passed over, no {FORMATS} file or hidden: {some(list(map(str, paths)))}"
 
 
 def whereabouts(root: Path, accepts: Callable[[Path], bool]) -> str:
@@ -234,10 +254,20 @@ def is_folder(path: Path) -> bool:
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Lists a folder by name, without what operating systems leave behind."""
+    """Lists a folder by name, without what is hidden."""
+    return listing(folder)[0]
+
+
+def listing(folder: Path) -> tuple[list[os.DirEntry[str]], list[str]]:
+    """Lists a folder by name: what is there to be seen, and the names of what is hidden.
+
+    What operating systems leave behind is in neither.
+    """
     with os.scandir(folder) as found:
-        kept = [e for e in found if not e.name.startswith(".") and e.name.lower() not in _JUNK]
-    return sorted(kept, key=lambda e: e.name)
+        kept = [e for e in found if e.name.lower() not in _JUNK and not e.name.startswith("._")]
+    kept.sort(key=lambda e: e.name)
+    hidden = [e.name for e in kept if e.name.startswith(".")]
+    return [e for e in kept if not e.name.startswith(".")], hidden
 
 
 def is_dangling(entry: os.DirEntry[str]) -> bool:

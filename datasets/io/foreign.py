@@ -29,15 +29,24 @@ LIMIT = 400
 _FORMAT = 2  # Raise it when files are read otherwise.
 
 
-def list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path, passed_over: list[Path] | None = None) -> list[Path]:
     """Returns the image files below a folder, by name.
+
+    Args:
+        folder: Where to look.
+        passed_over: Takes what is left out: other files, what is hidden or cannot be listed.
 
     Raises:
         DataError: If it is no folder or holds no image.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give one that holds images")
-    files = [path for path in images_below(folder) if path.is_file()]
+    files = []
+    for path in images_below(folder, passed_over):
+        if path.is_file():
+            files.append(path)
+        elif passed_over is not None:
+            passed_over.append(path)
     if not files:
         raise DataError(f"{folder}: holds no image ({', '.join(sorted(EXTENSIONS))})")
     return files

@@ -5,13 +5,13 @@ The rule (README, "Masks", says the same):
 1. **Black is normal, and so is what is transparent; anything else is drawn.** Where only one value
    is drawn, it is the defect: 0 and 1, 0 and 255, 1 bit, 0 and 65535, one colour of a palette, a
    layer that is opaque over the defect.
-2. **Greys that are edges or noise count from half of the highest value upwards.** Greys are what is
-   drawn at less than three quarters of it. They are edges within 2 pixels of what is drawn more
-   strongly (a soft brush, a mask that was resized), and noise of a JPEG within 8 pixels, the side of
+2. **Greys that are edges or noise count from half of the highest value upwards.** Greys are what
+   is drawn at less than three quarters of it. They are edges within 2 pixels of what is drawn more
+   strongly (a soft brush, a mask that was resized), and noise of JPEG within 8 pixels, the side of
    its blocks, up to a quarter of the highest value. In a JPEG an eighth and less is black.
 3. **Values that are labels are all anomalous:** numbers up to 32, or at most 32 values in a file
    that keeps what was saved, whose greys are areas of one value for the most part, or not all edges
-   or noise (up to an eighth).
+   or noise.
 4. **Anything else is refused:** greys that are neither, a mask without a normal pixel that has
    several values, an opaque picture on which nothing but black is drawn, floating-point numbers.
 
@@ -116,7 +116,7 @@ def anomalous(strength: Values, identity: Values | None = None, *, lossy: bool =
         return drawn
     count = int(np.count_nonzero(np.unique(identity)))
     few = count <= _LABELS and not lossy
-    noise = _near(strong, _BLOCK) & (strength <= highest * (_FAINT if few else 2 * _FAINT))
+    noise = _near(strong, _BLOCK) & (strength <= highest * 2 * _FAINT)
     explained = not (grey & ~noise & ~_near(strong, _EDGE)).any()
     if explained and not (few and _is_flat(identity, grey)):
         return strength > highest / 2
@@ -197,7 +197,7 @@ def _values(path: Path, found: Opened) -> tuple[Values, Values | None]:
             if what:
                 raise ImageError(str(path), f"{what}; {_REMEDY}")
     red, green, blue = (colours[..., channel].astype(np.uint32) for channel in range(3))
-    identity: Values = (red << 16) | (green << 8) | blue
+    identity = np.asarray((red << 16) | (green << 8) | blue, np.uint32)
     return colours.max(axis=2), identity
 
 

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from anomtune.datasets.base import GOOD, Dataset, Problem, Sample
 from anomtune.datasets.io.cache import decode, workers
 from anomtune.datasets.io.imagefile import hash_pixels
+from anomtune.datasets.io.maskfile import odd_mask
 from anomtune.datasets.splits.leaks import find_leaks
 from anomtune.errors import DataError, ImageError
 
@@ -205,7 +206,7 @@ def _decode_all(
 ) -> tuple[list[Problem], list[tuple[int, int]]]:
     """Returns the problems that only decoding shows, and the width and height of each image."""
 
-    def work(sample: Sample) -> tuple[str, tuple[int, int], bool] | Problem:
+    def work(sample: Sample) -> tuple[str, tuple[int, int], str | None] | Problem:
         try:
             image, mask = decode(dataset, category, sample)
         except DataError as error:
@@ -213,8 +214,9 @@ def _decode_all(
             if isinstance(error, ImageError) and sample.mask and error.where.endswith(sample.mask):
                 bad = sample.mask
             return Problem(category, bad, getattr(error, "reason", str(error)))
-        empty = mask is not None and not mask.any()
-        return hash_pixels(image), (image.shape[1], image.shape[0]), empty
+        # Copies share the mask of their original.
+        odd = None if mask is None or sample.origin is not None else odd_mask(mask)
+        return hash_pixels(image), (image.shape[1], image.shape[0]), odd
 
     problems: list[Problem] = []
     readable: list[Sample] = []
@@ -225,16 +227,12 @@ def _decode_all(
             if isinstance(result, Problem):
                 problems.append(result)
                 continue
-            pixel_hash, size, empty = result
+            pixel_hash, size, odd = result
             readable.append(sample)
             hashes.append(pixel_hash)
             sizes.append(size)
-            if empty:
-                message = (
-                    "empty mask of an anomalous image; "
-                    "draw the defect, or remove the mask to leave it out of pixel metrics"
-                )
-                problems.append(Problem(category, str(sample.mask), message, fatal=False))
+            if odd is not None:
+                problems.append(Problem(category, str(sample.mask), odd, fatal=False))
     problems += find_leaks(category, readable, hashes)[1]
     return problems, sizes
 

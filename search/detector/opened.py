@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +27,9 @@ from anomtune.search.config import DatasetConfig
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.store.records import Facts
 
+#: How many notes on one category are shown.
+_SHOWN = 5
+
 
 @dataclass(frozen=True)
 class OpenedDetector:
@@ -38,6 +43,7 @@ class OpenedDetector:
         iterations: Length of the full training.
         n_held_out: How many images are held out from the search.
         split_hash: Names the exact images of training and validation.
+        notes: What is odd about the images and was passed over, a line each.
     """
 
     detector: Detector[Any]
@@ -47,6 +53,7 @@ class OpenedDetector:
     iterations: int
     n_held_out: int
     split_hash: str
+    notes: tuple[str, ...] = ()
 
     def facts(self) -> Facts:
         """Returns what is known of the detector, apart from its scores."""
@@ -95,6 +102,7 @@ def open_detector(spec: TrainingSpec, device: torch.device) -> OpenedDetector:
         iterations=iterations,
         n_held_out=split.n_test_normal + split.n_test_anomalous + split.n_shifted,
         split_hash=split.split_hash,
+        notes=(*split.warnings, *split.dropped),
     )
 
 
@@ -104,6 +112,15 @@ def images_changed(spec: TrainingSpec) -> DataError:
         f"{spec.category}: the images under {spec.dataset.root} are not those that the sweep "
         f"started with; restore them"
     )
+
+
+def few_notes(dataset: DatasetConfig, messages: Sequence[str]) -> list[str]:
+    """Returns the first few of what is odd about a dataset, and where to see the rest."""
+    notes = [f"note: {message}" for message in messages[:_SHOWN]]
+    if len(messages) > _SHOWN:
+        command = shlex.join(["anomtune", "audit", *filter(None, (dataset.name, dataset.root))])
+        notes.append(f"note: {len(messages) - _SHOWN} more; all of them: {command}")
+    return notes
 
 
 def check_loss(report: Report) -> None:

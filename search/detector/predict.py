@@ -77,6 +77,7 @@ class Model:
         *,
         batch_size: int = 32,
         unreadable: list[ImageError] | None = None,
+        passed_over: list[Path] | None = None,
     ) -> Iterator[Prediction]:
         """Yields a prediction for each image, in the order of `image_files`.
 
@@ -85,6 +86,7 @@ class Model:
             batch_size: Images that pass through the network together.
             unreadable: Takes the errors of the files that cannot be read, which are left out.
                 Without it the first such file is an error.
+            passed_over: Takes what is left out of folders: no images by name, or hidden.
 
         Raises:
             ImageError: If a file cannot be read and ``unreadable`` is not given.
@@ -100,7 +102,7 @@ class Model:
                 return error
 
         with ThreadPoolExecutor(workers()) as pool:
-            for files, futures in _ahead(pool, decode, image_files(paths), batch_size):
+            for files, futures in _ahead(pool, decode, image_files(paths, passed_over), batch_size):
                 good, images = [], []
                 for path, future in zip(files, futures, strict=True):
                     decoded = future.result()

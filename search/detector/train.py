@@ -14,7 +14,7 @@ from anomtune.models.training.report import Report
 from anomtune.registry import METHODS
 from anomtune.search.config import explain, read_yaml
 from anomtune.search.detector.devices import choose_device
-from anomtune.search.detector.opened import check_loss, forget_images, open_detector
+from anomtune.search.detector.opened import check_loss, few_notes, forget_images, open_detector
 from anomtune.search.detector.predict import Model
 from anomtune.search.detector.saved import make_saved_config
 from anomtune.search.detector.spec import TrainingSpec
@@ -31,6 +31,7 @@ def train(
     *,
     device: str | None = None,
     on_progress: OnProgress | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Model:
     """Trains one config and sets its threshold on the validation images.
 
@@ -40,6 +41,7 @@ def train(
         source: What to train, or a YAML file as ``anomtune best`` prints it, or its content.
         device: ``cpu`` or ``cuda``; default: a GPU if there is one.
         on_progress: Is told of the progress, about ten times.
+        on_note: Is told the first few things that are odd about the images or were passed over.
 
     Raises:
         SweepError: If the config is wrong.
@@ -56,6 +58,9 @@ def train(
             f"was found with; restore them, or remove split_hash from {_origin(source)} to train "
             "on these"
         )
+    if on_note is not None:
+        for note in few_notes(spec.dataset, opened.notes):
+            on_note(note)
     detector, total = opened.detector, opened.iterations
     for part in range(1, _PARTS + 1):
         iterations = part * total // _PARTS - detector.iteration

@@ -24,8 +24,9 @@ Mask = npt.NDArray[np.bool_]
 #: of it is (the code of RD4AD). ``touched``: the same, where any part is (that of ReContrast).
 MaskSize = Literal["as_drawn", "resized", "touched"]
 
-#: A mask of more pixels is reduced by a whole number first: bounds memory and time of an image.
-MOST_PIXELS = 1 << 22
+#: A mask of more pixels (4096 x 4096) is reduced by a whole number first: bounds the memory that an
+#: image takes to about 1 GB, and its time to a second. Lines of few pixels get wider by that.
+MOST_PIXELS = 1 << 24
 
 
 def check_mask_size(masks: str) -> None:

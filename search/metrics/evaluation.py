@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from anomtune.search.metrics.alignment import MOST_PIXELS, MaskSize, at_one_size, check_mask_size
+from anomtune.search.metrics.alignment import MaskSize, at_one_size, check_mask_size
 from anomtune.search.metrics.metric import Metric
+
+_TOGETHER = 1 << 20  # Pixels of images of one size that metrics are given at once.
 
 
 class Evaluation:
@@ -51,10 +53,9 @@ class Evaluation:
         together: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]] = []
         for anomaly_map, mask in zip(maps, masks, strict=True):
             pair = at_one_size(anomaly_map, mask, self._masks)
-            # Of one size, and no more than one large mask has.
             if together and (
                 pair[1].shape != together[0][1].shape
-                or (len(together) + 1) * pair[1].size > MOST_PIXELS
+                or (len(together) + 1) * pair[1].size > _TOGETHER
             ):
                 self._add(*map(np.stack, zip(*together, strict=True)))
                 together = []

@@ -70,7 +70,7 @@ BUILT_IN = (
     Metric(
         "pixel_auroc",
         "pixel AUROC",
-        "Area under the ROC curve over all pixels of all images.",
+        "Area under the ROC curve over all pixels of all images, at the size of their masks.",
         PixelMetrics,
         "pixel",
     ),

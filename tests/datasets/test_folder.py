@@ -135,6 +135,43 @@ def test_masks_pair_by_stem_with_any_extension(tree: Path) -> None:
     assert {s.key: s.mask for s in samples}["test/scratch/000.png"].endswith("000.BMP")  # type: ignore[union-attr]
 
 
+def test_several_masks_of_an_image_lie_in_a_folder_and_are_united(tree: Path) -> None:
+    masks = tree / "part/ground_truth/dent"
+    (masks / "000").mkdir()
+    (masks / "000_mask.png").rename(masks / "000/one.png")
+    for name, box in (("one", (0, 0, 4, 4)), ("two", (2, 2, 9, 9))):
+        image = Image.new("L", (20, 16))
+        image.paste(7 if name == "two" else 255, box)
+        image.save(masks / "000" / f"{name}.png")
+    dataset = Folder(tree)
+    samples, problems = dataset.scan("part")
+    assert problems == ()
+    (key,) = {s.mask for s in samples if s.key == "test/dent/000.png"}
+    assert key == "ground_truth/dent/000"
+    mask = dataset.read_mask("part", key)
+    assert mask.sum() == 16 + 49 - 4
+    before = dataset.file_digest("part", key)
+    (masks / "000/two.png").unlink()
+    assert dataset.file_digest("part", key) != before
+    Image.new("L", (20, 16), 255).save(masks / "000_mask.png")
+    (problem,) = dataset.scan("part")[1]
+    assert "has 2 masks" in problem.message
+    assert "put them into a folder ground_truth/dent/000, whose masks count" in problem.message
+
+
+def test_hidden_files_and_loose_images_are_named(tree: Path, picture: Draw) -> None:
+    for name in (".a.png", "._a.png", ".DS_Store"):
+        picture(1).save(tree / "part/train/good" / name, format="PNG")
+    picture(1).save(tree / "loose.png")
+    dataset = Folder(tree)
+    assert [str(p) for p in dataset.scan("part")[1]] == [
+        "part/train/good: '.a.png' ignored: hidden"
+    ]
+    assert [str(p) for p in dataset.warnings()] == [
+        f"{tree.name}: 'loose.png' ignored, beside the categories"
+    ]
+
+
 def test_mask_without_image_is_fatal(tree: Path) -> None:
     (tree / "part/test/scratch/000.png").unlink()
     (found,) = fatal(tree)

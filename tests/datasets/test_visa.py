@@ -257,7 +257,7 @@ def test_files_that_are_not_listed_are_reported(raw: Path, picture: Draw) -> Non
     assert warnings(raw) == [
         "candle/Data/Images: 'x.JPG' ignored: not a folder",
         "candle/Data/Images/Bad: '0.JPG' ignored: not listed in split_csv/1cls.csv",
-        f"{NORMAL}: '0100.JPG' and 1 more ignored: not listed in split_csv/1cls.csv",
+        f"{NORMAL}: '0100.JPG', '0101.JPG' ignored: not listed in split_csv/1cls.csv",
     ]
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from anomtune.datasets.io import files
-from anomtune.datasets.io.files import image_files, images_below, is_image
+from anomtune.datasets.io.files import image_files, images_below, is_image, left_out
 from anomtune.datasets.io.foreign import list_images
 from tests.datasets.conftest import save
 
@@ -55,6 +55,17 @@ def test_links_to_folders_are_not_followed_but_those_that_are_given(folder: Path
     assert names(folder, list_images(folder)) == ["a/1.jpeg", "a/link.png", *FOUND[1:]]
 
 
+def test_what_is_passed_over_is_named(folder: Path) -> None:
+    (folder / "a/lost.png").symlink_to(folder / "absent.png")
+    passed: list[Path] = []
+    list_images(folder, passed)
+    assert sorted(names(folder, passed)) == [".hidden", "a/lost.png", "a/png", "notes.txt"]
+    passed.clear()
+    assert len(list(image_files([folder, folder / "notes.txt"], passed))) == 7
+    assert sorted(names(folder, passed)) == [".hidden", "a/png", "notes.txt"]
+    assert left_out(passed).startswith("3 passed over, no PNG, JPEG, BMP, TIFF or WebP file or hid")
+
+
 def test_no_folder_holds_no_images(folder: Path) -> None:
     assert list(images_below(folder / "absent")) == []
     assert list(images_below(folder / "notes.txt")) == []
@@ -63,14 +74,14 @@ def test_no_folder_holds_no_images(folder: Path) -> None:
 def test_a_folder_that_cannot_be_listed_is_yielded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listed = files.entries
+    listed = files.listing
 
-    def refuse(place: Path) -> list[os.DirEntry[str]]:
+    def refuse(place: Path) -> tuple[list[os.DirEntry[str]], list[str]]:
         if place.name == "b":
             raise PermissionError(13, "Permission denied", str(place))
         return listed(place)
 
-    monkeypatch.setattr(files, "entries", refuse)
+    monkeypatch.setattr(files, "listing", refuse)
     assert names(folder, images_below(folder)) == ["a/1.jpeg", "b", "b.png"]
     assert names(folder, list_images(folder)) == ["a/1.jpeg", "b.png"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from anomtune.datasets.folder import Folder
 from anomtune.datasets.io import foreign
@@ -91,3 +91,12 @@ def test_no_folder_no_image_and_a_broken_image_are_named(tmp_path: Path) -> None
 def test_images_are_mapped_not_copied(tmp_path: Path) -> None:
     save(tmp_path / "a.png", 1)
     assert isinstance(folder_images(tmp_path, 8), np.memmap)
+
+
+def test_foreign_images_are_upright(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    (tmp_path / "photos").mkdir()
+    picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "photos/x.png", exif=exif)
+    assert (folder_images(tmp_path / "photos", 8)[0] == np.asarray(picture)).all()

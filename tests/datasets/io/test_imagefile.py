@@ -233,3 +233,17 @@ def test_a_webp_that_pillow_refuses_says_what_to_do(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
     with pytest.raises(ImageError, match="more pixels than are read of a WebP image; save it as"):
         read_rgb(tmp_path / "x.webp")
+
+
+def test_a_mask_that_was_drawn_on_the_stored_image_is_refused(tree: Path, picture: Draw) -> None:
+    """The photo lies on its side in the file; whoever drew the mask looked at the bare pixels."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    picture(50, (16, 20)).save(tree / "part/test/dent/000.png", exif=exif)
+    mask = Image.new("L", (16, 20))
+    mask.paste(255, (4, 4, 9, 9))
+    mask.save(tree / "part/ground_truth/dent/000_mask.png")
+    with pytest.raises(ImageError, match=r"is 16x20 .* is 20x16 when it is upright \(see its EXIF"):
+        open_category(Folder(tree), "part", 8)
+    mask.transpose(Image.Transpose.ROTATE_270).save(tree / "part/ground_truth/dent/000_mask.png")
+    assert open_category(Folder(tree), "part", 8).masks.drawn.sum() == 7

@@ -34,6 +34,10 @@ def test_everything_at_once(tree: Path, picture: Callable[..., Image.Image]) -> 
     Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(part / "train/good/002.png")
     Image.new("L", (3, 3), 255).save(part / "ground_truth/dent/000_mask.png")
     Image.new("L", (20, 16), 0).save(part / "ground_truth/dent/001_mask.png")
+    Image.new("L", (20, 16), 255).save(part / "ground_truth/scratch/001_mask.png")
+    inverted = Image.new("L", (20, 16), 255)
+    inverted.paste(0, (6, 6, 10, 10))
+    inverted.save(part / "ground_truth/scratch/002_mask.png")
     (part / "ground_truth/dent/002_mask.png").write_bytes(b"x")
     (part / "test/scratch/000.png").unlink()
     shutil.copy(part / "train/good/003.png", part / "test/good/leak.png")
@@ -45,6 +49,8 @@ def test_everything_at_once(tree: Path, picture: Callable[..., Image.Image]) -> 
         "train/good/002.png": ("transparent", True),
         "ground_truth/dent/000_mask.png": ("the mask is 3x3 but its image", True),
         "ground_truth/dent/001_mask.png": ("empty mask", False),
+        "ground_truth/scratch/001_mask.png": ("covers 100% of the image", False),
+        "ground_truth/scratch/002_mask.png": ("covers 95% of the image", False),
         "ground_truth/dent/002_mask.png": ("cannot be read", True),
         "ground_truth/scratch/000_mask.png": ("mask without image", True),
         "test/good/leak.png": ("same pixels as the training image train/good/003.png", False),

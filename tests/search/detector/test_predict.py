@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image
 
 from anomtune.datasets.io.files import image_files
 from anomtune.errors import ImageError
@@ -53,6 +53,10 @@ def test_a_folder_with_broken_files(run, model, images, tmp_path):
     code, printed, err = run("predict", model, images, "--out", out)
     assert code == 1
     lines = err.splitlines()
+    assert lines.pop() == (
+        "2 passed over, no PNG, JPEG, BMP, TIFF or WebP file or hidden: "
+        f"'{images}/.hidden.png', '{images}/readme.txt'"
+    )
     assert len(lines) == 2
     assert lines[0].startswith(
         f"{images}/text.png: cannot be read as a PNG, JPEG, BMP, TIFF or WebP"
@@ -194,3 +198,14 @@ def test_files_are_found_by_name_and_links_to_folders_are_not_followed(images):
     (images / "z.png").symlink_to(images / "a/dark.png")
     found = [path.relative_to(images).as_posix() for path in image_files([images])]
     assert found == ["a/dark.png", "b/dark.png", "bright.JPG", "text.png", "torn.bmp", "z.png"]
+
+
+def test_images_are_scored_upright(model, tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    picture.save(tmp_path / "a.png")
+    picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "b.png", exif=exif)
+    upright, turned = load_model(model).predict([tmp_path / "a.png", tmp_path / "b.png"])
+    assert (upright.image == turned.image).all()
+    assert upright.score == turned.score

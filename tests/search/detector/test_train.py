@@ -52,6 +52,18 @@ def test_the_observer_sees_the_whole_training(toy_data):
     assert seen == sorted(seen)
 
 
+def test_what_is_passed_over_is_told(toy_data, tmp_path):
+    root = shutil.copytree(toy_data, tmp_path / "data")
+    for number in range(3):
+        (root / "plate/train/good" / f"{number}.txt").write_text("no image")
+    notes = []
+    train(toy_config(root, iterations=2), on_note=notes.append)
+    assert notes == [
+        "note: plate/train/good: '0.txt', '1.txt', '2.txt' ignored: "
+        "not a PNG, JPEG, BMP, TIFF or WebP file"
+    ]
+
+
 def test_held_out_images_are_not_opened(toy_data, monkeypatch):
     def opened(*arguments: object, **options: object) -> None:
         raise AssertionError("the held-out images were opened")

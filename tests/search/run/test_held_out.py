@@ -175,6 +175,25 @@ def test_defects_without_a_mask_count_for_images_alone(tmp_path, toy_data, make_
     assert (found.test.figures["pixel_auroc"], found.test.figures["aupro"]) == (None, None)
 
 
+def test_a_defect_that_is_not_drawn_is_no_normal_pixel(tmp_path, toy_data, make_spec) -> None:
+    root = shutil.copytree(toy_data, tmp_path / "data")
+    held_out = load_test_split(open_dataset("folder", root), "plate", 32, Validation())
+    key = next(k for k, label in zip(held_out.keys, held_out.labels, strict=True) if label)
+    mask = root / "plate" / key.replace("test", "ground_truth")
+    mask = next(p for p in mask.parent.iterdir() if p.stem.startswith(mask.stem))
+    Image.new("L", Image.open(mask).size).save(mask)
+    spec = make_spec(root)
+    (found,) = run_confirm(spec)
+    assert found.test.figures["aupro"] is not None
+    assert found.test.notes == [
+        "1 anomalous images have no mask, or nothing drawn in it: left out of the figures of pixels"
+    ]
+    mask.unlink()
+    (bare,) = run_confirm(make_spec(root))
+    for name in ("pixel_auroc", "aupro", "aupro_per_image"):
+        assert bare.test.figures[name] == found.test.figures[name]
+
+
 def test_the_kept_run_leaves_its_detector_and_examples(toy_data, make_spec) -> None:
     spec = make_spec(toy_data, keep=True)
     (found,) = run_confirm(spec)
