@@ -222,8 +222,9 @@ class GMMContrastive(GradientDetector[GMMContrastiveHyperparameters]):
     multiple_of = 16
     smallest_input = 32
 
-    def __init__(self, hyperparameters: GMMContrastiveHyperparameters, **where: Any) -> None:
-        super().__init__(hyperparameters, **where)
+    def set_up(self) -> None:
+        """Makes room for features and drawn negatives; see `Detector.set_up`."""
+        super().set_up()
         self._positives = torch.empty(0)
         self._drawn: Tensor | None = None
 
