@@ -30,7 +30,7 @@ def test_a_category_has_the_papers_own_values_and_their_source(run) -> None:
     row = rows(out)["encoder_bn"]
     assert row.startswith("encoder_bn eval train, eval, partial, partial_pretrained ")
     assert "For mvtec/toothbrush, leather, grid, tile, wood, screw: official code" in row
-    assert "published image AUROC: 1\n" in out
+    assert "published: auroc 1, pixel_auroc 0.995, aupro_per_image 0.992 (Guo et al." in out
     assert "(inferred)" not in out
     code, out, _ = run("methods", "recontrast", "--dataset", "mvtec", "--category", "bottle")
     assert rows(out)["encoder_bn"].startswith("encoder_bn train ")
@@ -44,7 +44,7 @@ def test_what_is_inferred_is_marked(run) -> None:
     assert table["augment"].startswith("augment all fixed For mvtec/")
     assert "(inferred): paper, section 4" in table["augment"]
     assert "(inferred)" in table["t"]
-    assert "published image AUROC: 1\n" in out
+    assert "published: auroc 1" in out
     _, out, _ = run("methods", "ssae", "--dataset", "mvtec", "--category", "cable")
     assert "(inferred)" not in rows(out)["diff"]
 

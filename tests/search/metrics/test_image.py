@@ -9,11 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.stats import norm, rankdata
 from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.metrics import roc_curve as sklearns_roc_curve
 
-from anomtune.search.metrics.image import auroc, f1_threshold, paired_delong_p, roc_curve
+from anomtune.search.metrics.image import (
+    _midranks,
+    auroc,
+    f1_threshold,
+    paired_delong_p,
+    roc_curve,
+)
 
 # Few distinct values, so that ties are common.
 problems = st.lists(
@@ -193,3 +199,8 @@ def test_f1_refuses_what_has_none():
         f1_threshold(np.zeros(3, int), np.arange(3.0))
     with pytest.raises(ValueError, match="finite"):
         f1_threshold(np.array([0, 1]), np.array([0.0, math.nan]))
+
+
+@given(st.lists(st.sampled_from([-1.5, -0.0, 0.0, 0.25, 1e300]), min_size=1, max_size=30))
+def test_ranks_are_those_of_scipy(values) -> None:
+    assert _midranks(np.array(values)).tolist() == rankdata(values).tolist()
