@@ -48,7 +48,7 @@ def published_categories(dataset: str) -> tuple[str, ...]:
 def paper_auroc(dataset: str, category: str, method: str) -> float | None:
     """Returns the published image AUROC, in [0, 1]; see `published`."""
     found = published(dataset, category, method)
-    return found and found.figures["auroc"]
+    return None if found is None else found.figures["auroc"]
 
 
 @cache
