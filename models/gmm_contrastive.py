@@ -196,7 +196,7 @@ class GMMContrastiveHyperparameters(Hyperparameters):
     sigma: Annotated[float, Choice(choices=(0.0, 2.0, 4.0, 6.0, 8.0))] = Field(
         default=4.0,
         ge=0,
-        description="Smoothing of maps in pixels of a map of 256. Source: inferred, with its range.",
+        description="Smoothing in pixels of a map of 256. Source: inferred, with its range.",
     )
     score: Annotated[ScoreRule, Choice(choices=get_args(ScoreRule))] = Field(
         default="max",
