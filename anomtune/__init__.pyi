@@ -32,6 +32,7 @@ from .models.hyperparameters import Choice as Choice
 from .models.hyperparameters import FloatRange as FloatRange
 from .models.hyperparameters import Hyperparameters as Hyperparameters
 from .models.hyperparameters import IntRange as IntRange
+from .models.hyperparameters import Setting as Setting
 from .models.training.batches import BatchOrder as BatchOrder
 from .models.training.gradient_detector import GradientDetector as GradientDetector
 from .models.training.report import Histogram as Histogram

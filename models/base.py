@@ -94,6 +94,10 @@ class Detector(ABC, Generic[H]):
         with seeded(seed):
             network = self.build()
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
+        self.set_up()
+
+    def set_up(self) -> None:
+        """Called when the network is there: the place for what a method keeps beside it."""
 
     def _check_input_size(self) -> None:
         side, step = self.input_size, self.multiple_of

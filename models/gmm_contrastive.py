@@ -196,8 +196,7 @@ class GMMContrastiveHyperparameters(Hyperparameters):
     sigma: Annotated[float, Choice(choices=(0.0, 2.0, 4.0, 6.0, 8.0))] = Field(
         default=4.0,
         ge=0,
-        description="Gaussian smoothing of the maps in pixels of a map of 256. "
-        "Source: inferred, with its range.",
+        description="Smoothing in pixels of a map of 256. Source: inferred, with its range.",
     )
     score: Annotated[ScoreRule, Choice(choices=get_args(ScoreRule))] = Field(
         default="max",
@@ -222,8 +221,9 @@ class GMMContrastive(GradientDetector[GMMContrastiveHyperparameters]):
     multiple_of = 16
     smallest_input = 32
 
-    def __init__(self, hyperparameters: GMMContrastiveHyperparameters, **where: Any) -> None:
-        super().__init__(hyperparameters, **where)
+    def set_up(self) -> None:
+        """Makes room for features and drawn negatives; see `Detector.set_up`."""
+        super().set_up()
         self._positives = torch.empty(0)
         self._drawn: Tensor | None = None
 

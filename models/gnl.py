@@ -10,7 +10,7 @@ follow the code: WideResNet50-2, view losses summed over the views, FDM after st
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 import torch
 from pydantic import Field
@@ -142,8 +142,10 @@ class GNL(DistillationDetector[GNLHyperparameters]):
     network: ReverseDistillation
     extra_state = ("reference",)
 
-    def __init__(self, hyperparameters: GNLHyperparameters, **where: Any) -> None:
-        super().__init__(hyperparameters, **where)
+    def set_up(self) -> None:
+        """Prepares the views, and room for the reference; see `Detector.set_up`."""
+        super().set_up()
+        hyperparameters = self.hyperparameters
         self._augmix = AugMix(hyperparameters.augmix, self.generator)
         self._has_views = hyperparameters.weight_abs > 0 or hyperparameters.weight_lowf > 0
         #: uint8 ``(1, 3, S, S)``.

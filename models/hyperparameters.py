@@ -81,6 +81,10 @@ Resize = Literal["bilinear", "lanczos"]
 class Setting:
     """What produced a paper's numbers on one dataset where the method's defaults did not.
 
+    >>> tiles = Setting("mvtec", {"lr": 1e-4}, "paper, Table 2.", categories=("tile",))
+    >>> tiles.holds("mvtec", "tile"), tiles.holds("mvtec", "wood"), tiles.holds("mvtec", None)
+    (True, False, False)
+
     Attributes:
         dataset: Name of the dataset as it is registered.
         values: The hyperparameters in question and their values.

@@ -9,7 +9,7 @@ the map. Training and map follow the official code; the paper's text adds the de
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -203,14 +203,15 @@ class SPR(GradientDetector[SPRHyperparameters]):
     extra_state = ("average",)
     training_state = (*GradientDetector.training_state, "network.")
 
-    def __init__(self, hyperparameters: SPRHyperparameters, **where: Any) -> None:
-        super().__init__(hyperparameters, **where)
+    def set_up(self) -> None:
+        """Begins the average, and draws the noise of the tests; see `Detector.set_up`."""
+        super().set_up()
         self.average = AveragedModel(self.network, multi_avg_fn=self._follow_weights)
         self.average.update_parameters(self.network)  # The first update only copies.
         self.average.eval().requires_grad_(False)
         # Seeded at each step by the detector's generator.
         self._noise = torch.Generator(self.device)
-        self._test_noise = _test_noise(hyperparameters.draws, self.input_size).to(
+        self._test_noise = _test_noise(self.hyperparameters.draws, self.input_size).to(
             self.device, memory_format=torch.channels_last
         )
 

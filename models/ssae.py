@@ -225,11 +225,12 @@ class SSAE(GradientDetector[SSAEHyperparameters]):
     extra_state = ("split", "average")
     training_state = (*GradientDetector.training_state, "split")
 
-    def __init__(self, hyperparameters: SSAEHyperparameters, **where: Any) -> None:
-        super().__init__(hyperparameters, **where)
+    def set_up(self) -> None:
+        """Makes room for the split and the average maps; see `Detector.set_up`."""
+        super().set_up()
         #: All training images in a random order; the first ones are held out for validation.
         self.split = torch.empty(0, dtype=torch.int64)
-        side = hyperparameters.resolution
+        side = self.hyperparameters.resolution
         #: The mean map of each network over the validation images (equation 13).
         self.average = torch.zeros(len(self.network), side, side, device=self.device)
         self._corruptor: Corruptor | None = None

@@ -29,7 +29,7 @@ def methods(
     from anomtune.registry import METHODS
     from anomtune.search.config import MethodConfig
     from anomtune.search.decide.study import plan_search
-    from anomtune.search.results.paper_results import paper_auroc
+    from anomtune.search.results.paper_results import published
 
     if dataset is None and category is not None:
         refuse("--category: of which dataset? give --dataset as well")
@@ -54,9 +54,10 @@ def methods(
             table.add_row(*map(escape, row))
         out.print(table, "")
         if dataset is not None and category is not None:
-            published = paper_auroc(dataset, category, method)
-            if published is not None:
-                out.print(f"published image AUROC: {published:g}\n", highlight=False)
+            known = published(dataset, category, method)
+            if known is not None:
+                figures = ", ".join(f"{name} {value:g}" for name, value in known.figures.items())
+                out.print(f"published: {figures} ({known.source})\n", highlight=False)
         for setting in kind.settings:
             if dataset is None or (category is None and setting.dataset == dataset):
                 _print_setting(out, setting)

@@ -68,15 +68,8 @@ class GradientDetector(Detector[H]):
         "order.",
     )
 
-    def __init__(
-        self,
-        hyperparameters: H,
-        *,
-        image_size: int,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-    ) -> None:
-        super().__init__(hyperparameters, image_size=image_size, device=device, seed=seed)
+    def set_up(self) -> None:
+        """Builds optimisers and the order of the batches; see `Detector.set_up`."""
         #: All stepped once per batch.
         self.optimizers = self.build_optimizers()
         self._order = self.build_order()

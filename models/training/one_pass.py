@@ -70,15 +70,8 @@ class OnePassDetector(Detector[H]):
 
     smallest_input = 32  # Else the encoder has no grid of positions.
 
-    def __init__(
-        self,
-        hyperparameters: H,
-        *,
-        image_size: int,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-    ) -> None:
-        super().__init__(hyperparameters, image_size=image_size, device=device, seed=seed)
+    def set_up(self) -> None:
+        """Freezes the network; see `Detector.set_up`."""
         self.network.requires_grad_(False).eval()
 
     @abstractmethod

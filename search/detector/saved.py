@@ -31,7 +31,7 @@ from anomtune.search.store.storage import Storage
 CONFIG, WEIGHTS = "config.yaml", "weights.safetensors"
 
 #: Raise it when a folder is read otherwise.
-FORMAT = 2
+FORMAT = 3
 
 _BATCH = 32
 _LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "safetensors")

@@ -15,7 +15,7 @@ from torch import Tensor
 from anomtune.errors import MethodError
 from anomtune.models import patchcore
 from anomtune.models.images.pixels import normalise
-from anomtune.models.layers.maps import gaussian_smooth
+from anomtune.models.layers.maps import gaussian_smooth, surround
 from anomtune.models.patchcore import MemoryBank, PatchCore, PatchCoreHyperparameters
 from anomtune.models.testing import check_method
 
@@ -136,7 +136,7 @@ def test_scores_and_maps_are_those_of_the_formulas(n_neighbours: int) -> None:
     detector = build(n_neighbours=n_neighbours, backbone="resnet18")
     detector.fit(images(), 1)
     test = images(3, seed=2)
-    maps = detector.anomaly_maps(test)
+    maps, scores = detector.predict(test)
     network = detector.network
     bank = (network.bank + network.centre).double().numpy()
     with torch.no_grad():
@@ -151,15 +151,16 @@ def test_scores_and_maps_are_those_of_the_formulas(n_neighbours: int) -> None:
         if n_neighbours > 1:
             weight -= np.exp(nearest[place]) / np.exp(table[place][neighbours]).sum()
         expected = weight * nearest[place]
-        score = detector.image_scores(maps[image : image + 1])
-        assert float(score) == pytest.approx(expected, rel=1e-3)
+        assert float(scores[image]) == pytest.approx(expected, rel=1e-3)
         shape = torch.nn.functional.interpolate(
             torch.from_numpy(nearest).view(1, 1, 8, 8), (64, 64), mode="bilinear"
         )
-        shape = gaussian_smooth(shape[0, 0], 4.0)
-        torch.testing.assert_close(
-            maps[image].double(), shape * expected / shape.max(), rtol=1e-3, atol=1e-4
-        )
+        # The map is left alone: only the score is re-weighted.
+        shape = gaussian_smooth(shape[0, 0], 4.0 * 64 / 256)
+        torch.testing.assert_close(maps[image].double(), shape, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(detector.score(test, batch_size=2), scores)
+    with pytest.raises(MethodError, match="use predict"):
+        detector.image_scores(maps)
 
 
 def test_patches_of_the_bank_are_normal() -> None:
@@ -264,17 +265,61 @@ def test_the_parameters_are_those_of_the_encoder() -> None:
     assert not detector.network.bank.requires_grad
 
 
-def test_features_are_made_in_mixed_precision_and_compared_in_float32(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def half(device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, dtype=torch.bfloat16)
+OFFICIAL = {**PatchCoreHyperparameters.presets["official"], "resolution": 64, "crop": 56}
 
-    monkeypatch.setattr(patchcore, "mixed_precision", half)
-    detector = build()
-    seen: list[torch.dtype] = []
-    detector.network.features.register_forward_hook(lambda *args: seen.append(args[-1].dtype))
-    detector.fit(images(), 1)
-    maps = detector.anomaly_maps(images())
-    assert set(seen) == {torch.bfloat16}
-    assert {maps.dtype, detector.network.bank.dtype} == {torch.float32}
+
+def test_the_official_preset_is_that_of_the_official_code() -> None:
+    hp = PatchCoreHyperparameters(**PatchCoreHyperparameters.presets["official"])
+    assert (hp.backbone, hp.input_size(256), hp.input_size(512), hp.crop) == (
+        *("wide_resnet50_2", 256, 256),
+        224,
+    )
+    assert (hp.embedding, hp.coreset, hp.max_bank) == (1024, "approximate", None)
+    assert (hp.n_neighbours, hp.coreset_ratio, hp.sigma) == (1, 0.1, 4)
+
+
+def test_the_official_preset_keeps_the_contract() -> None:
+    check_method(PatchCore, PatchCoreHyperparameters(**SMALL, **OFFICIAL))
+
+
+def test_the_official_preset_sees_the_middle_of_images_and_pools_their_features() -> None:
+    detector = build(size=128, **OFFICIAL)
+    training = images()
+    detector.fit(training, 1)
+    assert detector.network.bank.shape == (round(0.1 * 6 * 7 * 7), 1024)
+    test = images(2, seed=3)
+    maps, scores = detector.predict(test)
+    around = test.clone()
+    around[:, :, :4] = around[:, :, -4:] = 0
+    around[..., :4] = around[..., -4:] = 255
+    assert torch.equal(detector.predict(around)[0], maps)
+    # 56 of 64 pixels are 112 of 128; around them nothing is seen.
+    assert maps.shape == (2, 128, 128)
+    assert (maps[:, 8:-8, 8:-8] > 0).all()
+    assert not surround(maps[:, 8:-8, 8:-8], 128).sub(maps).any()
+    with torch.no_grad():
+        patches = detector.network(detector.inputs(test))
+    bank = detector.network.bank + detector.network.centre
+    distances = torch.cdist(patches.flatten(1, 2), bank).amin(2)
+    torch.testing.assert_close(scores, distances.square().amax(1), rtol=1e-3, atol=1e-4)
+    # Squared distances are interpolated, and smoothed by 4 pixels of a whole image of 256.
+    squares = distances.square().view(2, 1, 7, 7)
+    inner = torch.nn.functional.interpolate(squares, (112, 112), mode="bilinear").squeeze(1)
+    torch.testing.assert_close(
+        maps[:, 8:-8, 8:-8], gaussian_smooth(inner, 2.0), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_a_crop_that_is_larger_than_the_images_is_refused() -> None:
+    with pytest.raises(MethodError, match=r"crop 224 of images of 64 pixels: set resolution"):
+        build(crop=224)
+
+
+def test_the_smoothing_takes_no_part_in_scores_and_is_not_searched() -> None:
+    assert "sigma" not in PatchCoreHyperparameters.search_space()
+    plain, smooth = build(sigma=0.0), build(sigma=8.0)
+    for detector in (plain, smooth):
+        detector.fit(images(), 1)
+    test = images(3, seed=2)
+    assert torch.equal(plain.score(test), smooth.score(test))
+    assert not torch.equal(plain.anomaly_maps(test), smooth.anomaly_maps(test))

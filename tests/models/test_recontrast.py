@@ -37,7 +37,7 @@ def test_the_stable_recipe_is_that_of_the_official_scripts() -> None:
     detector = build("stable")
     hp = detector.hyperparameters
     assert (hp.loss, hp.train_encoder, hp.stop_grad, hp.dual) == ("global_hm", True, True, True)
-    assert (hp.reset_every, hp.encoder_pause, hp.alpha_ramp, hp.drop_last) == (500, 100, 0.2, True)
+    assert (hp.reset_every, hp.encoder_pause, hp.alpha_ramp, hp.drop_last) == (500, 99, 0.2, True)
     assert hp.score == detector.score_rule == "top1"
     norms = [m for m in detector.network.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms

@@ -258,11 +258,12 @@ def test_training_in_mixed_precision_corrupts_and_measures_in_float32(
         return torch.autocast(device.type, dtype=torch.bfloat16)
 
     monkeypatch.setattr("anomtune.models.training.gradient_detector.mixed_precision", half)
-    monkeypatch.setattr(ssae, "mixed_precision", half)
     detector.fit(photos(), 1)
+    assert torch.bfloat16 in inner
+    inner.clear()
     assert detector.anomaly_maps(photos()).dtype == torch.float32
     assert seen == {(torch.float32, torch.float32)}
-    assert inner == {torch.bfloat16}
+    assert inner == {torch.float32}, "what is scored is computed in float32"
 
 
 def test_construction_leaves_the_global_random_state_alone() -> None:
@@ -271,12 +272,8 @@ def test_construction_leaves_the_global_random_state_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_presets_are_the_papers_categories() -> None:
+def test_presets_are_the_kinds_of_category_that_the_paper_tells_apart() -> None:
     presets = SSAEHyperparameters.presets
-    assert {"texture", "cable", "screw", "transistor"} <= set(presets)
     made = {name: SSAEHyperparameters(**fields) for name, fields in presets.items()}
     assert (made["texture"].resolution, made["texture"].f, made["texture"].t) == (512, 3, 0)
-    assert made["cable"].corruption == made["screw"].corruption == "elastic+occlusion"
-    assert made["transistor"].corruption == "elastic+occlusion+rotation"
-    assert (made["cable"].diff, made["screw"].diff) == ("ssim", "squared")
-    assert all(hp.t > 0 for name, hp in made.items() if not name.startswith("texture"))
+    assert made["object"].t > 0

@@ -150,8 +150,8 @@ def test_edit_during_the_reading_is_refused(tree: Path, monkeypatch: pytest.Monk
     path = tree / "part/train/good/000.png"
     original = cache_module._decode_all
 
-    def edit(*args: object) -> None:
-        original(*args)  # type: ignore[arg-type]
+    def edit(*args: object, **sizes: object) -> None:
+        original(*args, **sizes)  # type: ignore[arg-type]
         path.write_bytes(path.read_bytes() + b"\0")
         settle()
 
@@ -167,8 +167,8 @@ def test_edit_of_young_files_during_the_reading_is_refused(
     path = tree / "part/train/good/000.png"
     original = cache_module._decode_all
 
-    def edit(*args: object) -> None:
-        original(*args)  # type: ignore[arg-type]
+    def edit(*args: object, **sizes: object) -> None:
+        original(*args, **sizes)  # type: ignore[arg-type]
         path.write_bytes(path.read_bytes() + b"\0")
 
     monkeypatch.setattr(Folder, "fingerprint", Dataset.fingerprint)

@@ -58,6 +58,37 @@ def test_the_picks_are_those_of_the_plain_loop(
     assert covering == pytest.approx(expected_covering, abs=1e-7)
 
 
+def approximate(points: Tensor, size: int, start: list[int]) -> list[int]:
+    """The approximate selection of PatchCore's official code, pick by pick."""
+    x = points.numpy()
+    nearest = np.mean([np.linalg.norm(x - x[i], axis=1) for i in start], axis=0)
+    picks: list[int] = []
+    while len(picks) < size:
+        picks.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, np.linalg.norm(x - x[picks[-1]], axis=1))
+    return picks
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(2, 120),
+    channels=st.integers(1, 6),
+    seed=st.integers(0, 10_000),
+    candidates=st.sampled_from([1, 7, 1024]),
+    data=st.data(),
+)
+def test_the_approximate_picks_are_those_of_the_official_loop(
+    n: int, channels: int, seed: int, candidates: int, data: st.DataObject
+) -> None:
+    size = data.draw(st.integers(1, n))
+    start = data.draw(st.lists(st.integers(0, n - 1), min_size=2, max_size=10, unique=True))
+    cloud = points(n, channels, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coreset, "_CANDIDATES", candidates)
+        picks, _ = greedy_coreset(cloud, size, start=torch.tensor(start))
+    assert picks.tolist() == approximate(cloud, size, start)
+
+
 def test_the_picks_are_those_of_the_plain_loop_on_clusters_of_unlike_size() -> None:
     # Many candidates in one place: few of them are picked before another cluster's turn.
     sizes = (400, 40, 4, 4)

@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anomtune.models.layers.maps import anomaly_map, cosine_map, gaussian_smooth, image_scores
+from anomtune.models.layers.maps import (
+    anomaly_map,
+    cosine_map,
+    gaussian_smooth,
+    image_scores,
+    scaled_window,
+    surround,
+)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (33, 50), (5, 7), (1, 3), (256, 256)])
@@ -44,20 +51,21 @@ def test_smoothing_copies_its_matrices_once() -> None:
     assert maps.grad is not None
 
 
-def test_the_map_is_the_smoothed_sum_of_interpolated_distances() -> None:
+@pytest.mark.parametrize("size", [64, 96, 256])
+def test_the_map_is_the_smoothed_sum_of_interpolated_distances(size: int) -> None:
+    """The papers' Gaussian of 4 pixels belongs to maps of 256: it scales with the map."""
     torch.manual_seed(0)
     pairs = [
         (torch.randn(2, c, s, s), torch.randn(2, c, s, s))
         for c, s in ((4, 16), (8, 8), (6, 4), (4, 16), (8, 8), (6, 4))
     ]
-    expected = np.zeros((2, 64, 64), dtype=np.float32)
+    expected = np.zeros((2, size, size), dtype=np.float32)
     for target, prediction in pairs:
         distance = 1 - F.cosine_similarity(target, prediction, dim=1)
-        expected += F.interpolate(distance[:, None], size=64, mode="bilinear", align_corners=True)[
-            :, 0
-        ].numpy()
-    expected = np.stack([gaussian_filter(m, 4) for m in expected])
-    np.testing.assert_allclose(anomaly_map(pairs, 64, 4.0).numpy(), expected, atol=1e-5)
+        one = F.interpolate(distance[:, None], size=size, mode="bilinear", align_corners=True)
+        expected += one[:, 0].numpy()
+    expected = np.stack([gaussian_filter(m, 4 * size / 256) for m in expected])
+    np.testing.assert_allclose(anomaly_map(pairs, size, 4.0).numpy(), expected, atol=1e-5)
 
 
 def test_maps_are_bounded() -> None:
@@ -83,3 +91,17 @@ def test_score_rules() -> None:
     assert image_scores(maps, "mean").tolist() == [199.5]
     assert image_scores(maps, "top1").tolist() == [(399 + 398 + 397 + 396) / 4]
     assert image_scores(maps[:, :5, :5], "top1").tolist() == [84]
+
+
+def test_filters_scale_with_the_map_and_stay_odd() -> None:
+    assert [scaled_window(31, size) for size in (256, 128, 64, 512)] == [31, 15, 7, 61]
+    assert [scaled_window(21, size, 512) for size in (512, 256, 32)] == [21, 11, 1]
+    assert scaled_window(1, 1024) == 1, "1 is no filter at any size"
+
+
+def test_maps_of_the_middle_are_surrounded_by_zeros() -> None:
+    maps = surround(torch.ones(2, 5, 5), 8)
+    assert maps.shape == (2, 8, 8)
+    assert maps.sum() == 50
+    assert (maps[:, 1:6, 1:6] == 1).all()
+    assert torch.equal(surround(maps, 8), maps)

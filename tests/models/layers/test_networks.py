@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from anomtune.models.layers.backbones import load_backbone
 from anomtune.models.layers.batch_norm import PartialNorm
-from anomtune.models.layers.maps import anomaly_map
 from anomtune.models.rd4ad import RD4AD, RD4ADHyperparameters
 from anomtune.models.recontrast import (
     ContrastNetwork,
@@ -20,7 +19,6 @@ from anomtune.models.recontrast import (
     ReContrast,
     ReContrastHyperparameters,
 )
-from anomtune.models.training import distillation
 
 SMALL: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random", "batch_size": 4}
 PRESETS = ReContrastHyperparameters.presets
@@ -62,7 +60,7 @@ def test_presets_are_the_rows_of_table_5() -> None:
     assert {
         name: (PRESETS[name]["loss"], PRESETS[name]["train_encoder"], PRESETS[name]["dual"])
         for name in PRESETS
-        if name != "stable"
+        if name not in {"stable", "appendix_e"}
     } == rows
     assert {name for name in rows if not PRESETS[name]["stop_grad"]} == {"C", "E-"}
     assert ReContrastHyperparameters(**PRESETS["full"]) == ReContrastHyperparameters()
@@ -161,7 +159,10 @@ def test_each_view_is_predicted_from_the_other_by_its_own_head() -> None:
     assert unchanged == [(True, False)] * 3 + [(False, True)] * 3
 
 
-@pytest.mark.parametrize(("encoder_bn", "updates"), [("train", 1), ("eval", 0), ("partial", 1)])
+@pytest.mark.parametrize(
+    ("encoder_bn", "updates"),
+    [("train", 1), ("eval", 0), ("partial", 1), ("partial_pretrained", 1)],
+)
 def test_batch_norm_modes_of_the_encoder(encoder_bn: str, updates: int) -> None:
     detector = build("full", encoder_bn=encoder_bn)
     norms = [m for m in detector.network.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -173,7 +174,7 @@ def test_batch_norm_modes_of_the_encoder(encoder_bn: str, updates: int) -> None:
         for a, b in zip(before, after, strict=True)
         if b is not None
     )
-    assert all(isinstance(norm, PartialNorm) for norm in norms) == (encoder_bn == "partial")
+    assert all(isinstance(norm, PartialNorm) for norm in norms) == encoder_bn.startswith("partial")
     frozen = detector.network.frozen
     assert frozen is not None
     assert not any(module.training for module in frozen.modules())
@@ -186,34 +187,7 @@ def test_a_frozen_encoder_keeps_its_statistics() -> None:
     assert same(before, buffers(detector.network.encoder))
 
 
-def test_partial_norm_has_a_floor_under_the_variance() -> None:
-    torch.manual_seed(0)
-    norm = nn.BatchNorm2d(3)
-    norm.running_var = torch.tensor([1e-4, 1.0, 1.0])
-    norm.weight.data = torch.tensor([1.0, 2.0, 3.0])
-    partial = PartialNorm(norm, threshold=5e-4)
-    torch.testing.assert_close(partial.floor, torch.tensor([1e-4, 5e-4, 5e-4]))
-    assert partial.eps == 1e-6
-    deviations = torch.tensor([1e-3, 1e-3, 2.0]).view(1, 3, 1, 1)
-    x = torch.randn(8, 3, 16, 16) * deviations + 1
-    y = partial.train()(x)
-    # Below the floor: divided by its root. Above: as ordinary batch norm.
-    expected = (x - x.mean((0, 2, 3), keepdim=True))[:, :2] / partial.floor[:2].add(
-        1e-6
-    ).sqrt().view(1, 2, 1, 1)
-    torch.testing.assert_close(
-        y[:, :2], expected * norm.weight[:2].view(1, 2, 1, 1), rtol=1e-3, atol=1e-5
-    )
-    plain = nn.functional.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.1, 1e-6)
-    torch.testing.assert_close(y[:, 2], plain[:, 2], rtol=1e-4, atol=1e-5)
-    expected_var = 0.9 * norm.running_var[:2] + 0.1 * partial.floor[:2]
-    torch.testing.assert_close(partial.running_var[:2], expected_var)
-    norm.running_mean, norm.running_var = partial.running_mean, partial.running_var
-    norm.eps = 1e-6
-    torch.testing.assert_close(partial.eval()(x), norm.eval()(x))
-
-
-@pytest.mark.parametrize("encoder_bn", ["train", "eval", "partial"])
+@pytest.mark.parametrize("encoder_bn", ["train", "eval", "partial", "partial_pretrained"])
 def test_the_frozen_encoder_is_the_pretrained_one(encoder_bn: EncoderBatchNorm) -> None:
     def seeded(make: Callable[[], nn.Module]) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -233,24 +207,6 @@ def test_the_frozen_encoder_is_the_pretrained_one(encoder_bn: EncoderBatchNorm) 
             strict=True,
         ):
             assert torch.equal(actual, expected)
-
-
-def test_maps_are_made_in_mixed_precision_and_compared_in_float32(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    detector = build()
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def half(device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-
-    monkeypatch.setattr(distillation, "mixed_precision", half)
-    detector.network.register_forward_hook(lambda _module, _inputs, pairs: seen.extend(pairs))
-    maps = detector.anomaly_maps(images())
-    assert {part.dtype for pair in seen for part in pair} == {torch.bfloat16}
-    assert maps.dtype == torch.float32
-    pairs = [(target.float(), prediction.float()) for target, prediction in seen]
-    torch.testing.assert_close(maps, anomaly_map(pairs, 64, 4.0))
 
 
 def test_construction_leaves_the_global_random_state_alone() -> None:

@@ -1,30 +1,75 @@
-"""The space of a study and its trial 0."""
+"""The space of a study and its trial 0: the paper's own for that dataset and category."""
 
 from __future__ import annotations
 
 import pytest
+from optuna.distributions import CategoricalDistribution
 
-from anomtune.registry import DATASETS, METHODS
+from anomtune.errors import SweepError
+from anomtune.registry import METHODS
 from anomtune.search.config import MethodConfig
-from anomtune.search.decide.study import plan_search
+from anomtune.search.decide.study import plan_search, plan_studies
+from anomtune.search.store.records import StudyKey
+from tests.search.conftest import parse_sweep, sweep_dict
 
 
 @pytest.mark.parametrize("method", METHODS.names())
-def test_trial_0_has_what_the_papers_set_on_the_dataset(method: str) -> None:
-    """ISIC 2018: the image score is the mean of the map, for methods that have the choice."""
-    settings = DATASETS.get("isic2018").settings
-    assert settings == {"score": "mean"}
-    plan = plan_search(method, MethodConfig(), settings)
-    fields = METHODS.get(method).Hyperparameters.model_fields
-    assert getattr(plan.defaults, "score", None) == ("mean" if "score" in fields else None)
-    assert plan_search(method, MethodConfig()).defaults == METHODS.get(method).Hyperparameters()
+def test_where_no_paper_was_trial_0_has_the_defaults(method: str) -> None:
+    kind = METHODS.get(method).Hyperparameters
+    assert plan_search(method, MethodConfig()).defaults == kind()
+    assert plan_search(method, MethodConfig(), "folder", "tile").defaults == kind()
 
 
-def test_the_sweep_file_goes_before_the_dataset() -> None:
-    fixed = MethodConfig(fixed={"score": "max"})
-    assert plan_search("rd4ad", fixed, {"score": "mean"}).defaults.score == "max"
+@pytest.mark.parametrize("method", ["rd4ad", "recontrast"])
+def test_on_isic_the_score_is_the_mean_of_the_map(method: str) -> None:
+    assert plan_search(method, MethodConfig(), "isic2018", "isic2018").defaults.score == "mean"
 
 
-def test_the_methods_that_have_the_choice() -> None:
-    having = [n for n in METHODS.names() if "score" in METHODS.get(n).Hyperparameters.model_fields]
-    assert {"rd4ad", "recontrast", "gnl"} <= set(having)
+def test_each_study_of_a_sweep_has_its_own_trial_0() -> None:
+    dataset = {"name": "mvtec", "root": "/data", "categories": ["tile", "bottle"]}
+    methods = {"recontrast": {}, "ssae": {"fixed": {"diff": "squared"}}, "padim": {}}
+    plans = plan_studies(parse_sweep(sweep_dict(dataset=dataset, methods=methods), "test"))
+    assert list(plans) == [
+        StudyKey(category, method) for category in ("tile", "bottle") for method in methods
+    ]
+    modes = {
+        category: plans[StudyKey(category, "recontrast")].defaults.encoder_bn
+        for category in ("tile", "bottle")
+    }
+    assert modes == {"tile": "eval", "bottle": "train"}
+    assert plans[StudyKey("tile", "ssae")].defaults.augment == "all"
+    assert plans[StudyKey("bottle", "ssae")].defaults.t == 1
+    assert {plan.defaults.diff for key, plan in plans.items() if key.method == "ssae"} == {
+        "squared"
+    }, "the sweep file goes before the paper"
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "value"),
+    [
+        ({}, "encoder_bn", "eval"),
+        ({"fixed": {"encoder_bn": "train"}}, "encoder_bn", "train"),
+        ({"preset": "stable"}, "encoder_bn", "partial"),
+        ({"preset": "B+"}, "encoder_bn", "eval"),
+        ({"preset": "stable", "fixed": {"encoder_bn": "eval"}}, "encoder_bn", "eval"),
+    ],
+)
+def test_the_sweep_file_goes_before_the_paper(config: dict, field: str, value: str) -> None:
+    plan = plan_search("recontrast", MethodConfig(**config), "mvtec", "tile")
+    assert getattr(plan.defaults, field) == value
+
+
+def test_the_papers_value_lies_in_the_space() -> None:
+    """Else the sampler could learn nothing from trial 0."""
+    plan = plan_search("rd4ad", MethodConfig(), "mnist", "3")
+    assert plan.defaults.sigma == 32
+    assert plan.distributions["sigma"] == CategoricalDistribution((0.0, 2.0, 4.0, 6.0, 8.0, 32.0))
+    assert plan.anchor()[1]
+    given = MethodConfig(space={"sigma": {"choices": [2.0, 4.0]}})
+    plan = plan_search("rd4ad", given, "mnist", "3")
+    assert plan.distributions["sigma"] == CategoricalDistribution((2.0, 4.0)), "the user's own"
+
+
+def test_what_the_sweep_file_gets_wrong_is_named() -> None:
+    with pytest.raises(SweepError, match=r"methods\.recontrast\.fixed\.iterations"):
+        plan_search("recontrast", MethodConfig(fixed={"iterations": 0}), "visa", "pcb1")

@@ -23,6 +23,7 @@ from anomtune.search.detector.predict import load_model
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.metrics.metric import BUILT_IN, register_metric
 from anomtune.search.results.leaderboard import compile_leaderboard
+from anomtune.search.run import held_out as held_out_module
 from anomtune.search.run.held_out import run_confirm
 from anomtune.search.run.trial import TrialSpec
 from anomtune.search.store.records import ConfirmRecord, RecordStore, Rung, TrialRecord
@@ -259,3 +260,24 @@ def test_a_metric_of_ones_own_is_measured_and_has_a_column(toy_data, make_spec, 
     board = compile_leaderboard(config, store)
     assert board["test_average_precision_mean"].to_pylist() == [pytest.approx(expected)]
     assert "AP" in [column.header for column in leaderboard_table(board).columns]
+
+
+def test_held_out_images_are_resized_as_the_method_wants(tmp_path, make_spec, monkeypatch) -> None:
+    draw_category(tmp_path / "data" / "plate", size=48)
+    spec = make_spec(tmp_path / "data")
+    hyperparameters = METHODS.get("spr").Hyperparameters(width=8, resolution=32, epochs=1)
+    training = spec.training.model_copy(
+        update={"method": "spr", "hyperparameters": hyperparameters.model_dump()}
+    )
+    opened = []
+
+    def load(*args, **options):
+        opened.append(load_test_split(*args, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(held_out_module, "load_test_split", load)
+    list(run_confirm(spec.model_copy(update={"training": training})))
+    for key, image in zip(opened[0].keys, opened[0].images, strict=True):
+        file = Image.open(tmp_path / "data" / "plate" / key)
+        expected = file.resize((32, 32), Image.Resampling.LANCZOS)
+        np.testing.assert_array_equal(image, np.asarray(expected))
