@@ -28,7 +28,7 @@ SEARCH_FLOORS = (
     ("decide", "detector"),
     ("run", "results", "events"),
     ("preparation",),
-    ("sweep", "report"),
+    ("sweep", "report", "reproduce"),
 )
 #: What a room must not import, directly or through others.
 STRANGERS = {
