@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from anomtune.search.results.columns import columns_named, is_of_plugin
+from anomtune.search.results.columns import columns_named, is_of_plugin, ranked_by_both
 from anomtune.search.results.figures import figure
 from anomtune.search.results.status import SweepStatus, status_line
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _BEFORE = ("category", "rank", "method", "val_auroc", "val_auroc_low", "gain")
 _AFTER = ("trials", "train_seconds", "image_ms", "parameters")
 #: Between them, those of these in which anything was measured, and metrics of plug-ins.
-_MEASURED = ("confirmed_auroc_mean", "test_auroc_mean", "shifted_auroc_mean")
+_MEASURED = ("confirmed_auroc_mean", "confirmed_auroc_low", "test_auroc_mean", "shifted_auroc_mean")
 
 _TO_THE_LEFT = {"category", "method"}
 
@@ -34,7 +34,12 @@ def leaderboard_table(board: pa.Table) -> Table:
     columns = columns_named(names)
     optional = [*_MEASURED, *filter(is_of_plugin, names)]
     measured = [name for name in optional if any(row[name] is not None for row in rows)]
-    shown = [columns[name] for name in (*_BEFORE, *measured, *_AFTER)]
+    before_it = list(_BEFORE)
+    if ranked_by_both(rows):
+        before_it.insert(2, "ranked_by")
+    elif "confirmed_auroc_low" in measured:
+        before_it.remove("val_auroc_low")  # an interval is enough: that of what ranks
+    shown = [columns[name] for name in (*before_it, *measured, *_AFTER)]
     table = Table(header_style="bold", box=None, pad_edge=False)
     for column in shown:
         left = column.name in _TO_THE_LEFT
@@ -59,8 +64,14 @@ def leaderboard_note(board: pa.Table) -> str:
     note = f"AUROC on {'/'.join(protocols)} validation images; gain over the paper's own config."
     if any(row["confirmed_auroc_mean"] is not None for row in rows):
         note += " Confirmed: the same over seeds, which ranks; held out: images not seen before."
+    if ranked_by_both(rows):
+        note += (
+            " Ranked by search: one training, the best of many, placed after all confirmed rows."
+        )
     if any(row["tied"] for row in rows):
         note += " = : not to be told apart from the best by a paired test (5 %)."
+    if any(row["tied"] is None and row["rank"] > 1 and row["params"] is not None for row in rows):
+        note += " Unmarked rows may be as good: `tied` is not known of all of them."
     return note
 
 

@@ -144,7 +144,7 @@ def _satterthwaite(sources: list[_Source]) -> tuple[Array, Array]:
 def _squared_half(sources: list[_Source]) -> Array:
     """Returns the squared half-width that independent sources give a 95 % interval."""
     if not sources:
-        return np.float64(0.0)  # type: ignore[return-value]
+        return np.zeros(())
     variance, freedom = _satterthwaite(sources)
     return np.asarray(stdtrit(freedom, 0.975) ** 2 * variance)
 
