@@ -76,7 +76,7 @@ def intervals(labels: npt.NDArray[np.integer], scores: Array) -> Interval:
         half = np.sqrt(squared) / (value * (1 - value))
         low, high = expit(logit(value) - half), expit(logit(value) + half)
     # One image of a class, or all alike: nothing to estimate a width from.
-    unknown = sum(source.variance for source in images) < _NOTHING
+    unknown = (sum(source.variance for source in images) < _NOTHING) | (smaller < 2)
     low, high = np.where(unknown, 0.0, low), np.where(unknown, 1.0, high)
     bound = 0.025 ** (1 / smaller)
     low = np.where(value == 1.0, bound, np.where(value == 0.0, 0.0, low))
