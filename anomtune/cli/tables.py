@@ -34,26 +34,28 @@ def leaderboard_table(board: pa.Table) -> Table:
     columns = columns_named(names)
     optional = [*_MEASURED, *filter(is_of_plugin, names)]
     measured = [name for name in optional if any(row[name] is not None for row in rows)]
-    before_it = list(_BEFORE)
+    before, after = list(_BEFORE), list(_AFTER)
     if ranked_by_both(rows):
-        before_it.insert(2, "ranked_by")
+        after = ["trials", "image_ms"]  # make room for both intervals
     elif "confirmed_auroc_low" in measured:
-        before_it.remove("val_auroc_low")  # an interval is enough: that of what ranks
-    shown = [columns[name] for name in (*before_it, *measured, *_AFTER)]
+        before.remove("val_auroc_low")  # an interval is enough: that of what ranks
+    shown = [columns[name] for name in (*before, *measured, *after)]
     table = Table(header_style="bold", box=None, pad_edge=False)
     for column in shown:
         left = column.name in _TO_THE_LEFT
         table.add_column(
-            escape(column.title), justify="left" if left else "right", no_wrap=column.name != "rank"
+            escape(column.title),
+            justify="left" if left else "right",
+            no_wrap=column.name != "rank",
         )
-    before = None
+    above = None
     for row in rows:
-        if before not in (None, row["category"]):
+        if above not in (None, row["category"]):
             table.add_section()
         # A category is named once.
-        first = row["category"] if row["category"] != before else ""
+        first = row["category"] if row["category"] != above else ""
         table.add_row(escape(first), *(escape(column.format(row)) for column in shown[1:]))
-        before = row["category"]
+        above = row["category"]
     return table
 
 
@@ -65,9 +67,7 @@ def leaderboard_note(board: pa.Table) -> str:
     if any(row["confirmed_auroc_mean"] is not None for row in rows):
         note += " Confirmed: the same over seeds, which ranks; held out: images not seen before."
     if ranked_by_both(rows):
-        note += (
-            " Ranked by search: one training, the best of many, placed after all confirmed rows."
-        )
+        note += " Rows that are not confirmed (-) come last, ranked by the search's AUROC."
     if any(row["tied"] for row in rows):
         note += " = : not to be told apart from the best by a paired test (5 %)."
     if any(row["tied"] is None and row["rank"] > 1 and row["params"] is not None for row in rows):

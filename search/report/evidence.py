@@ -145,7 +145,7 @@ def _tied_with_paper(store: RecordStore, study: StudyEvidence) -> bool | None:
 def _held_out(store: RecordStore, confirmed: Confirmed) -> tuple[Labels, Scores] | None:
     """Returns held-out labels ``(K,)`` and scores ``(S, K)`` of the runs of a config.
 
-    ``None`` if some are missing or give no AUROC.
+    ``None`` if some are missing, or they do not give the AUROC of their records.
     """
     found = [store.read_held_out(run) for run in confirmed.runs]
     known = [held_out for held_out in found if held_out is not None]
@@ -155,4 +155,8 @@ def _held_out(store: RecordStore, confirmed: Confirmed) -> tuple[Labels, Scores]
     if len(np.unique(labels)) < 2 or any(not np.array_equal(labels, k.labels) for k in known):
         return None
     scores = np.stack([held_out.scores for held_out in known])
-    return (labels, scores) if np.isfinite(scores).all() else None
+    if confirmed.test_auroc is None or not np.isfinite(scores).all():
+        return None
+    # Of other scores than the figure's nothing is to be said.
+    same = abs(auroc(labels, scores).value - confirmed.test_auroc) < 1e-9
+    return (labels, scores) if same else None

@@ -228,9 +228,9 @@ def test_without_confirm_runs_a_row_comes_after_those_with(store, compiled):
     ]
     assert board["confirmed_auroc_low"].to_pylist()[1:] == [None, None, None]
     shown = text_of(board)
-    assert "ranked by" in shown
     assert "95 % interval" in shown
-    assert "placed after all confirmed rows" in leaderboard_note(board)
+    assert "confirmed 95 %" in shown
+    assert "not confirmed (-) come last, ranked by the search" in leaderboard_note(board)
     assert "Unmarked rows may be as good" in leaderboard_note(board)
 
 
@@ -318,7 +318,7 @@ def test_the_table_for_people(board):
     text = text_of(board[2])
     assert "=1  a" in text
     assert f"{board[2]['val_auroc'][0].as_py():.3f}" in text
-    assert "ranked by" not in text
+    assert "confirmed" not in text + leaderboard_note(board[2])
     assert "4 (1 pruned)" in text
     assert "nan" not in text.lower()
     assert "None" not in text
