@@ -20,6 +20,8 @@ sys.path.append(str(PLUGIN))
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, (str(PLUGIN), os.environ.get("PYTHONPATH", "")))
 )
+# Else what waits for workers takes the time that they need.
+os.environ |= {"RAY_worker_niceness": "0"}
 if (SHARED / "weights").is_dir():
     os.environ.setdefault("TORCH_HOME", str(SHARED / "weights"))
 
@@ -87,6 +89,12 @@ def ray_session():
 
     with ray_cluster(None):
         yield ray
+
+
+@pytest.fixture(scope="session")
+def ray_address(ray_session) -> str:
+    """Where other processes find that instance."""
+    return ray_session.get_runtime_context().gcs_address
 
 
 @pytest.fixture

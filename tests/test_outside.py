@@ -169,7 +169,7 @@ at.register_method("theirs", their.detectors.Brightness)
 sweep = at.Sweep(
     name="x", dataset=at.Folder({images!r}),
     methods={{"theirs": {{}}, "their.detectors:Brightness": {{}}}},
-    image_size=32, trials=1, rungs=1, confirm=0,
+    image_size=32, trials=1, rungs=1, confirm=0, concurrency=1,
 )
 result = at.run(sweep, {out!r})
 print([trial.state for study in result for trial in study.trials])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections import Counter
 
@@ -27,6 +25,7 @@ from anomtune.search.store.records import (
 )
 from anomtune.search.store.storage import Storage
 from anomtune.search.sweep import run as run_sweep
+from tests.driver import Driver
 from tests.search.conftest import FACTS, sweep_dict
 
 
@@ -230,7 +229,9 @@ def test_without_confirm_there_is_nothing_to_do(simulation, make_sweep) -> None:
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_a_sweep_ends_with_confirmed_figures_and_can_ask_for_more(tmp_path, toy_data) -> None:
-    config = parse_sweep(sweep_dict(toy_data, confirm={"top": 1, "seeds": [1, 2]}), "test")
+    config = parse_sweep(
+        sweep_dict(toy_data, concurrency=1, confirm={"top": 1, "seeds": [1, 2]}), "test"
+    )
     board = run_sweep(config, tmp_path).leaderboard
     assert board.num_rows == 2
     for row in board.to_pylist():
@@ -250,7 +251,9 @@ def test_a_sweep_ends_with_confirmed_figures_and_can_ask_for_more(tmp_path, toy_
     assert len(before) in (4, 6, 8)  # the winner and the default, which may be the same config
     # The same again does nothing; more configs add theirs and leave the others as they are.
     run_sweep(config, tmp_path)
-    more = parse_sweep(sweep_dict(toy_data, confirm={"top": 3, "seeds": [1, 2]}), "test")
+    more = parse_sweep(
+        sweep_dict(toy_data, concurrency=1, confirm={"top": 3, "seeds": [1, 2]}), "test"
+    )
     run_sweep(more, tmp_path)
     after = {
         path: (tmp_path / path).read_bytes() for path in store.storage.list("confirm", ".json")
@@ -270,6 +273,7 @@ def test_a_failing_confirm_run_is_a_record(tmp_path, toy_data, monkeypatch) -> N
         sweep_dict(
             toy_data,
             trials=1,
+            concurrency=1,
             dataset={"name": "folder", "root": str(toy_data), "categories": ["plate"]},
             methods={"toy": {"fixed": {"behaviour": "fail_later", "marker": str(marker)}}},
             confirm={"top": 1, "seeds": [5]},
@@ -305,7 +309,9 @@ def test_a_study_is_told_of_when_its_last_run_has_ended(simulation) -> None:
 
 
 @pytest.mark.ray
-def test_killed_while_it_confirms_it_ends_with_the_same_numbers(tmp_path, toy_data) -> None:
+def test_killed_while_it_confirms_it_ends_with_the_same_numbers(
+    tmp_path, toy_data, ray_address
+) -> None:
     file = tmp_path / "sweep.yaml"
     methods = {"toy": {"fixed": {"seconds": 0.05}}}
     confirm = {"top": 2, "seeds": [1, 2]}
@@ -315,9 +321,8 @@ def test_killed_while_it_confirms_it_ends_with_the_same_numbers(tmp_path, toy_da
         )
     )
 
-    def start(name: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "anomtune", "sweep", str(file)]
-        return subprocess.Popen([*command, "--dir", str(tmp_path / name)], start_new_session=True)
+    def start(name: str) -> Driver:
+        return Driver("sweep", file, "--dir", tmp_path / name, "--address", ray_address)
 
     def figures(name: str) -> dict:
         store = RecordStore(Storage(tmp_path / name))
@@ -328,7 +333,7 @@ def test_killed_while_it_confirms_it_ends_with_the_same_numbers(tmp_path, toy_da
             for run, scores in zip(ended, store.read_scores(ended), strict=True)
         }
 
-    assert start("undisturbed").wait(120) == 0
+    assert start("undisturbed").wait() == 0
     killed = 0
     while killed < 3:
         known = figures("killed")
@@ -336,10 +341,9 @@ def test_killed_while_it_confirms_it_ends_with_the_same_numbers(tmp_path, toy_da
         while driver.poll() is None and len(figures("killed")) <= len(known):
             time.sleep(0.02)
         driver.kill()
-        driver.wait()
         killed += 1
     assert 3 <= len(known) + 1 < len(figures("undisturbed")), "killed in the middle"
-    assert start("killed").wait(120) == 0
+    assert start("killed").wait() == 0
     assert figures("killed") == figures("undisturbed")
     columns = ["rank", "tied", "confirmed_auroc_low", "test_auroc_mean", "optimism_gap", "params"]
     boards = [

@@ -11,7 +11,7 @@ import pytest
 
 from anomtune.registry import DATASETS, METHODS
 from anomtune.search.results.leaderboard import compile_leaderboard
-from anomtune.search.results.paper_results import paper_auroc
+from anomtune.search.results.paper_results import paper_auroc, published
 from anomtune.search.store.directory import read_sweep
 from tests.search.sample_sweep import write_sample_sweep
 
@@ -31,10 +31,10 @@ def categories(dataset: str) -> set[str]:
     return set(getattr(kind, "classes", None) or kind.counts)
 
 
-def average(dataset: str, method: str) -> float:
+def average(dataset: str, method: str, figure: str = "auroc") -> float:
     """Returns the mean over the categories in percent."""
     return 100 * mean(
-        float(row["auroc"]) for row in ROWS if (row["dataset"], row["method"]) == (dataset, method)
+        float(row[figure]) for row in ROWS if (row["dataset"], row["method"]) == (dataset, method)
     )
 
 
@@ -76,6 +76,29 @@ def test_a_method_has_all_categories_of_a_dataset_or_none():
 def test_means_are_the_published_averages(dataset, method, published, decimals):
     half = 0.5 * 10**-decimals
     assert average(dataset, method) == pytest.approx(published, abs=half + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "method", "figure", "published_mean"),
+    [
+        ("mvtec", "recontrast", "pixel_auroc", 98.4),
+        ("mvtec", "recontrast", "aupro_per_image", 95.2),
+        ("mvtec", "ssae", "pixel_auroc", 99.1),
+        ("mvtec", "patchcore", "pixel_auroc", 98.4),
+        ("visa", "recontrast", "pixel_auroc", 98.2),
+        ("visa", "recontrast", "aupro_per_image", 92.6),
+    ],
+)
+def test_means_of_pixels_are_the_published_averages(dataset, method, figure, published_mean):
+    assert average(dataset, method, figure) == pytest.approx(published_mean, abs=0.05 + 1e-9)
+
+
+def test_what_is_published_has_a_source():
+    found = published("mvtec", "screw", "recontrast")
+    assert found.figures == {"auroc": 0.98, "pixel_auroc": 0.996, "aupro_per_image": 0.986}
+    assert found.source == "Guo et al. (NeurIPS 2023) Tables 1 and A1"
+    assert published("mvtec", "screw", "rd4ad").figures.keys() == {"auroc"}
+    assert published("mvtec", "screw", "spr") is None
 
 
 def test_known_and_unknown_values():

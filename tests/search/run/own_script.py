@@ -52,6 +52,7 @@ def main() -> None:
             "image_size": 32,
             "trials": 4,
             "rungs": 2,
+            "concurrency": 1,
             "methods": {"mine": {"fixed": {"brightness": 0.25}}, "toy": {}},
             "confirm": {"top": 1, "seeds": [1]},
         },

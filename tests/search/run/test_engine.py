@@ -34,6 +34,10 @@ def records_without_cost(directory: Path) -> dict[str, dict]:
     }
 
 
+#: Where it is not the subject that trials run side by side: a worker less to start.
+ALONE = {"concurrency": 1}
+
+
 def digests(directory: Path, pattern: str) -> dict[str, str]:
     return {
         str(path): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -120,7 +124,7 @@ def test_a_finished_sweep_is_left_as_it_is(finished):
 
 def test_same_seed_and_one_worker_give_identical_records(tmp_path, toy_data, make_sweep):
     for name in ("one", "two"):
-        run(make_sweep(toy_data, trials=6, concurrency=1), tmp_path / name)
+        run(make_sweep(toy_data, trials=6, **ALONE), tmp_path / name)
     one, two = (records_without_cost(tmp_path / name) for name in ("one", "two"))
     assert one == two
     scores = [list(digests(tmp_path / name, "*.npy").values()) for name in ("one", "two")]
@@ -129,10 +133,10 @@ def test_same_seed_and_one_worker_give_identical_records(tmp_path, toy_data, mak
 
 def test_extending_keeps_what_is_there(tmp_path, toy_data, make_sweep):
     small = {"name": "folder", "root": str(toy_data), "categories": ["plate"]}
-    run(make_sweep(toy_data, trials=2, dataset=small), tmp_path)
+    run(make_sweep(toy_data, trials=2, dataset=small, **ALONE), tmp_path)
     before = digests(tmp_path / "trials", "0*.json")
     assert len(before) == 2
-    outcome = run(make_sweep(toy_data, trials=3), tmp_path)
+    outcome = run(make_sweep(toy_data, trials=3, **ALONE), tmp_path)
     after = digests(tmp_path / "trials", "0*.json")
     assert len(after) == 6
     assert {path: after[path] for path in before} == before
@@ -158,7 +162,13 @@ def test_a_failing_trial_is_a_record_and_the_sweep_goes_on(
     }
     dataset = {"name": "folder", "root": str(toy_data), "categories": ["plate"]}
     config = make_sweep(
-        toy_data, trials=8, methods=methods, dataset=dataset, sampler="random", pruner="none"
+        toy_data,
+        trials=8,
+        methods=methods,
+        dataset=dataset,
+        sampler="random",
+        pruner="none",
+        **ALONE,
     )
     outcome = run(config, tmp_path)
     records = RecordStore(Storage(tmp_path)).read_all()[StudyKey("plate", "toy")]
@@ -175,7 +185,9 @@ def test_a_failing_trial_is_a_record_and_the_sweep_goes_on(
 def test_a_killed_worker_is_retried_once(tmp_path, toy_data, make_sweep):
     fixed = {"behaviour": "die_once", "marker": str(tmp_path / "died")}
     dataset = {"name": "folder", "root": str(toy_data), "categories": ["ring"]}
-    config = make_sweep(toy_data, trials=3, methods={"toy": {"fixed": fixed}}, dataset=dataset)
+    config = make_sweep(
+        toy_data, trials=3, methods={"toy": {"fixed": fixed}}, dataset=dataset, **ALONE
+    )
     outcome = run(config, tmp_path / "sweep")
     assert (tmp_path / "died").exists()
     row = outcome.leaderboard.to_pylist()[0]
@@ -184,7 +196,7 @@ def test_a_killed_worker_is_retried_once(tmp_path, toy_data, make_sweep):
 
 def test_a_study_without_a_usable_trial_is_reported(tmp_path, toy_data, make_sweep):
     methods = {"toy": {"fixed": {"behaviour": "diverge"}}}
-    outcome = run(make_sweep(toy_data, trials=2, methods=methods), tmp_path)
+    outcome = run(make_sweep(toy_data, trials=2, methods=methods, **ALONE), tmp_path)
     unusable = [(study.category, study.method) for study in outcome if study.best is None]
     assert unusable == [("plate", "toy"), ("ring", "toy")]
     assert [row["val_auroc"] for row in outcome.leaderboard.to_pylist()] == [None, None]
@@ -203,7 +215,7 @@ def test_data_that_vanishes_is_no_fault_of_the_configs(tmp_path, toy_data, make_
         run_work(*arguments)
 
     monkeypatch.setattr(sweep, "run_work", unplugged)
-    config = make_sweep(data, trials=3)
+    config = make_sweep(data, trials=3, **ALONE)
     with pytest.raises(DataError, match="no such folder"):
         run(config, tmp_path / "sweep")
     monkeypatch.undo()
@@ -215,7 +227,7 @@ def test_data_that_vanishes_is_no_fault_of_the_configs(tmp_path, toy_data, make_
 
 
 def test_unreadable_scores_and_an_empty_record_stop_nothing(tmp_path, toy_data, make_sweep):
-    config = make_sweep(toy_data, trials=2)
+    config = make_sweep(toy_data, trials=2, **ALONE)
     run(config, tmp_path)
     for path in tmp_path.rglob("0*.npy"):
         path.write_bytes(b"")
@@ -242,7 +254,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
         real(target, content, durable=durable)
 
     monkeypatch.setattr(storage, "write_whole", full_after_ten)
-    config = make_sweep(toy_data, trials=4)
+    config = make_sweep(toy_data, trials=4, **ALONE)
     with pytest.raises(StorageError, match="No space left on device; free some space"):
         run(config, tmp_path)
     monkeypatch.undo()

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +14,7 @@ import pytest
 import yaml
 
 from anomtune.search.run.checkpoint import SECONDS_VARIABLE
+from tests.driver import Driver
 from tests.search.conftest import sweep_dict
 
 pytestmark = pytest.mark.ray
@@ -32,14 +30,10 @@ def sweep_file(tmp_path, toy_data) -> Path:
     return path
 
 
-def start(sweep_file: Path, directory: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "anomtune", "sweep", str(sweep_file)]
-    return subprocess.Popen(
-        [*command, "--dir", str(directory)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+def start(sweep_file: Path, directory: Path, address: str | None = None) -> Driver:
+    """Starts the command: on a Ray of its own, which dies with it, or on one that stays."""
+    return Driver(
+        "sweep", sweep_file, "--dir", directory, *(("--address", address) if address else ())
     )
 
 
@@ -77,33 +71,30 @@ def alive(family: list[psutil.Process]) -> list[str]:
     return found
 
 
-def wait_until_changed(driver: subprocess.Popen, directory: Path, before: dict) -> None:
+def wait_until_changed(driver: Driver, directory: Path, before: dict) -> None:
     wait_for(lambda: driver.poll() is not None or read_records(directory) != before)
 
 
-def test_killed_at_ten_random_moments(tmp_path, sweep_file):
+def test_killed_at_ten_random_moments(tmp_path, sweep_file, ray_address):
     generator = random.Random(7)
     directory = tmp_path / "sweep"
     finished: dict[Path, dict] = {}
-    kills = 0
-    while kills < 10:
+    for kill in range(10):
         before = read_records(directory)
-        driver = start(sweep_file, directory)
-        if kills % 5:  # most kills while trials run, some while the driver still starts
+        if kill % 5:  # most kills while trials run, some while the driver still starts
+            driver = start(sweep_file, directory, ray_address)
             wait_until_changed(driver, directory, before)
             time.sleep(generator.uniform(0, 0.6))
         else:
+            driver = start(sweep_file, directory)
             time.sleep(generator.uniform(0, 5))
         driver.kill()
-        driver.communicate()
-        kills += 1
         records = read_records(directory)
         for path, record in finished.items():
             assert records[path] == record, "a finished record has changed"
         finished = {path: r for path, r in records.items() if r["state"] != "RUNNING"}
-    driver = start(sweep_file, directory)
-    out, err = driver.communicate(timeout=120)
-    assert driver.returncode == 0, err
+    driver = start(sweep_file, directory, ray_address)
+    assert driver.wait() == 0, driver.err
     records = read_records(directory)
     for path, record in finished.items():
         assert records[path] == record
@@ -111,7 +102,7 @@ def test_killed_at_ten_random_moments(tmp_path, sweep_file):
         numbers = [r["number"] for r in records.values() if r["category"] == category]
         assert numbers == list(range(TRIALS))
     assert {record["state"] for record in records.values()} <= {"COMPLETE", "PRUNED"}
-    assert "Next:" in out
+    assert "Next:" in driver.out
 
 
 def test_interrupted_orderly_and_no_process_left(tmp_path, sweep_file):
@@ -120,52 +111,50 @@ def test_interrupted_orderly_and_no_process_left(tmp_path, sweep_file):
     wait_for(lambda: any(r["curve"] for r in read_records(directory).values()))
     family = processes_of(driver.pid)
     assert family
-    os.kill(driver.pid, signal.SIGTERM)
-    _, err = driver.communicate(timeout=60)
-    assert driver.returncode == 3, err
-    assert "goes on from here" in err
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait() == 3, driver.err
+    assert "goes on from here" in driver.err
     assert pq.read_table(directory / "leaderboard.parquet").num_rows == 2
     wait_for(lambda: not alive(family))
 
 
 def test_interrupted_while_it_prepares(tmp_path, sweep_file):
     driver = start(sweep_file, tmp_path / "sweep")
-    for line in driver.stderr:
-        if "starting Ray" in line:
-            break
+    wait_for(lambda: "starting Ray" in driver.err)
     driver.send_signal(signal.SIGINT)
-    _, err = driver.communicate(timeout=60)
-    assert driver.returncode == 3, err
-    assert "goes on from here" in err
+    assert driver.wait() == 3, driver.err
+    assert "goes on from here" in driver.err
 
 
-def test_a_directory_has_one_driver(tmp_path, sweep_file):
+def test_a_directory_has_one_driver(tmp_path, sweep_file, ray_address):
     directory = tmp_path / "sweep"
     # Slow trials: the first must still be at it when the second has read its images.
     sweep_file.write_text(sweep_file.read_text().replace("seconds: 0.03", "seconds: 0.5"))
-    first = start(sweep_file, directory)
+    first = start(sweep_file, directory, ray_address)
     wait_for(lambda: read_records(directory))
-    second = start(sweep_file, directory)
-    _, err = second.communicate(timeout=60)
-    assert second.returncode == 2
-    assert f"process {first.pid}" in err
-    assert len(err.strip().splitlines()) <= 6, err
-    first.terminate()
-    first.communicate(timeout=60)
-    assert first.returncode == 3
+    second = start(sweep_file, directory, ray_address)
+    assert second.wait() == 2
+    assert f"process {first.pid}" in second.err
+    assert len(second.err.strip().splitlines()) <= 6, second.err
+    first.send_signal(signal.SIGTERM)
+    assert first.wait() == 3, first.err
 
 
-def test_a_killed_driver_leaves_no_worker(tmp_path, sweep_file):
+def test_a_killed_driver_leaves_no_worker_and_the_next_goes_on(tmp_path, sweep_file, ray_address):
     directory = tmp_path / "sweep"
     driver = start(sweep_file, directory)
     wait_for(lambda: any(r["curve"] for r in read_records(directory).values()))
     family = processes_of(driver.pid)
     driver.kill()
-    driver.communicate()
-    psutil.wait_procs(family, timeout=10)
-    # Two small agents of Ray's own notice only after a minute that their node is gone.
-    left = [name for name in alive(family) if "Agent" not in name]
-    assert left == []
+
+    def left() -> list[str]:
+        # Two small agents of Ray's own notice only after a minute that their node is gone.
+        return [name for name in alive(family) if "Agent" not in name]
+
+    wait_for(lambda: not left(), seconds=10)
+    driver = start(sweep_file, directory, ray_address)
+    assert driver.wait() == 0, driver.err
+    assert len(read_records(directory)) == 2 * TRIALS
 
 
 def test_a_killed_worker_goes_on_from_its_last_rung(tmp_path, toy_data, sweep_file, monkeypatch):
@@ -175,8 +164,7 @@ def test_a_killed_worker_goes_on_from_its_last_rung(tmp_path, toy_data, sweep_fi
     config = sweep_dict(trials=1, methods={"toy": {"fixed": fixed}}, dataset=dataset, confirm=0)
     sweep_file.write_text(yaml.safe_dump(config))
     driver = start(sweep_file, tmp_path / "sweep")
-    _, err = driver.communicate(timeout=300)
-    assert driver.returncode == 0, err
+    assert driver.wait(300) == 0, driver.err
     assert (tmp_path / "died").exists()
     (record,) = read_records(tmp_path / "sweep").values()
     assert record["state"] == "COMPLETE", "it began again, which this toy does not stand"

@@ -20,6 +20,7 @@ from anomtune.search.store.directory import read_sweep
 from anomtune.search.store.lock import DirectoryLock
 from anomtune.search.store.records import RecordStore, TrialRecord
 from anomtune.search.store.storage import Storage
+from tests.driver import Driver
 from tests.search.conftest import sweep_dict
 
 pytest.importorskip("moto.server", reason="needs moto[server], an S3 server for tests")
@@ -189,7 +190,7 @@ def test_a_store_that_fails_for_a_while_is_forgiven(place, quick, monkeypatch):
 
 
 @pytest.mark.ray
-def test_a_whole_sweep_is_killed_and_goes_on(place, tmp_path, toy_data):
+def test_a_whole_sweep_is_killed_and_goes_on(place, tmp_path, toy_data, ray_address):
     config = sweep_dict(
         toy_data,
         trials=5,
@@ -199,11 +200,8 @@ def test_a_whole_sweep_is_killed_and_goes_on(place, tmp_path, toy_data):
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(config))
     store = RecordStore(Storage(place))
 
-    def start() -> subprocess.Popen:
-        command = [sys.executable, "-m", "anomtune", "sweep", tmp_path / "sweep.yaml"]
-        return subprocess.Popen(
-            [*command, "--dir", place], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    def start() -> Driver:
+        return Driver("sweep", tmp_path / "sweep.yaml", "--dir", place, "--address", ray_address)
 
     def trials() -> dict[str, TrialRecord]:
         return {r.path: r for study in store.read_all().values() for r in study}
@@ -214,16 +212,11 @@ def test_a_whole_sweep_is_killed_and_goes_on(place, tmp_path, toy_data):
         while driver.poll() is None and len(store.storage.list("trials", ".npy")) < count:
             time.sleep(0.1)
         driver.kill()
-        driver.communicate()
         after = trials()
         assert {path: after[path] for path in before} == before
         before = {path: record for path, record in after.items() if record.state != "RUNNING"}
     driver = start()
-    try:
-        out, err = driver.communicate(timeout=300)
-    finally:
-        driver.kill()
-    assert driver.returncode == 0, err
+    assert driver.wait(300) == 0, driver.err
     after = trials()
     assert {path: after[path] for path in before} == before
     assert sorted(after) == [
@@ -241,4 +234,4 @@ def test_a_whole_sweep_is_killed_and_goes_on(place, tmp_path, toy_data):
     for category in ("plate", "ring"):  # also reads what a move has copied
         load_detector(f"{address}/models/{category}/toy?{options}")
     assert "token" not in json.loads(store.storage.read("owner.json"))
-    assert place in out
+    assert place in driver.out
