@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from anomtune.search.results.columns import columns_named, is_of_plugin
+from anomtune.search.results.columns import columns_named, is_of_plugin, ranked_by_both
 from anomtune.search.results.figures import figure
 from anomtune.search.results.status import SweepStatus, status_line
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _BEFORE = ("category", "rank", "method", "val_auroc", "val_auroc_low", "gain")
 _AFTER = ("trials", "train_seconds", "image_ms", "parameters")
 #: Between them, those of these in which anything was measured, and metrics of plug-ins.
-_MEASURED = ("confirmed_auroc_mean", "test_auroc_mean", "shifted_auroc_mean")
+_MEASURED = ("confirmed_auroc_mean", "confirmed_auroc_low", "test_auroc_mean", "shifted_auroc_mean")
 
 _TO_THE_LEFT = {"category", "method"}
 
@@ -34,21 +34,28 @@ def leaderboard_table(board: pa.Table) -> Table:
     columns = columns_named(names)
     optional = [*_MEASURED, *filter(is_of_plugin, names)]
     measured = [name for name in optional if any(row[name] is not None for row in rows)]
-    shown = [columns[name] for name in (*_BEFORE, *measured, *_AFTER)]
+    before, after = list(_BEFORE), list(_AFTER)
+    if ranked_by_both(rows):
+        after = ["trials", "image_ms"]  # make room for both intervals
+    elif "confirmed_auroc_low" in measured:
+        before.remove("val_auroc_low")  # an interval is enough: that of what ranks
+    shown = [columns[name] for name in (*before, *measured, *after)]
     table = Table(header_style="bold", box=None, pad_edge=False)
     for column in shown:
         left = column.name in _TO_THE_LEFT
         table.add_column(
-            escape(column.title), justify="left" if left else "right", no_wrap=column.name != "rank"
+            escape(column.title),
+            justify="left" if left else "right",
+            no_wrap=column.name != "rank",
         )
-    before = None
+    above = None
     for row in rows:
-        if before not in (None, row["category"]):
+        if above not in (None, row["category"]):
             table.add_section()
         # A category is named once.
-        first = row["category"] if row["category"] != before else ""
+        first = row["category"] if row["category"] != above else ""
         table.add_row(escape(first), *(escape(column.format(row)) for column in shown[1:]))
-        before = row["category"]
+        above = row["category"]
     return table
 
 
@@ -59,8 +66,12 @@ def leaderboard_note(board: pa.Table) -> str:
     note = f"AUROC on {'/'.join(protocols)} validation images; gain over the paper's own config."
     if any(row["confirmed_auroc_mean"] is not None for row in rows):
         note += " Confirmed: the same over seeds, which ranks; held out: images not seen before."
+    if ranked_by_both(rows):
+        note += " Rows that are not confirmed (-) come last, ranked by the search's AUROC."
     if any(row["tied"] for row in rows):
         note += " = : not to be told apart from the best by a paired test (5 %)."
+    if any(row["tied"] is None and row["rank"] > 1 and row["params"] is not None for row in rows):
+        note += " Unmarked rows may be as good: `tied` is not known of all of them."
     return note
 
 

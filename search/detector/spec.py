@@ -16,8 +16,10 @@ class Found(BaseModel):
     Attributes:
         trial: Number of the trial that the config comes from.
         auroc: Its validation AUROC, in [0, 1].
-        interval: Its 95 % DeLong interval.
+        interval: Its 95 % interval: of that training, with other images.
         default_auroc: AUROC of the paper's own config.
+        confirmed_auroc: Mean validation AUROC over the seeds of the confirm runs.
+        confirmed_interval: Its 95 % interval, with other images and other seeds.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -26,6 +28,8 @@ class Found(BaseModel):
     auroc: float
     interval: tuple[float, float]
     default_auroc: float | None = None
+    confirmed_auroc: float | None = None
+    confirmed_interval: tuple[float, float] | None = None
 
 
 class TrainingSpec(BaseModel):

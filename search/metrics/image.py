@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, ndtr, ndtri
+
+from anomtune.search.metrics.delong import intervals, p_values
 
 Scores = npt.NDArray[np.floating]
 Labels = npt.NDArray[np.integer]
@@ -25,29 +25,19 @@ class Auroc:
 def auroc(labels: Labels, scores: Scores) -> Auroc:
     """Returns the area under the ROC curve; tied scores count one half.
 
-    The interval is DeLong's on the logit scale, so that it stays within [0, 1] (Hanley and
-    McNeil's transform, as in Pepe 2003, section 5.2). At an area of exactly 0 or 1, where DeLong's
-    variance is 0, it is the Clopper-Pearson bound of as many trials as the smaller class has
-    images: an honest width where the formula has none.
+    Of several trainings of one config it is their mean, and the interval says where it would be
+    with other images and other seeds (`anomtune.search.metrics.delong.intervals`). Of a single
+    training it is that training's, with other images.
 
     Args:
         labels: ``(N,)``, 0 for normal and 1 for anomalous images.
-        scores: ``(N,)``, higher where more anomalous.
+        scores: ``(N,)``, or ``(S, N)`` of S trainings; higher where more anomalous.
 
     Raises:
         ValueError: If a class is missing or a score is not finite.
     """
-    anomalous, normal, value = _placements(labels, scores)
-    smaller = min(len(anomalous), len(normal))
-    if value in (0.0, 1.0):
-        bound = 0.025 ** (1 / smaller)
-        return Auroc(value, bound, 1.0) if value == 1.0 else Auroc(value, 0.0, 1.0 - bound)
-    deviation = math.sqrt(_variance(anomalous, normal)) if smaller > 1 else 0.0
-    if deviation == 0.0:  # one image, or all alike: nothing to estimate a width from
-        return Auroc(value, 0.0, 1.0)
-    centre = math.log(value / (1 - value))
-    half = float(ndtri(0.975)) * deviation / (value * (1 - value))
-    return Auroc(value, float(expit(centre - half)), float(expit(centre + half)))
+    found = intervals(*_trainings(labels, scores))
+    return Auroc(float(found.value), float(found.low), float(found.high))
 
 
 def roc_curve(
@@ -80,29 +70,40 @@ def roc_curve(
 
 
 def paired_delong_p(labels: Labels, first: Scores, second: Scores) -> float:
-    """Returns the two-sided p-value that two detectors have the same AUROC on the same images.
+    """Returns the two-sided p-value that two configs have the same AUROC.
 
-    DeLong, DeLong and Clarke-Pearson 1988, with the ``O(n log n)`` placements of Sun and Xu 2014.
+    See `anomtune.search.metrics.delong.p_values`.
 
     Args:
         labels: ``(N,)``, 0 for normal and 1 for anomalous images.
-        first: ``(N,)`` scores of one detector.
-        second: ``(N,)`` scores of the other, in the same order.
+        first: ``(N,)`` scores of a training of one config, or ``(S, N)`` of S trainings.
+        second: Those of the other config, of the same images in the same order.
 
-    Returns:
-        The p-value; 1 if the areas are equal. Where one detector is better by the same amount on
-        every image, DeLong's variance is 0; the sign test of the smaller class stands in.
+    Raises:
+        ValueError: If a class is missing or a score is not finite.
     """
-    first_anomalous, first_normal, first_area = _placements(labels, first)
-    second_anomalous, second_normal, second_area = _placements(labels, second)
-    difference = first_area - second_area
-    smaller = min(len(first_anomalous), len(first_normal))
-    if difference == 0.0 or smaller < 2:
-        return 1.0
-    variance = _variance(first_anomalous - second_anomalous, first_normal - second_normal)
-    if variance < 1e-24:  # rounding of components that are all alike
-        return min(1.0, 2 * 0.5**smaller)
-    return float(2 * ndtr(-abs(difference) / math.sqrt(variance)))
+    labels, one = _trainings(labels, first)
+    return float(p_values(labels, one, _trainings(labels, second)[1]))
+
+
+def are_tied(labels: Labels, first: Scores, second: Scores) -> bool | None:
+    """Returns whether two configs cannot be told apart at 5 %.
+
+    ``None`` where that is not known: the images tell a single training of one from a single
+    training of the other, but another seed may say otherwise. (Where the images alone cannot tell
+    them, what seeds add to the variance cannot help.)
+
+    Args:
+        labels: ``(N,)``, 0 for normal and 1 for anomalous images.
+        first: ``(N,)`` scores of a training of one config, or ``(S, N)`` of S trainings.
+        second: Those of the other config, of the same images in the same order.
+
+    Raises:
+        ValueError: If a class is missing or a score is not finite.
+    """
+    if paired_delong_p(labels, first, second) > 0.05:
+        return True
+    return False if min(len(np.atleast_2d(first)), len(np.atleast_2d(second))) > 1 else None
 
 
 def f1_threshold(labels: Labels, scores: Scores) -> tuple[float, float, float]:
@@ -138,37 +139,10 @@ def f1_threshold(labels: Labels, scores: Scores) -> tuple[float, float, float]:
     return float(values[last_of_equals[best]]), float(f1[best]), float(1 - wrong / len(values))
 
 
-def _variance(anomalous: npt.NDArray[np.float64], normal: npt.NDArray[np.float64]) -> float:
-    """Returns DeLong's variance of an area from its structural components."""
-    return float(anomalous.var(ddof=1) / len(anomalous) + normal.var(ddof=1) / len(normal))
-
-
-def _placements(
-    labels: Labels, scores: Scores
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float]:
-    """Returns DeLong's structural components and the area.
-
-    For every anomalous image the share of normal images that it outscores, and for every normal
-    image the share of anomalous images that outscore it (a tie is one half). The mean of either
-    is the area; it is computed from the sum of ranks, which is exact: equal areas are equal bits.
-    """
+def _trainings(labels: Labels, scores: Scores) -> tuple[Labels, npt.NDArray[np.float64]]:
+    """Returns labels and scores, the latter ``(S, N)``."""
     labels, values = _checked(labels, scores)
-    anomalous, normal = values[labels == 1], values[labels == 0]
-    ranks = _midranks(np.concatenate([anomalous, normal]))
-    m, n = len(anomalous), len(normal)
-    over_normal = (ranks[:m] - _midranks(anomalous)) / n
-    under_anomalous = 1.0 - (ranks[m:] - _midranks(normal)) / m
-    area = (float(ranks[:m].sum()) - m * (m + 1) / 2) / (m * n)
-    return over_normal, under_anomalous, area
-
-
-def _midranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Returns 1-based ranks; tied values share the mean of theirs.
-
-    As `scipy.stats.rankdata`; every worker would spend more time on importing it than on its ranks.
-    """
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return labels, np.atleast_2d(values)
 
 
 def _checked(labels: Labels, scores: Scores) -> tuple[Labels, npt.NDArray[np.float64]]:

@@ -28,23 +28,24 @@ def cost(rows: Sequence[Row], palette: Mapping[str, str], column: str, title: st
         title: What it is called.
     """
     known = [row for row in rows if row["val_auroc"] is not None and row[column]]
-    front = pareto([(row[column], ranked_by(row)) for row in known])
+    front = pareto([(row[column], ranked_value(row)) for row in known])
     traces = []
     if len(front) > 1:
         traces.append(line("Pareto front", front, MUTED, 1.5, dash="dash", shape="hv"))
     for row in known:
-        value = ranked_by(row)
+        value = ranked_value(row)
         point = (row[column], value, row["method"])
         symbol = "star" if row["rank"] == 1 else "circle"
         trace = markers(row["method"], [point], palette[row["method"]], symbol, 13)
-        trace["error_y"] = {
-            "type": "data",
-            "symmetric": False,
-            "array": [digits(max(0.0, row["val_auroc_high"] - value))],
-            "arrayminus": [digits(max(0.0, value - row["val_auroc_low"]))],
-            "thickness": 1,
-            "width": 4,
-        }
+        if ends := ranked_interval(row):
+            trace["error_y"] = {
+                "type": "data",
+                "symmetric": False,
+                "array": [digits(max(0.0, ends[1] - value))],
+                "arrayminus": [digits(max(0.0, value - ends[0]))],
+                "thickness": 1,
+                "width": 4,
+            }
         trace["hovertemplate"] = "%{customdata}: %{y:.3f} at %{x:.3s}<extra></extra>"
         traces.append(trace)
     drawn = figure(traces, title, "validation AUROC")
@@ -72,10 +73,17 @@ def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def ranked_by(row: Row) -> float:
+def ranked_value(row: Row) -> float:
     """Returns the AUROC by which a row with a config is ranked: confirmed, else of the search."""
     confirmed = row["confirmed_auroc_mean"]
     return float(row["val_auroc"] if confirmed is None else confirmed)
+
+
+def ranked_interval(row: Row) -> tuple[float, float] | None:
+    """Returns the 95 % interval of that AUROC, ``None`` where scores of a seed are missing."""
+    name = "val_auroc" if row["confirmed_auroc_mean"] is None else "confirmed_auroc"
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return None if low is None or high is None else (low, high)
 
 
 def roc(runs: Sequence[tuple[int, HeldOutScores]], colour: str) -> Figure | None:

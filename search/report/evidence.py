@@ -13,7 +13,7 @@ from anomtune.search.config import Sweep
 from anomtune.search.decide.confirm import Confirmed, choose, summarise
 from anomtune.search.decide.progress import StudyProgress, study_progress
 from anomtune.search.decide.study import SearchPlan, plan_studies
-from anomtune.search.metrics.image import paired_delong_p
+from anomtune.search.metrics.image import Auroc, Labels, Scores, are_tied, auroc
 from anomtune.search.report.verdict import Verdict, judge
 from anomtune.search.results.column import Row
 from anomtune.search.results.leaderboard import compile_leaderboard
@@ -30,6 +30,7 @@ class StudyEvidence:
         records: Its trials, in order of number.
         confirmed: Its configs that are confirmed, by number of their trial.
         winner: What was confirmed of the chosen config, if that is a confirmed one.
+        held_out: The mean AUROC of its confirm runs on held-out images, with its interval.
         progress: How far it is.
     """
 
@@ -38,6 +39,7 @@ class StudyEvidence:
     records: Sequence[TrialRecord]
     confirmed: Mapping[int, Confirmed]
     winner: Confirmed | None
+    held_out: Auroc | None
     progress: StudyProgress
 
 
@@ -94,45 +96,66 @@ def gather(config: Sweep, store: RecordStore) -> Evidence:
         studies = []
         for row in entries:
             key = StudyKey(name, row["method"])
-            plan = plans[key]
-            studies.append(_study(config, row, plan, trials.get(key, ()), runs.get(key, ())))
+            records, own = trials.get(key, ()), runs.get(key, ())
+            studies.append(_study(config, store, row, plan=plans[key], records=records, runs=own))
         progress = [study.progress for study in studies]
-        verdict = judge(entries, progress, _told_apart(store, studies[0]))
+        verdict = judge(entries, progress, _tied_with_paper(store, studies[0]))
         categories.append(CategoryEvidence(name, studies, verdict))
     return Evidence(config, store, board, categories)
 
 
 def _study(
     config: Sweep,
+    store: RecordStore,
     row: Row,
+    *,
     plan: SearchPlan,
     records: Sequence[TrialRecord],
     runs: Sequence[ConfirmRecord],
 ) -> StudyEvidence:
     key = StudyKey(row["category"], row["method"])
+    winner = choose(records, runs, config.confirm)[1]
+    measured = None if winner is None else _held_out(store, winner)
     return StudyEvidence(
         row=row,
         plan=plan,
         records=records,
         confirmed=summarise(records, runs, config.confirm),
-        winner=choose(records, runs, config.confirm)[1],
+        winner=winner,
+        held_out=None if measured is None else auroc(*measured),
         progress=study_progress(config, key, records, runs, searched=bool(plan.space)),
     )
 
 
-def _told_apart(store: RecordStore, study: StudyEvidence) -> list[bool]:
-    """Returns for each seed whether held-out images tell the chosen config from the paper's own."""
+def _tied_with_paper(store: RecordStore, study: StudyEvidence) -> bool | None:
+    """Returns whether held-out images and seeds cannot tell the chosen config from the paper's.
+
+    ``None`` where that is not known.
+    """
     default = study.confirmed.get(0)
     if study.winner is None or default is None or study.winner.number == 0:
-        return []
-    papers = {run.seed: run for run in default.runs}
-    told = []
-    for run in study.winner.runs:
-        chosen, own = store.read_held_out(run), store.read_held_out(papers[run.seed])
-        if chosen is None or own is None or not np.array_equal(chosen.labels, own.labels):
-            return []
-        try:
-            told.append(paired_delong_p(chosen.labels, chosen.scores, own.scores) <= 0.05)
-        except ValueError:  # a class is missing, or a score is not finite
-            return []
-    return told
+        return None
+    chosen, own = _held_out(store, study.winner), _held_out(store, default)
+    if chosen is None or own is None or not np.array_equal(chosen[0], own[0]):
+        return None
+    return are_tied(chosen[0], chosen[1], own[1])
+
+
+def _held_out(store: RecordStore, confirmed: Confirmed) -> tuple[Labels, Scores] | None:
+    """Returns held-out labels ``(K,)`` and scores ``(S, K)`` of the runs of a config.
+
+    ``None`` if some are missing, or they do not give the AUROC of their records.
+    """
+    found = [store.read_held_out(run) for run in confirmed.runs]
+    known = [held_out for held_out in found if held_out is not None]
+    if len(known) < len(found) or not known:
+        return None
+    labels = known[0].labels
+    if len(np.unique(labels)) < 2 or any(not np.array_equal(labels, k.labels) for k in known):
+        return None
+    scores = np.stack([held_out.scores for held_out in known])
+    if confirmed.test_auroc is None or not np.isfinite(scores).all():
+        return None
+    # Of other scores than the figure's nothing is to be said.
+    same = abs(auroc(labels, scores).value - confirmed.test_auroc) < 1e-9
+    return (labels, scores) if same else None

@@ -10,13 +10,12 @@ from statistics import mean
 
 import pyarrow as pa
 
-from anomtune.search.decide.confirm import Confirmed
-from anomtune.search.report.accuracy_figures import ranked_by
+from anomtune.search.report.accuracy_figures import ranked_interval, ranked_value
 from anomtune.search.report.evidence import CategoryEvidence, Evidence, StudyEvidence
-from anomtune.search.report.verdict import count, deviation, spread
+from anomtune.search.report.verdict import confirmed, count, deviation, spread
 from anomtune.search.results.column import Row
-from anomtune.search.results.columns import columns_named, is_of_plugin
-from anomtune.search.results.figures import figure, signed
+from anomtune.search.results.columns import columns_named, is_of_plugin, ranked_by_both
+from anomtune.search.results.figures import figure, interval, signed
 
 
 @dataclass(frozen=True)
@@ -26,9 +25,9 @@ class ForestRow:
     Attributes:
         method: Its name.
         tied: Whether it cannot be told from rank 1; ``None`` where that was not tested.
-        low: Where the 95 % interval of the search's validation AUROC begins.
-        width: How wide it is.
-        value: Where the validation AUROC stands by which it is ranked.
+        low: Where the 95 % interval of the validation AUROC begins by which it is ranked.
+        width: How wide it is; 0 if it is not known.
+        value: Where that AUROC stands.
         test: Where the mean held-out AUROC stands.
         label: The figures in words.
     """
@@ -48,7 +47,7 @@ def forest_start(evidence: Evidence) -> float:
         value
         for study in evidence.studies
         for value in (
-            study.row["val_auroc_low"],
+            *(ranked_interval(study.row) or ()),
             study.row["confirmed_auroc_mean"],
             study.row["test_auroc_mean"],
         )
@@ -74,18 +73,18 @@ def forest(category: CategoryEvidence, start: float) -> list[ForestRow]:
         if row["val_auroc"] is None:
             continue
         test = row["test_auroc_mean"]
-        label = f"validation {figure(row['val_auroc'])} ({_interval(row)})"
+        label = f"validation {figure(row['val_auroc'])} ({_of_search(row)})"
         if row["n_seeds"]:
-            label += f", retrained {spread(row, 'confirmed_auroc')}"
+            label += f", retrained {confirmed(row)}"
         label += "" if test is None else f", held out {spread(row, 'test_auroc')}"
-        low, high = place(row["val_auroc_low"]), place(row["val_auroc_high"])
+        low, high = map(place, ranked_interval(row) or (ranked_value(row),) * 2)
         rows.append(
             ForestRow(
                 method=row["method"],
                 tied=row["tied"],
                 low=low,
                 width=round(high - low, 2),
-                value=place(ranked_by(row)),
+                value=place(ranked_value(row)),
                 test=None if test is None else place(test),
                 label=label,
             )
@@ -130,12 +129,11 @@ def heat_maps(evidence: Evidence) -> list[HeatMap]:
         _heat_map(
             evidence,
             "Validation",
-            "By this the methods are ranked: the mean and standard deviation over the seeds where "
-            "a config is confirmed, else the search's figure and its 95 % interval.",
-            ranked_by,
-            lambda study: (
-                deviation(study.row, "confirmed_auroc") if study.winner else _interval(study.row)
-            ),
+            "By this the methods are ranked, and its 95 % interval: the mean over the seeds, with "
+            "other images and other seeds, where a config is confirmed; else one training of the "
+            "search, with other images, ranked after all that are confirmed.",
+            ranked_value,
+            lambda study: interval(*(ranked_interval(study.row) or (None, None))),
         )
     ]
     if any(study.row["test_auroc_mean"] is not None for study in evidence.studies):
@@ -143,10 +141,14 @@ def heat_maps(evidence: Evidence) -> list[HeatMap]:
             _heat_map(
                 evidence,
                 "Held out",
-                "Mean over the seeds, on images that neither search nor choice has seen, and the "
-                "mean of the seeds' 95 % intervals.",
+                "Mean over the seeds, on images that neither search nor choice has seen, and its "
+                "95 % interval with other images and other seeds.",
                 lambda row: row["test_auroc_mean"],
-                lambda study: _test_interval(study.winner) or deviation(study.row, "test_auroc"),
+                lambda study: (
+                    interval(study.held_out.low, study.held_out.high)
+                    if study.held_out
+                    else deviation(study.row, "test_auroc")
+                ),
             )
         )
     return maps
@@ -178,7 +180,7 @@ def _heat_map(
             row = study.row
             below = note(study)
             title = f"{category.name}, {method}, rank {row['rank']}: {figure(found)} {below}"
-            title += f"; search {figure(row['val_auroc'])} ({_interval(row)})"
+            title += f"; search {figure(row['val_auroc'])} ({_of_search(row)})"
             if row["tied"]:
                 title += "; not to be told from rank 1 by a paired test (5 %)"
             cells.append(
@@ -193,16 +195,6 @@ def _heat_map(
             )
         rows.append((category.name, cells))
     return HeatMap(name, explanation, rows, figure(low), figure(high))
-
-
-def _test_interval(winner: Confirmed | None) -> str:
-    """Returns the mean of the seeds' intervals on held-out images, if they were measured."""
-    if winner is None:
-        return ""
-    measured = [run.test for run in winner.runs if run.test is not None]
-    lows = [test.auroc_low for test in measured if test.auroc_low is not None]
-    highs = [test.auroc_high for test in measured if test.auroc_high is not None]
-    return f"{figure(mean(lows))}-{figure(mean(highs))}" if lows and highs else ""
 
 
 def agreement_in_words(evidence: Evidence) -> list[str]:
@@ -255,11 +247,13 @@ class TableColumn:
 _SHOWN = (
     "category",
     "rank",
+    "ranked_by",
     "method",
     "val_auroc",
     "val_auroc_low",
     "gain",
     "confirmed_auroc_mean",
+    "confirmed_auroc_low",
     "test_auroc_mean",
     "default_test_auroc_mean",
     "test_pixel_auroc_mean",
@@ -286,6 +280,8 @@ def leaderboard(evidence: Evidence) -> list[TableColumn]:
         column = columns[name]
         cells = [Cell("" if row[name] is None else column.format(row), row[name]) for row in rows]
         numeric = not pa.types.is_dictionary(column.type)
+        if name == "ranked_by" and not ranked_by_both(rows):
+            continue
         if any(cell.key is not None for cell in cells):
             shown.append(TableColumn(column.title, column.meaning, cells, numeric))
     return shown
@@ -342,5 +338,5 @@ def _images(normal: int | None, anomalous: int | None) -> str:
     return f"{normal} normal, {anomalous} anomalous" if normal + anomalous else "none"
 
 
-def _interval(row: Row) -> str:
-    return f"{figure(row['val_auroc_low'])}-{figure(row['val_auroc_high'])}"
+def _of_search(row: Row) -> str:
+    return interval(row["val_auroc_low"], row["val_auroc_high"])

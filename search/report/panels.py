@@ -18,7 +18,7 @@ from anomtune.search.report import accuracy_figures, search_figures
 from anomtune.search.report.evidence import CategoryEvidence, StudyEvidence
 from anomtune.search.report.search_figures import short, time_unit
 from anomtune.search.report.traces import Figure
-from anomtune.search.report.verdict import spread
+from anomtune.search.report.verdict import confirmed, spread
 from anomtune.search.results.figures import figure as auroc
 from anomtune.search.store.held_out import Example
 from anomtune.search.store.records import RecordStore
@@ -274,7 +274,7 @@ def _facts(study: StudyEvidence) -> list[tuple[str, str]]:
     if row["default_val_auroc"] is not None:
         facts.append(("the paper's own config", auroc(row["default_val_auroc"])))
     if row["n_seeds"]:
-        facts.append((f"retrained, {row['n_seeds']} seeds", spread(row, "confirmed_auroc")))
+        facts.append((f"retrained, {row['n_seeds']} seeds", confirmed(row)))
     if row["test_auroc_mean"] is not None:
         facts.append(("held out", spread(row, "test_auroc")))
     return facts

@@ -13,7 +13,7 @@ from typing import Literal
 
 from anomtune.search.decide.progress import StudyProgress
 from anomtune.search.results.column import Row
-from anomtune.search.results.figures import figure, signed
+from anomtune.search.results.figures import figure, interval, signed
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,15 @@ class Verdict:
 
 
 def judge(
-    rows: Sequence[Row], progress: Sequence[StudyProgress], told_apart: Sequence[bool] = ()
+    rows: Sequence[Row], progress: Sequence[StudyProgress], tied_with_paper: bool | None = None
 ) -> Verdict:
     """Returns the verdict on a category.
 
     Args:
         rows: Its rows of the leaderboard, in order of rank; at least one.
         progress: How far each of its studies is.
-        told_apart: For each seed, whether a paired test (5 %) on the held-out images tells the
-            chosen config of rank 1 from the paper's own; empty if there is nothing to compare.
+        tied_with_paper: Whether held-out images and seeds cannot tell the chosen config of rank 1
+            from the paper's own (5 %); ``None`` where that is not known.
     """
     first = rows[0]
     tied: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ def judge(
         tied = tuple(row["method"] for row in rows[1:] if row["tied"])
         findings = [
             _accuracy(first),
-            _against_paper(first, told_apart),
+            _against_paper(first, tied_with_paper),
             _against_others(rows),
             *_failures(rows),
         ]
@@ -126,11 +126,11 @@ def _nothing_completed(rows: Sequence[Row], *, finished: bool) -> Finding:
 
 def _accuracy(row: Row) -> Finding:
     """How good the first is, and on which images that is known."""
-    interval = f"{figure(row['val_auroc_low'])}-{figure(row['val_auroc_high'])}"
-    sentence = f"{row['method']}: validation AUROC {figure(row['val_auroc'])} ({interval})"
+    own = interval(row["val_auroc_low"], row["val_auroc_high"])
+    sentence = f"{row['method']}: validation AUROC {figure(row['val_auroc'])} ({own})"
     if row["n_seeds"]:
         seeds = count(row["n_seeds"], "seed")
-        sentence += f", {spread(row, 'confirmed_auroc')} when retrained with {seeds}"
+        sentence += f", {confirmed(row)} when retrained with {seeds}"
     if row["validation"] == "test":
         return (
             f"{sentence}. Validation is the whole test set (protocol test): the figure is "
@@ -151,7 +151,7 @@ def _accuracy(row: Row) -> Finding:
     return f"{sentence}; held out {spread(row, 'test_auroc')}.", None
 
 
-def _against_paper(row: Row, told_apart: Sequence[bool]) -> Finding:
+def _against_paper(row: Row, tied: bool | None) -> Finding:
     """Whether the search was worth it: the chosen config against the paper's own."""
     if row["trial_number"] == 0:
         return (
@@ -160,7 +160,7 @@ def _against_paper(row: Row, told_apart: Sequence[bool]) -> Finding:
         )
     test, default = row["test_auroc_mean"], row["default_test_auroc_mean"]
     if test is not None and default is not None:
-        return _gain(test - default, told_apart)
+        return _gain(test - default, tied)
     if test is not None:
         return "The paper's own config is not confirmed, so the gain over it is not known.", None
     if row["gain"] is None:
@@ -172,7 +172,7 @@ def _against_paper(row: Row, told_apart: Sequence[bool]) -> Finding:
     )
 
 
-def _gain(gain: float, told_apart: Sequence[bool]) -> Finding:
+def _gain(gain: float, tied: bool | None) -> Finding:
     """What the search has won on held-out images, and whether that is more than chance."""
     if round(gain, 3) <= 0:
         return (
@@ -180,20 +180,16 @@ def _gain(gain: float, told_apart: Sequence[bool]) -> Finding:
             NOT_BETTER,
         )
     sentence = f"{signed(gain)} over the paper's own config on held-out images"
-    certain, seeds = sum(told_apart), len(told_apart)
-    if not seeds:
-        return f"{sentence}.", Mark("good", f"{signed(gain)} over the paper's config")
-    if certain == 0:
+    good = Mark("good", f"{signed(gain)} over the paper's config")
+    if tied is None:
+        return f"{sentence}; whether that is more than chance is not known.", good
+    if tied:
         return (
-            f"{sentence}, but too little for these images to tell the two apart (paired DeLong, "
-            "5 %).",
+            f"{sentence}, but too little for these images and seeds to tell the two apart (paired "
+            "DeLong, 5 %).",
             Mark("plain", f"{signed(gain)} over the paper's config, within chance"),
         )
-    return (
-        f"{sentence}, more than chance with {certain} of {count(seeds, 'seed')} (paired DeLong, "
-        "5 %).",
-        Mark("good", f"{signed(gain)} over the paper's config"),
-    )
+    return f"{sentence}, more than chance (paired DeLong, 5 %).", good
 
 
 def _against_others(rows: Sequence[Row]) -> Finding:
@@ -203,8 +199,8 @@ def _against_others(rows: Sequence[Row]) -> Finding:
         only = "It is the only method of the sweep."
         return only if len(rows) == 1 else "No other method has a completed trial.", None
     tied = [row for row in others if row["tied"]]
-    unknown = [row["method"] for row in others if row["tied"] is None]
-    note = f" It could not be compared with {_join(unknown)} image by image." if unknown else ""
+    unknown = [row for row in others if row["tied"] is None]
+    note = _not_known(first, unknown)
     if not tied:
         if len(unknown) == len(others):
             return note.strip(), Mark("caution", "not compared by a test")
@@ -214,7 +210,8 @@ def _against_others(rows: Sequence[Row]) -> Finding:
             Mark("good", "told from the others"),
         )
     names = _join([row["method"] for row in tied])
-    sentence = f"These images cannot tell it from {names} (paired DeLong, 5 %)"
+    what = "These images and seeds" if first["n_seeds"] else "These images"
+    sentence = f"{what} cannot tell it from {names} (paired DeLong, 5 %)"
     timed = [row for row in (first, *tied) if row["image_ms"] is not None]
     if timed:
         cheapest = min(timed, key=lambda row: row["image_ms"])
@@ -224,6 +221,23 @@ def _against_others(rows: Sequence[Row]) -> Finding:
         else:
             sentence += f"; the cheapest of them is {cheapest['method']} ({cost})"
     return f"{sentence}.{note}", Mark("caution", f"tied with {count(len(tied), 'other')}")
+
+
+def _not_known(first: Row, unknown: Sequence[Row]) -> str:
+    """Says of which methods nothing is known against the first, and why."""
+    by_reason: dict[str, list[str]] = {}
+    for row in unknown:
+        if row["ranked_by"] != first["ranked_by"]:
+            reason = "not confirmed"
+        elif (row["n_seeds"] or 1) == 1:
+            reason = "one training of each; another seed may say otherwise"
+        else:
+            reason = "scores of a training are missing"
+        by_reason.setdefault(reason, []).append(row["method"])
+    return "".join(
+        f" Whether it can be told from {_join(methods)} is not known ({reason})."
+        for reason, methods in by_reason.items()
+    )
 
 
 def _failures(rows: Sequence[Row]) -> list[Finding]:
@@ -261,6 +275,12 @@ def _unfinished(progress: Sequence[StudyProgress]) -> list[Finding]:
 def spread(row: Row, name: str) -> str:
     """Returns a mean over the seeds with its standard deviation, if there is one."""
     return f"{figure(row[f'{name}_mean'])} {deviation(row, name)}".strip()
+
+
+def confirmed(row: Row) -> str:
+    """Returns the confirmed AUROC with its deviation and its interval, if there are any."""
+    ends = interval(row["confirmed_auroc_low"], row["confirmed_auroc_high"])
+    return spread(row, "confirmed_auroc") + (f" ({ends})" if ends else "")
 
 
 def deviation(row: Row, name: str) -> str:

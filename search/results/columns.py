@@ -12,17 +12,25 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from anomtune.search.config import Sweep
 from anomtune.search.decide.confirm import Confirmed
+from anomtune.search.metrics.image import Auroc
 from anomtune.search.metrics.metric import BUILT_IN, Metric, metrics
 from anomtune.search.results.column import NAME, TIME, Column, Row, as_time, plain
-from anomtune.search.results.figures import figure, signed
+from anomtune.search.results.figures import figure, interval, signed
 from anomtune.search.results.paper_results import paper_auroc
-from anomtune.search.store.records import Facts, Rung, StudyKey, TrialRecord, canonical
+from anomtune.search.store.records import (
+    AnyRecord,
+    Facts,
+    Rung,
+    StudyKey,
+    TrialRecord,
+    canonical,
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,8 @@ class Standing:
         default: What was confirmed beside it of the paper's own.
         held_out: Numbers of normal and anomalous held-out images; ``None`` if not known.
         rank: 1 = best of the category.
-        tied: Whether it cannot be told from rank 1; ``None`` where that was not tested.
+        tied: Whether it cannot be told from rank 1; ``None`` where that is not known.
+        confirmed_interval: What the scores of the confirm runs say of their mean AUROC.
     """
 
     config: Sweep
@@ -50,13 +59,28 @@ class Standing:
     held_out: tuple[int | None, int | None] = (None, None)
     rank: int = 0
     tied: bool | None = None
+    confirmed_interval: Auroc | None = None
 
     @property
-    def ranked_by(self) -> float:
-        """The AUROC by which it is ranked: confirmed, else of the search; -1 without either."""
+    def ranked_by(self) -> Literal["confirmed", "search"] | None:
+        """Whose AUROC its rank is made of; ``None`` without a completed trial."""
         if self.winner is not None:
-            return self.winner.val_auroc
-        return -1.0 if self.last is None else self.last.auroc
+            return "confirmed"
+        return None if self.last is None else "search"
+
+    @property
+    def order(self) -> tuple[int, float]:
+        """By which it is sorted: the best of many trials does not compare with a confirmed mean."""
+        if self.winner is not None:
+            return 0, -self.winner.val_auroc
+        return (2, 0.0) if self.last is None else (1, -self.last.auroc)
+
+    @property
+    def trainings(self) -> Sequence[AnyRecord]:
+        """The trainings whose mean AUROC ranks it."""
+        if self.winner is not None:
+            return self.winner.runs
+        return () if self.best is None else (self.best,)
 
     @property
     def last(self) -> Rung | None:
@@ -147,10 +171,18 @@ def _rank(row: Row) -> str:
     return f"{'=' if row['tied'] else ''}{row['rank']}"
 
 
-def _interval(row: Row) -> str:
-    if row["val_auroc"] is None:
-        return ""
-    return f"{figure(row['val_auroc_low'])}-{figure(row['val_auroc_high'])}"
+def _interval(name: str) -> Callable[[Row], str]:
+    return lambda row: interval(row[f"{name}_low"], row[f"{name}_high"])
+
+
+def _confirmed(get: Callable[[Auroc], float]) -> Callable[[Standing], float | None]:
+    """Returns a source of an end of the interval; none where a score of a seed is missing."""
+    return lambda study: None if study.confirmed_interval is None else get(study.confirmed_interval)
+
+
+def ranked_by_both(rows: Iterable[Row]) -> bool:
+    """Whether some rows are ranked by their confirmed AUROC and some by that of the search."""
+    return {"confirmed", "search"} <= {row["ranked_by"] for row in rows}
 
 
 def _trials(row: Row) -> str:
@@ -189,11 +221,17 @@ _BEFORE_METRICS: tuple[Column[Standing], ...] = (
     Column("method", NAME, lambda study: study.key.method, "method", plain("method"),
            "Detector family."),
     Column("rank", pa.int32(), lambda study: study.rank, "rank", _rank,
-           "Within the category: 1 = best, by confirmed_auroc_mean, before that by val_auroc. "
-           "= : a paired DeLong test (5 %) on the validation images cannot tell it from the best."),
+           "Within the category: 1 = best. Confirmed rows come first, by confirmed_auroc_mean; "
+           "the others follow, by val_auroc. = : it cannot be told from the best (tied)."),
+    Column("ranked_by", NAME, lambda study: study.ranked_by, "ranked by", plain("ranked_by"),
+           "What the rank is made of: confirmed (confirmed_auroc_mean, the mean over the seeds) or "
+           "search (val_auroc, one training, the best of many). Null without a completed trial."),
     _hidden("tied", pa.bool_(), lambda study: study.tied,
-            "Whether a paired DeLong test (5 %) cannot tell the row from rank 1; of rank 1, "
-            "whether that holds of any other. Null where it could not be made."),
+            "Whether validation images and seeds cannot tell the row from rank 1: a paired DeLong "
+            "test (5 %) of the mean AUROCs over the seeds, whose variance is that of images and "
+            "seeds. Of rank 1, whether that holds of any other. Null where it is not known: "
+            "without scores, if one of the two is confirmed and the other is not, and if there is "
+            "one training of each and the images tell these apart: other seeds may not."),
     _hidden("params", pa.string(), _best(lambda record: canonical(record.params)),
             "The chosen config as JSON: all hyperparameters."),
     _hidden("trial_number", pa.int32(), _best(lambda record: record.number),
@@ -201,7 +239,9 @@ _BEFORE_METRICS: tuple[Column[Standing], ...] = (
     Column("val_auroc", pa.float64(), _last(lambda rung: rung.auroc), "AUROC", _auroc("val_auroc"),
            "Image AUROC of the search on the validation images."),
     Column("val_auroc_low", pa.float64(), _last(lambda rung: rung.auroc_low), "95 % interval",
-           _interval, "Lower end of the 95 % DeLong interval of val_auroc."),
+           _interval("val_auroc"),
+           "Lower end of the 95 % interval of val_auroc: this one training with other images "
+           "(DeLong). It knows nothing of other seeds, nor of the choice among many trials."),
     _hidden("val_auroc_high", pa.float64(), _last(lambda rung: rung.auroc_high),
             "Upper end of that interval."),
     _hidden("n_val_normal", pa.int32(), _facts(lambda facts: facts.n_val_normal),
@@ -217,6 +257,12 @@ _BEFORE_METRICS: tuple[Column[Standing], ...] = (
            "Image AUROC on the validation images when retrained, mean over the seeds."),
     _hidden("confirmed_auroc_std", pa.float64(), _winner(lambda winner: winner.val_std),
             "Its standard deviation over the seeds."),
+    Column("confirmed_auroc_low", pa.float64(), _confirmed(lambda area: area.low),
+           "confirmed 95 %", _interval("confirmed_auroc"),
+           "Lower end of the 95 % interval of confirmed_auroc_mean: with other images and other "
+           "seeds; with one seed, that training with other images."),
+    _hidden("confirmed_auroc_high", pa.float64(), _confirmed(lambda area: area.high),
+            "Upper end of that interval."),
 )  # fmt: skip
 
 _TEST_AUROC_STD = _hidden(

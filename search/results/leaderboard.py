@@ -13,13 +13,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
+from itertools import islice
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anomtune.search.config import Sweep
 from anomtune.search.decide.confirm import choose, summarise
-from anomtune.search.metrics.image import paired_delong_p
+from anomtune.search.metrics.image import Labels, Scores, are_tied, auroc
 from anomtune.search.results.column import row_of, schema_of
 from anomtune.search.results.columns import Standing, leaderboard_columns
 from anomtune.search.results.trial_columns import TRIAL_COLUMNS
@@ -46,21 +48,22 @@ def compile_leaderboard(
     confirmed = store.read_confirmed()
     counts = store.read_test_counts()
     columns = leaderboard_columns(_recorded_metrics(confirmed))
-    rows = []
+    standings: dict[str, list[Standing]] = {}
     for category in config.dataset.categories or ():
-        standings = []
         for method in config.methods:
             key = StudyKey(category, method)
             records, runs = studies.get(key, []), confirmed.get(key, [])
             best, winner = choose(records, runs, config.confirm)
             default = summarise(records, runs, config.confirm).get(0) if winner else None
             held_out = counts.get(category, (None, None))
-            standings.append(Standing(config, key, records, best, winner, default, held_out))
-        standings.sort(key=lambda standing: -standing.ranked_by)
-        for rank, (standing, tied) in enumerate(
-            zip(standings, _ties(store, category, standings), strict=True), start=1
-        ):
-            rows.append(row_of(columns, replace(standing, rank=rank, tied=tied)))
+            standings.setdefault(category, []).append(
+                Standing(config, key, records, best, winner, default, held_out)
+            )
+    rows = [
+        row_of(columns, standing)
+        for category, listed in _with_scores(store, standings).items()
+        for standing in _ranked(listed, store.read_labels(category))
+    ]
     return pa.Table.from_pylist(rows, schema=schema_of(columns)).replace_schema_metadata(
         _metadata(config)
     )
@@ -99,26 +102,84 @@ def _recorded_metrics(runs: Mapping[StudyKey, Sequence[ConfirmRecord]]) -> set[s
     }
 
 
-def _ties(store: RecordStore, category: str, standings: Sequence[Standing]) -> list[bool | None]:
-    """Returns of each study whether it cannot be told from the first by a paired DeLong test.
+def _with_scores(
+    store: RecordStore, standings: Mapping[str, Sequence[Standing]]
+) -> dict[str, list[tuple[Standing, list[Scores | None]]]]:
+    """Returns with each study the validation scores of its trainings, all read at once."""
+    trainings = [t for listed in standings.values() for s in listed for t in s.trainings]
+    arrays = iter(store.read_scores(trainings))
+    return {
+        category: [(standing, list(islice(arrays, len(standing.trainings)))) for standing in listed]
+        for category, listed in standings.items()
+    }
 
-    ``None`` where the test could not be made. The first itself is tied if any other is.
+
+def _ranked(
+    listed: Sequence[tuple[Standing, list[Scores | None]]], labels: Labels | None
+) -> list[Standing]:
+    """Returns the studies of a category in order of rank, with ranks, ties and intervals.
 
     Args:
-        store: Where labels and scores lie.
-        category: Of the studies.
+        listed: The studies, with the scores of their trainings.
+        labels: Of the validation images.
+    """
+    listed = sorted(listed, key=lambda item: item[0].order)
+    scores = [_of_record(standing, arrays, labels) for standing, arrays in listed]
+    ranked = []
+    for rank, ((standing, _), own, tied) in enumerate(
+        zip(listed, scores, _ties([s for s, _ in listed], scores, labels), strict=True), start=1
+    ):
+        interval = None
+        if labels is not None and own is not None and standing.winner is not None:
+            interval = auroc(labels, own)
+        ranked.append(replace(standing, rank=rank, tied=tied, confirmed_interval=interval))
+    return ranked
+
+
+def _of_record(
+    standing: Standing, arrays: Sequence[Scores | None], labels: Labels | None
+) -> Scores | None:
+    """Returns the scores ``(S, N)`` that the AUROC of a row is made of, ``None`` if one is missing.
+
+    Scores which do not give the AUROC of their record are not its scores: a test of them could
+    favour the row that is ranked below.
+    """
+    found = []
+    for training, array in zip(standing.trainings, arrays, strict=True):
+        if labels is None or array is None or array.shape != labels.shape:
+            return None
+        try:
+            value = auroc(labels, array).value
+        except ValueError:  # a class is missing, or a score is not finite
+            return None
+        if training.value is None or abs(value - training.value) > 1e-9:
+            return None
+        found.append(array)
+    return np.stack(found) if found else None
+
+
+def _ties(
+    standings: Sequence[Standing], scores: Sequence[Scores | None], labels: Labels | None
+) -> list[bool | None]:
+    """Returns of each study whether it cannot be told from the first, which has the highest mean.
+
+    ``None`` where that is not known: without scores, where one is confirmed and the other is not,
+    and where a single training is all there is and its images tell them apart. The first itself is
+    tied if any other is, and not tied if none is.
+
+    Args:
         standings: In order of rank.
+        scores: Validation scores ``(S, N)`` of each.
+        labels: ``(N,)``
     """
     ties: list[bool | None] = [None] * len(standings)
-    labels = store.read_labels(category)
-    scores = [None if s.best is None else store.read_scores(s.best) for s in standings]
-    if labels is None or not scores or scores[0] is None or len(scores[0]) != len(labels):
-        return ties
-    for index, other in enumerate(scores[1:], start=1):
-        if other is not None and len(other) == len(labels):
-            ties[index] = paired_delong_p(labels, scores[0], other) > 0.05
-    if any(tied is not None for tied in ties):
-        ties[0] = any(ties)
+    for index, (standing, own) in enumerate(zip(standings, scores, strict=True)):
+        same = standing.ranked_by == standings[0].ranked_by
+        if index and same and labels is not None and own is not None and scores[0] is not None:
+            ties[index] = are_tied(labels, scores[0], own)
+    others = [tied for s, tied in zip(standings, ties, strict=True) if s.ranked_by is not None][1:]
+    if others and (True in others or None not in others):
+        ties[0] = True in others
     return ties
 
 

@@ -213,6 +213,8 @@ class SweepResult:
                 auroc=row["val_auroc"],
                 interval=(row["val_auroc_low"], row["val_auroc_high"]),
                 default_auroc=row["default_val_auroc"],
+                confirmed_auroc=row["confirmed_auroc_mean"],
+                confirmed_interval=_pair(row["confirmed_auroc_low"], row["confirmed_auroc_high"]),
             ),
         )
         folder = _below(self.directory, model_folder(StudyKey(category, row["method"])))
@@ -252,6 +254,10 @@ def open_sweep(directory: str | os.PathLike[str]) -> SweepResult:
         StorageError: If it cannot be read.
     """
     return SweepResult(directory)
+
+
+def _pair(low: float | None, high: float | None) -> tuple[float, float] | None:
+    return None if low is None or high is None else (low, high)
 
 
 def _below(directory: str, path: str) -> str:

@@ -32,7 +32,7 @@ from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.metrics.image import auroc
 from anomtune.search.run.trial import TrialSpec, open_trial
 from anomtune.search.store.held_out import DomainFigures, Example, ExampleKind
-from anomtune.search.store.records import ConfirmResult, Cost
+from anomtune.search.store.records import ConfirmResult, Cost, npy_bytes
 from anomtune.search.store.storage import Storage
 
 
@@ -50,8 +50,8 @@ class _Evaluation:
 def run_confirm(spec: TrialSpec) -> Iterator[ConfirmResult]:
     """Trains a config to its end and yields its figures on validation and held-out images.
 
-    Beside the record go the held-out scores (``.npz``) and, of the run that the sweep keeps, the
-    detector (a folder) and a sheet of examples (``.png``).
+    Beside the record go the validation scores (``.npy``), the held-out ones (``.npz``) and, of the
+    run that the sweep keeps, the detector (a folder) and a sheet of examples (``.png``).
 
     Args:
         spec: What to train on what; its ``rungs`` do not matter.
@@ -73,7 +73,7 @@ def run_confirm(spec: TrialSpec) -> Iterator[ConfirmResult]:
         raise TrainingDivergedError("anomaly scores are not finite")
     saved = make_saved_config(training, trial) if spec.keep else None
     evaluation = _evaluate(training, trial, saved) if trial.n_held_out else None
-    _write(spec, trial, saved, evaluation)
+    _write(spec, trial, scores, saved, evaluation)
     figures = dict(evaluation.figures) if evaluation else {}
     yield ConfirmResult(
         val_auroc=auroc(trial.labels, scores).value,
@@ -178,11 +178,13 @@ def _at_size(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
 def _write(
     spec: TrialSpec,
     trial: OpenedDetector,
+    scores: npt.NDArray[np.float32],
     saved: SavedConfig | None,
     evaluation: _Evaluation | None,
 ) -> None:
     """Writes what lies beside the record, which is written when it is all there."""
     storage = Storage(spec.directory)
+    storage.write(f"{spec.record_path}.npy", npy_bytes(scores), durable=True)
     if evaluation is not None:
         buffer = io.BytesIO()
         np.savez(buffer, labels=evaluation.labels, scores=evaluation.scores)

@@ -7,7 +7,7 @@ import io
 import json
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -150,6 +150,9 @@ class ConfirmResult(Part):
 class ConfirmRecord(Part):
     """One confirm run: a config of the search, trained with a seed, on held-out images.
 
+    Beside it lie its validation scores (``.npy``, as beside a trial) and the held-out ones
+    (``.npz``).
+
     Attributes:
         number: Of the trial whose config it is.
         seed: What it was trained with.
@@ -176,6 +179,11 @@ class ConfirmRecord(Part):
     error: str | None = None
     traceback: str | None = None
     cost: Cost = Cost()
+
+    @property
+    def value(self) -> float | None:
+        """The AUROC on the validation images of a completed run."""
+        return self.val_auroc if self.state == "COMPLETE" else None
 
     @property
     def key(self) -> StudyKey:
@@ -259,13 +267,17 @@ class RecordStore:
             studies[record.key].append(record)
         return dict(studies)
 
-    def read_scores(self, record: TrialRecord) -> npt.NDArray[np.float32] | None:
-        """Returns the validation scores of a completed trial, in the order of the split."""
-        return self._read_array(f"{record.path}.npy")
+    def read_scores(self, records: Sequence[AnyRecord]) -> list[npt.NDArray[np.float32] | None]:
+        """Returns the validation scores of completed runs, in the order of the split.
+
+        ``None`` stands where there are none, or they cannot be read.
+        """
+        contents = self.storage.read_many(f"{record.path}.npy" for record in records)
+        return [_array(content) for content in contents]
 
     def read_held_out(self, record: ConfirmRecord) -> HeldOutScores | None:
         """Returns the held-out labels and scores of a confirm run, ``None`` if there are none."""
-        arrays = self._load(f"{record.path}.npz")
+        arrays = _load(self.storage.read(f"{record.path}.npz"))
         try:
             return HeldOutScores(arrays["labels"], arrays["scores"])
         except (KeyError, TypeError, ValueError, zipfile.BadZipFile):
@@ -293,18 +305,20 @@ class RecordStore:
 
     def read_labels(self, category: str) -> npt.NDArray[np.int8] | None:
         """Returns the validation labels of a category, in the order of the split."""
-        return self._read_array(f"trials/{category}/labels.npy")
+        return _array(self.storage.read(f"trials/{category}/labels.npy"))
 
-    def _read_array(self, path: str) -> npt.NDArray[Any] | None:
-        """Returns an array, ``None`` if there is none or it cannot be read."""
-        array = self._load(path)
-        return array if isinstance(array, np.ndarray) else None
 
-    def _load(self, path: str) -> Any:
-        try:
-            return np.load(io.BytesIO(self.storage.read(path) or b""), allow_pickle=False)
-        except (ValueError, EOFError, zipfile.BadZipFile):
-            return None
+def _array(content: bytes | None) -> npt.NDArray[Any] | None:
+    """Returns an array, ``None`` if there is none or it cannot be read."""
+    array = _load(content)
+    return array if isinstance(array, np.ndarray) else None
+
+
+def _load(content: bytes | None) -> Any:
+    try:
+        return np.load(io.BytesIO(content or b""), allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        return None
 
 
 def _run_order(record: ConfirmRecord) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from anomtune.search.results.leaderboard import write_tables
 from anomtune.search.results.winners import kept_seed, model_folder
 from anomtune.search.store.directory import read_sweep
 from anomtune.search.store.records import (
+    AnyRecord,
     ConfirmRecord,
     RecordStore,
     StudyKey,
@@ -90,6 +91,8 @@ def violations(directory: Path, before: dict[str, bytes]) -> Iterator[str]:
                 yield f"{run.path}: FAIL: {run.error}"
             if run.state == "COMPLETE" and store.read_held_out(run) is None:
                 yield f"{run.path}: no held-out scores"
+            if run.state == "COMPLETE":
+                yield from _wrong_scores(store, run)
         _, winner = choose(records, of_study, config.confirm)
         yield from _wrong_model(directory, key, winner.runs if winner else (), config.confirm)
     yield from _wrong_tables(directory, store)
@@ -145,7 +148,11 @@ def _wrong_trial(store: RecordStore, record: TrialRecord, rungs: int) -> Iterato
         return
     if len(steps) != rungs:
         yield f"{record.path}: COMPLETE with rungs {steps}"
-    labels, scores = store.read_labels(record.category), store.read_scores(record)
+    yield from _wrong_scores(store, record)
+
+
+def _wrong_scores(store: RecordStore, record: AnyRecord) -> Iterator[str]:
+    labels, (scores,) = store.read_labels(record.category), store.read_scores([record])
     if labels is None or scores is None or labels.shape != scores.shape:
         yield f"{record.path}: no scores"
     elif abs(roc_auc_score(labels, scores) - (record.value or 0)) > 1e-9:

@@ -175,16 +175,18 @@ def _confirm(
     seed: int,
     domains: Sequence[str] | None,
 ) -> None:
-    """Writes a confirm run: record, held-out scores and sheet; no domains = no held-out images."""
+    """Writes a confirm run: record, scores and sheet; no domains = no held-out images."""
+    validation = _scores(trial, labels, distance, f"val{seed}")
     record = ConfirmRecord(
         **trial.model_dump(include={"dataset", "category", "method", "number", "params"}),
         seed=seed,
         state="COMPLETE",
         split_hash=trial.split_hash,
-        val_auroc=auroc(labels, _scores(trial, labels, distance, f"val{seed}")).value,
+        val_auroc=auroc(labels, validation).value,
         facts=_facts(trial, labels),
         cost=_cost(trial, 4),
     )
+    store.storage.write(f"{record.path}.npy", npy_bytes(validation))
     if domains is not None:
         scores = _scores(trial, labels, distance * 0.93, f"test{seed}")
         record.test = _figures(labels, scores)

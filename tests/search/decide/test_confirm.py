@@ -236,7 +236,9 @@ def test_a_sweep_ends_with_confirmed_figures_and_can_ask_for_more(tmp_path, toy_
     assert board.num_rows == 2
     for row in board.to_pylist():
         assert row["n_seeds"] == 2
-        assert row["confirmed_auroc_mean"] is not None
+        assert row["ranked_by"] == "confirmed"
+        assert row["confirmed_auroc_low"] <= row["confirmed_auroc_mean"]
+        assert row["confirmed_auroc_mean"] <= row["confirmed_auroc_high"]
         assert row["optimism_gap"] == pytest.approx(
             row["confirmed_auroc_mean"] - row["test_auroc_mean"]
         )
@@ -323,11 +325,12 @@ def test_killed_while_it_confirms_it_ends_with_the_same_numbers(
         return Driver("sweep", file, "--dir", tmp_path / name, "--address", ray_address)
 
     def figures(name: str) -> dict:
+        store = RecordStore(Storage(tmp_path / name))
+        runs = [run for study in store.read_confirmed().values() for run in study]
+        ended = [run for run in runs if run.state == "COMPLETE"]
         return {
-            run.path: run.model_dump(exclude={"cost"})
-            for runs in RecordStore(Storage(tmp_path / name)).read_confirmed().values()
-            for run in runs
-            if run.state == "COMPLETE"
+            run.path: (run.model_dump(exclude={"cost"}), [*scores])
+            for run, scores in zip(ended, store.read_scores(ended), strict=True)
         }
 
     assert start("undisturbed").wait() == 0
@@ -342,7 +345,7 @@ def test_killed_while_it_confirms_it_ends_with_the_same_numbers(
     assert 3 <= len(known) + 1 < len(figures("undisturbed")), "killed in the middle"
     assert start("killed").wait() == 0
     assert figures("killed") == figures("undisturbed")
-    columns = ["rank", "test_auroc_mean", "test_aupro_mean", "optimism_gap", "params"]
+    columns = ["rank", "tied", "confirmed_auroc_low", "test_auroc_mean", "optimism_gap", "params"]
     boards = [
         pq.read_table(tmp_path / name / "leaderboard.parquet").select(columns).to_pylist()
         for name in ("killed", "undisturbed")

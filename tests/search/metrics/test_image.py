@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm, rankdata
+from scipy.stats import norm, t
 from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.metrics import roc_curve as sklearns_roc_curve
 
 from anomtune.search.metrics.image import (
-    _midranks,
+    are_tied,
     auroc,
     f1_threshold,
     paired_delong_p,
@@ -57,35 +57,141 @@ def test_reversed_scores_mirror_the_area(rows):
     assert forward.low == pytest.approx(1 - backward.high)
 
 
-def brute_force_delong(labels, first, second):
-    """The test as its paper writes it: an O(n^2) kernel and a 2 x 2 covariance matrix."""
+def brute_force(labels, first, second):
+    """Difference of mean areas, and its sources of variance with their degrees of freedom.
+
+    From an O(n^2) kernel and whole covariance matrices, as DeLong's paper writes it: of all
+    trainings of both configs, with the contrast that averages each and subtracts.
+    """
 
     def components(scores):
         x, y = scores[labels == 1], scores[labels == 0]
         kernel = (x[:, None] > y[None]) + 0.5 * (x[:, None] == y[None])
         return kernel.mean(1), kernel.mean(0), kernel.mean()
 
-    v10, v01, areas = zip(*(components(s) for s in (first, second)), strict=True)
-    covariance = np.cov(v10) / len(v10[0]) + np.cov(v01) / len(v01[0])
-    contrast = np.array([1.0, -1.0])
-    variance = contrast @ covariance @ contrast
-    return 2 * norm.sf(abs(areas[0] - areas[1]) / math.sqrt(variance))
+    v10, v01, areas = zip(*(components(s) for s in (*first, *second)), strict=True)
+    contrast = np.r_[np.full(len(first), 1 / len(first)), np.full(len(second), -1 / len(second))]
+    sources = [
+        (contrast @ np.atleast_2d(np.cov(v)) @ contrast / len(v[0]), len(v[0]) - 1)
+        for v in (v10, v01)
+    ]
+    for own in (areas[: len(first)], areas[len(first) :]):
+        if len(own) > 1:
+            sources.append((np.var(own, ddof=1) / len(own), len(own) - 1))
+    return contrast @ areas, sources
+
+
+trainings = st.integers(1, 4)
 
 
 @settings(max_examples=50)
-@given(st.integers(0, 10_000), st.booleans())
-def test_paired_test_equals_brute_force(seed, rounded):
+@given(st.integers(0, 10_000), st.booleans(), trainings, trainings)
+def test_paired_test_equals_brute_force(seed, rounded, n_first, n_second):
     generator = np.random.default_rng(seed)
     labels = np.r_[np.zeros(9, int), np.ones(7, int)]
-    first, second = generator.normal(size=(2, 16)) + labels
+    first, second = (generator.normal(size=(n, 16)) + labels for n in (n_first, n_second))
     if rounded:
         first, second = first.round(0), second.round(0)
-    try:
-        with np.errstate(invalid="raise", divide="raise"):
-            expected = brute_force_delong(labels, first, second)
-    except (ZeroDivisionError, FloatingPointError):
+    difference, sources = brute_force(labels, first, second)
+    variance = sum(v for v, _ in sources)
+    if sources[0][0] + sources[1][0] < 1e-20 or abs(difference) < 1e-12:
         return  # no variance: nothing to compare with
+    freedom = variance**2 / sum(v**2 / n for v, n in sources)
+    expected = 2 * t.sf(abs(difference) / math.sqrt(variance), freedom)
     assert paired_delong_p(labels, first, second) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 10_000), trainings)
+def test_interval_equals_brute_force(seed, n):
+    generator = np.random.default_rng(seed)
+    labels = np.r_[np.zeros(9, int), np.ones(7, int)]
+    scores = generator.normal(size=(n, 16)) + labels
+    # Against a config that is always right about nothing: constant, without a variance.
+    value, sources = brute_force(labels, scores, np.zeros((1, 16)))
+    value += 0.5
+    area = auroc(labels, scores)
+    assert area.value == pytest.approx(value)
+    if value == 1.0:
+        return
+    images = sum(v for v, _ in sources[:2])
+    freedom = images**2 / sum(v**2 / n for v, n in sources[:2])
+    squared = t.ppf(0.975, freedom) ** 2 * images
+    squared += sum(t.ppf(0.975, n) ** 2 * v for v, n in sources[2:])
+    half = math.sqrt(squared) / (value * (1 - value))
+    centre = math.log(value / (1 - value))
+    assert [area.low, area.high] == pytest.approx(
+        [1 / (1 + math.exp(half - centre)), 1 / (1 + math.exp(-half - centre))]
+    )
+
+
+several = st.tuples(problems, st.integers(1, 4), st.integers(0, 10_000)).map(
+    lambda drawn: (
+        arrays(drawn[0])[0],
+        arrays(drawn[0])[1]
+        + np.random.default_rng(drawn[2]).integers(-2, 3, size=(drawn[1], len(drawn[0]))),
+    )
+)
+
+
+@given(several, st.integers(0, 10_000))
+def test_trainings_have_no_order_and_images_have_none(drawn, seed):
+    labels, scores = drawn
+    generator = np.random.default_rng(seed)
+    order, images = generator.permutation(len(scores)), generator.permutation(len(labels))
+    one, other = auroc(labels, scores), auroc(labels[images], scores[order][:, images])
+    assert [one.value, one.low, one.high] == pytest.approx([other.value, other.low, other.high])
+    assert 0 <= one.low <= one.value + 1e-12
+    assert one.value <= one.high + 1e-12 <= 1 + 1e-12
+    assert one.value == pytest.approx(np.mean([auroc(labels, row).value for row in scores]))
+
+
+@given(several)
+def test_the_same_training_again_says_nothing_new(drawn):
+    """Copies of one training: seeds that change nothing change neither interval nor test."""
+    labels, scores = drawn
+    once, often = auroc(labels, scores[0]), auroc(labels, np.repeat(scores[:1], 3, axis=0))
+    assert [once.low, once.high] == pytest.approx([often.low, often.high])
+    p = paired_delong_p(labels, scores[0], -scores[0])
+    copies = np.repeat(scores[:1], 2, axis=0)
+    assert paired_delong_p(labels, copies, -copies) == pytest.approx(p)
+
+
+@given(several, several.map(lambda drawn: drawn[1]))
+def test_the_test_has_two_sides(drawn, other):
+    labels, first = drawn
+    second = np.resize(other, first.shape)
+    p = paired_delong_p(labels, first, second)
+    assert 0 <= p <= 1
+    assert p == pytest.approx(paired_delong_p(labels, second, first))
+    assert p == pytest.approx(paired_delong_p(labels, np.exp(first), 3 * second))
+    assert paired_delong_p(labels, first, first) == 1.0
+    assert are_tied(labels, first, first) is True
+
+
+def test_seeds_that_differ_widen_the_interval_and_weaken_the_test():
+    generator = np.random.default_rng(3)
+    labels = np.repeat([0, 1], 60)
+    image = generator.normal(size=120)
+    near, far = (
+        np.stack([image + distance * labels for distance in distances])
+        for distances in ((1.9, 2.0, 2.1), (1.0, 2.0, 3.0))
+    )
+    assert auroc(labels, near).low > auroc(labels, far).low
+    other = image + 0.6 * labels + 0.1 * generator.normal(size=(3, 120))
+    assert are_tied(labels, near, other) is False
+    assert are_tied(labels, far, other) is True
+
+
+def test_of_single_trainings_it_is_never_known_that_configs_differ():
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 100)
+    good, bad = labels + 0.4 * generator.normal(size=200), generator.normal(size=200)
+    assert paired_delong_p(labels, good, bad) < 1e-6
+    assert are_tied(labels, good, bad) is None
+    assert are_tied(labels, np.stack([good, good]), bad) is None
+    assert are_tied(labels, np.stack([good, good]), np.stack([bad, bad])) is False
+    assert are_tied(labels, good, labels + 0.4 * generator.normal(size=200)) is True
 
 
 def test_paired_test_tells_apart_and_does_not():
@@ -199,8 +305,3 @@ def test_f1_refuses_what_has_none():
         f1_threshold(np.zeros(3, int), np.arange(3.0))
     with pytest.raises(ValueError, match="finite"):
         f1_threshold(np.array([0, 1]), np.array([0.0, math.nan]))
-
-
-@given(st.lists(st.sampled_from([-1.5, -0.0, 0.0, 0.25, 1e300]), min_size=1, max_size=30))
-def test_ranks_are_those_of_scipy(values) -> None:
-    assert _midranks(np.array(values)).tolist() == rankdata(values).tolist()

@@ -57,6 +57,10 @@ def test_the_best_of_a_category(directory):
     assert best.row == rows[0]
     assert best.spec.found.trial == rows[0]["trial_number"]
     assert best.spec.split_hash == rows[0]["split_hash"]
+    found = best.spec.found
+    assert found.confirmed_auroc == rows[0]["confirmed_auroc_mean"]
+    low, high = found.confirmed_interval
+    assert low < found.confirmed_auroc < high
     only = result.best("screw", "padim")
     assert only.method == "padim"
     record = result["screw", "padim"].trials[only.spec.found.trial]

@@ -104,7 +104,7 @@ def test_scores_of_a_trial_give_its_auroc(finished):
         labels = store.read_labels(key.category)
         for record in study:
             if record.value is not None:
-                area = roc_auc_score(labels, store.read_scores(record))
+                area = roc_auc_score(labels, *store.read_scores([record]))
                 assert area == pytest.approx(record.value)
 
 

@@ -15,7 +15,7 @@ from anomtune.cli.tables import leaderboard_table
 from anomtune.datasets.opening import open_dataset
 from anomtune.datasets.splits.split import load_search_split, load_test_split
 from anomtune.datasets.splits.validation import Validation
-from anomtune.errors import DataError
+from anomtune.errors import DataError, StorageError
 from anomtune.registry import METHODS, METRICS
 from anomtune.search.config import DatasetConfig, parse_sweep
 from anomtune.search.detector.opened import as_images
@@ -222,7 +222,32 @@ def test_other_runs_leave_only_scores(toy_data, make_spec) -> None:
     spec = make_spec(toy_data)
     (found,) = run_confirm(spec)
     assert found.examples == []
-    assert Storage(spec.directory).list("", "") == ["confirm/plate/toy/00000-1.npz"]
+    path = "confirm/plate/toy/00000-1"
+    assert Storage(spec.directory).list("", "") == [f"{path}.npy", f"{path}.npz"]
+
+
+def test_a_run_keeps_the_validation_scores_that_its_figure_is_of(toy_data, make_spec) -> None:
+    for validation in (Validation(), Validation(protocol="test")):
+        spec = make_spec(toy_data, validation=validation)
+        (found,) = run_confirm(spec)
+        split = load_search_split(open_dataset("folder", toy_data), "plate", 32, validation)
+        store = RecordStore(Storage(spec.directory))
+        (scores,) = store.read_scores([record_of(spec)])
+        assert scores.dtype == np.float32
+        assert found.val_auroc == pytest.approx(roc_auc_score(split.validation_labels, scores))
+
+
+def test_scores_are_there_before_the_run_is_over(toy_data, make_spec, monkeypatch) -> None:
+    """A run that ends without them, in whatever way, has no result."""
+    spec = make_spec(toy_data)
+
+    def full(self, path, content, *, durable=False):
+        assert durable
+        raise StorageError("disk full")
+
+    monkeypatch.setattr(Storage, "write", full)
+    with pytest.raises(StorageError, match="disk full"):
+        next(run_confirm(spec))
 
 
 def test_a_metric_of_ones_own_is_measured_and_has_a_column(toy_data, make_spec, monkeypatch):

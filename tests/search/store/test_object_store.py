@@ -224,7 +224,8 @@ def test_a_whole_sweep_is_killed_and_goes_on(place, tmp_path, toy_data, ray_addr
     ]
     assert {record.state for record in after.values()} <= {"COMPLETE", "PRUNED"}
     for record in after.values():
-        assert (store.read_scores(record) is None) == (record.state == "PRUNED")
+        (scores,) = store.read_scores([record])
+        assert (scores is None) == (record.state == "PRUNED")
     runs = [run for study in store.read_confirmed().values() for run in study]
     assert {run.state for run in runs} == {"COMPLETE"}
     config, _ = read_sweep(place)
