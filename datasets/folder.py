@@ -32,6 +32,7 @@ from anomtune.datasets.io.files import (
     whereabouts,
 )
 from anomtune.errors import DataError, suggest
+from anomtune.names import to_name, to_text
 
 _PARTS = ("train", "test", "ground_truth")
 _MASK_SUFFIX = "_mask"
@@ -80,7 +81,7 @@ class Folder(FileDataset):
         """
         check_root(self._root)
         if self._is_single():
-            return (self._root.name,)
+            return (to_text(self._root.name),)
         names = self._names_in(self._root)
         if not names:
             raise DataError(f"{self._root}: no category here; {self._remedy()}")
@@ -115,7 +116,7 @@ class Folder(FileDataset):
                 reason = self._why_no_category(Path(entry.path))
             else:
                 continue
-            found.append(Problem(entry.name, "", f"ignored, {reason}", fatal=False))
+            found.append(Problem(to_text(entry.name), "", f"ignored, {reason}", fatal=False))
         return tuple(found)
 
     def _layout(self, category: str) -> Layout:
@@ -132,7 +133,7 @@ class Folder(FileDataset):
 
     def _why_no_category(self, folder: Path) -> str:
         try:
-            inside = [f.name for f in folders(folder)]
+            inside = [to_text(f.name) for f in folders(folder)]
         except OSError as error:
             return f"it cannot be listed ({error.strerror})"
         if len(inside) > 5:
@@ -142,7 +143,7 @@ class Folder(FileDataset):
     def _names_in(self, root: Path) -> tuple[str, ...]:
         """Returns the names of the categories in a folder, sorted."""
         try:
-            return tuple(sorted(f.name for f in folders(root) if self._is_category(f)))
+            return tuple(sorted(to_text(f.name) for f in folders(root) if self._is_category(f)))
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from error
 
@@ -165,12 +166,13 @@ class Folder(FileDataset):
             return False
 
     def _place(self, category: str) -> Path:
-        plain = category not in {"", ".", ".."} and not {"/", "\\", "\0"} & set(category)
+        name = to_name(category)
+        plain = name not in {"", ".", ".."} and not {"/", "\0"} & set(name)
         single = self._is_single()
-        if plain and single and category == self._root.name:
+        if plain and single and name == self._root.name:
             return self._root
-        if plain and not single and self._is_category(self._root / category):
-            return self._root / category
+        if plain and not single and self._is_category(self._root / name):
+            return self._root / name
         known = suggest(category, self.categories())
         raise DataError(f"{self._root}: no category {category!r}{known}")
 
@@ -204,7 +206,7 @@ class _Scan(Listing):
         """Reports what lies beside the parts; a misspelt one would pass for a missing one."""
         loose = []
         for entry in entries(self.folder):
-            name = entry.name
+            name = to_text(entry.name)
             if is_dangling(entry):
                 self.problem(name, MISSING)
             elif not entry.is_dir():
@@ -226,7 +228,7 @@ class _Scan(Listing):
         elif not is_folder(self.folder / meant):
             self.problem(name, f"rename to {meant}")
         # A disk that does not tell upper case from lower has just read it by the right name.
-        elif not os.path.samefile(self.folder / meant, self.folder / name):
+        elif not os.path.samefile(self.folder / meant, self.folder / to_name(name)):
             self.problem(name, f"move what is in it to {meant}, which is the folder that is read")
 
     def _train(self) -> None:
@@ -329,7 +331,7 @@ class _Scan(Listing):
     def _without_mask(self, defect: str, bare: list[str], count: int) -> None:
         where = f"ground_truth/{defect}"
         if len(bare) == count and count > 1:
-            what = "no masks here" if is_folder(self.folder / where) else "no such folder"
+            what = "no masks here" if is_folder(self.folder / to_name(where)) else "no such folder"
             self.warn(
                 where,
                 f"{what}; all {count} images of test/{defect} are left out of pixel metrics: "
@@ -345,8 +347,8 @@ class _Scan(Listing):
         if not self.layout.mask_folders:
             return self.images(where)
         keys = []
-        for entry in entries(self.folder / where):
-            key = f"{where}/{entry.name}"
+        for entry in entries(self.folder / to_name(where)):
+            key = f"{where}/{to_text(entry.name)}"
             if is_dangling(entry):
                 self.problem(key, MISSING)
             elif not entry.is_dir():
@@ -361,28 +363,25 @@ class _Scan(Listing):
         """Lists the names of the folders of a part; those that cannot be meant are reported."""
         names = []
         for entry in entries(self.folder / where) if (self.folder / where).is_dir() else []:
+            name = to_text(entry.name)
             if is_dangling(entry):
-                self.problem(f"{where}/{entry.name}", MISSING)
-            elif (
-                entry.is_dir()
-                and entry.name != self.normal
-                and entry.name.casefold() == self.normal
-            ):
-                self.problem(f"{where}/{entry.name}", f"rename to {self.normal}")
+                self.problem(f"{where}/{name}", MISSING)
+            elif entry.is_dir() and name != self.normal and name.casefold() == self.normal:
+                self.problem(f"{where}/{name}", f"rename to {self.normal}")
             elif entry.is_dir():
-                names.append(entry.name)
+                names.append(name)
         return names
 
     def _loose(self, where: str) -> None:
         loose = []
         if (self.folder / where).is_dir():
             found = entries(self.folder / where)
-            loose = [e.name for e in found if not e.is_dir() and not is_dangling(e)]
+            loose = [to_text(e.name) for e in found if not e.is_dir() and not is_dangling(e)]
         if loose:
             example = f"{where}/{self.normal}" if where == "train" else f"{where}/<defect type>"
             what = "masks" if where == "ground_truth" else "images"
             self.warn(
-                where, f"{len(loose)} files ignored ({loose[0]!r}); {what} belong in {example}"
+                where, f"{len(loose)} files ignored ('{loose[0]}'); {what} belong in {example}"
             )
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
+from pydantic import GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
+from anomtune.settings import Settings
 
-class _Range(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+class _Range(Settings):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         # In a field's annotation a range describes the field: it must not become its type.
@@ -72,7 +72,7 @@ def _check_bounds(low: float, high: float, log: bool) -> None:
         raise ValueError(f"low ({low}) must be positive on a log scale")
 
 
-class Hyperparameters(BaseModel):
+class Hyperparameters(Settings):
     """Everything about a method that can be set: the defaults are the paper's values.
 
     A field is searched by default if its annotation carries a range. Every field has a
@@ -95,8 +95,6 @@ class Hyperparameters(BaseModel):
     >>> MineHyperparameters.search_space()
     {'lr': FloatRange(low=0.001, high=0.01, log=True)}
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     #: Named settings of the paper (ablation rows and recipes): name -> fields they change.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

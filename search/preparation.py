@@ -13,6 +13,7 @@ from anomtune.datasets.splits.audit import find_missing
 from anomtune.datasets.splits.damage import check_without
 from anomtune.datasets.splits.split import SearchSplit, load_search_split
 from anomtune.errors import SweepError, suggest
+from anomtune.names import to_name, to_text
 from anomtune.registry import METHODS
 from anomtune.search.config import Sweep, check_extends
 from anomtune.search.decide.pool import check_deciders
@@ -117,7 +118,7 @@ def leave_out_damage(config: Sweep, plans: Mapping[str, SearchPlan], on_event: O
 
 
 def _absolute(root: str) -> str:
-    return str(Path(root).expanduser().absolute())
+    return to_text(Path(to_name(root)).expanduser().absolute())
 
 
 def _check_foreign(folder: Path, root: str | None) -> None:
@@ -125,7 +126,7 @@ def _check_foreign(folder: Path, root: str | None) -> None:
     if not folder.is_absolute():
         raise SweepError(f"{folder}: give the folder by its absolute path, for every worker")
     if root is not None and not is_uri(root):
-        images = Path(root).resolve()
+        images = Path(to_name(root)).resolve()
         if folder.resolve().is_relative_to(images) or images.is_relative_to(folder.resolve()):
             raise SweepError(
                 f"{folder}: overlaps the dataset in {root}, whose test images nothing may learn "

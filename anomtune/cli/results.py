@@ -54,8 +54,8 @@ def best(
     method: Annotated[str | None, typer.Option(help="Default: the method of rank 1.")] = None,
 ) -> None:
     """Print the chosen config of a category as YAML."""
-    from anomtune.search.config import dump_yaml
     from anomtune.search.results.result import open_sweep
+    from anomtune.search.yaml_text import dump_yaml
 
     result = open_sweep(directory)
     if category is None:

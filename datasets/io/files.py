@@ -15,6 +15,7 @@ from anomtune.datasets.base import Dataset, Problem, Sample
 from anomtune.datasets.io.imagefile import EXTENSIONS, digest_file, read_mask, read_rgb
 from anomtune.datasets.io.store import digest
 from anomtune.errors import DataError
+from anomtune.names import to_name, to_text
 
 MISSING = "link to a missing file; fetch it or remove the link"
 
@@ -26,7 +27,9 @@ _SETTLE_NS = 100_000_000
 
 
 class FileDataset(Dataset):
-    """A dataset whose images are files below a folder; keys are paths relative to `_place`.
+    """A dataset whose images are files below a folder.
+
+    Keys are paths relative to `_place`, as text (`anomtune.names`).
 
     Args:
         root: The folder.
@@ -90,7 +93,7 @@ class FileDataset(Dataset):
         parts = PurePosixPath(key).parts
         if not parts or ".." in parts or key.startswith("/") or "\0" in key:
             raise DataError(f"{self._root}: {key!r} is not the path of an image in {category!r}")
-        return self._place(category).joinpath(*parts)
+        return self._place(category).joinpath(*map(to_name, parts))
 
 
 class Listing:
@@ -126,17 +129,18 @@ class Listing:
         """Lists the keys of the images of a folder, by name; other files are reported.
 
         Args:
-            where: The folder.
+            where: The folder, as text below the listing's own.
             ignore: Names of further files that belong there.
         """
-        folder = self.folder / where
+        folder = self.folder / to_name(where)
         if not folder.is_dir():
             return []
         keys, others = [], []
         for entry in entries(folder):
-            key = f"{where}/{entry.name}"
+            name = to_text(entry.name)
+            key = f"{where}/{name}"
             if not is_image(entry):
-                others += [] if entry.name in ignore else [entry.name]
+                others += [] if name in ignore else [name]
             elif entry.is_file():
                 keys.append(key)
             else:
@@ -184,7 +188,7 @@ def is_image(file: os.PathLike[str]) -> bool:
 
 def some(names: list[str]) -> str:
     """Names the first of many."""
-    return f"{names[0]!r}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    return f"'{names[0]}'" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def read_labels(path: Path) -> npt.NDArray[np.bool_]:
@@ -218,7 +222,7 @@ def whereabouts(root: Path, accepts: Callable[[Path], bool]) -> str:
             if accepts(folder):
                 return f"found {folder.relative_to(root)}/ inside; set dataset.root to {folder}"
         level = below[:50]
-    packed = [e.name for e in entries(root) if Path(e.name).suffix.lower() in _ARCHIVES]
+    packed = [to_text(e.name) for e in entries(root) if Path(e.name).suffix.lower() in _ARCHIVES]
     return f"found {some(packed)}; unpack it" if packed else ""
 
 

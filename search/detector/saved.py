@@ -15,18 +15,20 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import MethodError, SweepError, TrainingDivergedError
 from anomtune.models.base import Detector
 from anomtune.models.layers.backbones import weights_come_later
 from anomtune.registry import METHODS
-from anomtune.search.config import dump_yaml, explain, read_yaml
+from anomtune.search.config import explain
 from anomtune.search.detector.opened import OpenedDetector
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.metrics.image import auroc, f1_threshold
 from anomtune.search.store.storage import Storage
+from anomtune.search.yaml_text import dump_yaml, read_yaml
+from anomtune.settings import Settings
 
 CONFIG, WEIGHTS = "config.yaml", "weights.safetensors"
 
@@ -37,7 +39,7 @@ _BATCH = 32
 _LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "safetensors")
 
 
-class Measured(BaseModel):
+class Measured(Settings):
     """How a detector did on the validation images, which also gave the threshold.
 
     Attributes:
@@ -49,8 +51,6 @@ class Measured(BaseModel):
         accuracy: Accuracy at the threshold.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
     n_normal: int
     n_anomalous: int
     auroc: float
@@ -59,7 +59,7 @@ class Measured(BaseModel):
     accuracy: float
 
 
-class SavedConfig(BaseModel):
+class SavedConfig(Settings):
     """What ``config.yaml`` holds.
 
     Attributes:
@@ -83,8 +83,6 @@ class SavedConfig(BaseModel):
         weights_sha256: SHA-256 of the weights file: a config never goes with the weights of
             another training. Filled in by `save_model`.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     format: int = FORMAT
     method: str

@@ -33,7 +33,6 @@ from anomtune.search.metrics.metric import metrics
 from anomtune.search.run.trial import TrialSpec, open_trial
 from anomtune.search.store.held_out import DomainFigures, Example, ExampleKind
 from anomtune.search.store.records import ConfirmResult, Cost
-from anomtune.search.store.storage import Storage
 
 _BATCH = 32
 
@@ -223,7 +222,7 @@ def _write(
     evaluation: _Evaluation | None,
 ) -> None:
     """Writes what lies beside the record, which is written when it is all there."""
-    storage = Storage(spec.directory)
+    storage = spec.storage()
     if evaluation is not None:
         buffer = io.BytesIO()
         np.savez(buffer, labels=evaluation.labels, scores=evaluation.scores)
