@@ -55,6 +55,7 @@ def prepare(sweep: Sweep, storage: Storage, on_event: Observer) -> Preparation:
     metrics()  # a broken one is told now, not after the first training
     config = leave_out_damage(config, plans, on_event)
     check_directory(storage, config)
+    storage.check_writable()  # before images are decoded, which may take hours
     for plan in plans.values():
         prepare_method(plan, config.dataset.root)
     return Preparation(config, plans, _open_splits(config, on_event))

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from anomtune.cli.terminal import console, refuse
+from anomtune.cli.terminal import cell, console, refuse, require_writable
 from anomtune.errors import BAD_INPUT
 
 
@@ -27,7 +26,7 @@ def methods(name: Annotated[str | None, typer.Argument(help="Only this method.")
         for field, info in kind.model_fields.items():
             table.add_row(
                 *map(
-                    escape,
+                    cell,
                     (
                         field,
                         str(info.default),
@@ -38,7 +37,7 @@ def methods(name: Annotated[str | None, typer.Argument(help="Only this method.")
             )
         out.print(table, "")
         if kind.presets:
-            out.print("presets: " + ", ".join(kind.presets) + "\n", highlight=False)
+            out.print("presets: " + ", ".join(kind.presets) + "\n", highlight=False, markup=False)
 
 
 def datasets() -> None:
@@ -50,7 +49,7 @@ def datasets() -> None:
     table.add_column("what it reads")
     for name in DATASETS.names():
         summary = (DATASETS.get(name).__doc__ or "").strip().splitlines()
-        table.add_row(escape(name), escape(summary[0] if summary else ""))
+        table.add_row(cell(name), cell(summary[0] if summary else ""))
     console().print(table)
 
 
@@ -76,8 +75,11 @@ def audit(
     from anomtune.datasets.splits.manifest import manifest as list_parts
     from anomtune.datasets.splits.manifest import write_manifest
     from anomtune.datasets.splits.validation import Validation
+    from anomtune.names import typed
     from anomtune.search.config import explain
 
+    if manifest is not None:
+        require_writable("--manifest", manifest, manifest)
     source = open_dataset(dataset, root)
     try:
         validation = Validation.model_validate(
@@ -85,20 +87,20 @@ def audit(
         )
     except ValidationError as error:
         refuse(f"--{explain(error, Validation)}")
-    report = inspect(source, category)
+    report = inspect(source, None if category is None else typed(category))
     table = Table(box=None, pad_edge=False)
     for column in ("category", "train", "good", "defective", "defect types", "sizes", "shifted"):
         table.add_column(column, justify="right" if column in {"train", "good"} else "left")
     for row in report.counts:
         sizes = dict.fromkeys(size for size in (row.smallest, row.largest) if size is not None)
         table.add_row(
-            escape(row.category),
+            cell(row.category),
             str(row.n_train),
             str(row.n_test_normal),
             str(row.n_test_anomalous),
-            escape(", ".join(f"{defect} {number}" for defect, number in row.defects)),
+            cell(", ".join(f"{defect} {number}" for defect, number in row.defects)),
             " to ".join(f"{height}x{width}" for height, width in sizes),
-            escape(", ".join(f"{domain} {number}" for domain, number in row.domains)),
+            cell(", ".join(f"{domain} {number}" for domain, number in row.domains)),
         )
     out = console()
     out.print(table)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from anomtune.cli.terminal import console, refuse
+from anomtune.cli.terminal import console, refuse, require_writable
 from anomtune.errors import UNUSABLE
 
 ModelFolder = Annotated[
@@ -35,6 +35,7 @@ def train(
     if out.is_file() or not names <= {CONFIG, WEIGHTS}:
         refuse(f"--out {out}: holds something else; choose a new folder")
     log = console(stderr=True)
+    require_writable("--out", out, out / CONFIG)
 
     def tell(iteration: int, total: int, report: Report) -> None:
         loss = report.get("loss")
@@ -54,6 +55,8 @@ def train(
         f"{found.n_normal} normal and {found.n_anomalous} anomalous images)"
     )
     print(f"threshold {threshold:.6g}: F1 {found.f1:.4f}, accuracy {found.accuracy:.4f}")
+    if found.note is not None:
+        log.print(f"note: {found.note}", style="yellow", markup=False, highlight=False)
     print(f"model in {out}; next: anomtune predict {shlex.quote(str(out))} IMAGES --out RESULTS")
 
 
@@ -84,10 +87,9 @@ def predict(
     model = load_model(model_dir, device)
     unreadable: list[ImageError] = []
     try:
-        with Results(out, model.config, images, maps=maps) as results:
+        with Results(out, model.config, images, maps=maps, unreadable=unreadable) as results:
             for prediction in model.predict(images, batch_size=batch_size, unreadable=unreadable):
                 results.add(prediction)
-            results.finish(unreadable)
     except OSError as error:
         raise StorageError(
             f"--out {out}: cannot be written ({error.strerror}); free some space or choose another"
@@ -99,6 +101,8 @@ def predict(
     if unreadable:
         summary += f"; {len(unreadable)} cannot be read"
     print(f"{summary}; results in {out}")
+    if (note := model.config.measured.note) is not None:
+        log.print(f"note: {note}", style="yellow", markup=False, highlight=False)
     if unreadable:
         raise typer.Exit(UNUSABLE)
 
@@ -127,6 +131,7 @@ def export(
     from anomtune.search.detector.onnx_export import export_onnx
     from anomtune.search.detector.predict import load_model
 
+    require_writable("--onnx", onnx, onnx)
     model = load_model(directory, "cpu")
     difference = export_onnx(model, onnx)
     size, side = model.detector.input_size, model.config.image_size

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from anomtune.cli.terminal import cell
 from anomtune.search.decide.progress import StudyProgress
 from anomtune.search.events import (
     ConfirmEnded,
@@ -158,7 +158,7 @@ class _Shown:
             studies = sorted(studies, key=lambda study: not study.running)[: room - 1]
         for study in studies:
             table.add_row(
-                escape(str(study.key)),
+                cell(str(study.key)),
                 f"{study.ended}/{study.target}",
                 *(str(number or "") for number in (study.running, study.pruned, study.failed)),
                 figure(study.best),

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from anomtune.cli.terminal import cell
 from anomtune.search.results.columns import columns_named, is_of_plugin
 from anomtune.search.results.figures import figure
 from anomtune.search.results.status import SweepStatus, status_line
@@ -39,7 +39,7 @@ def leaderboard_table(board: pa.Table) -> Table:
     for column in shown:
         left = column.name in _TO_THE_LEFT
         table.add_column(
-            escape(column.title), justify="left" if left else "right", no_wrap=column.name != "rank"
+            cell(column.title), justify="left" if left else "right", no_wrap=column.name != "rank"
         )
     before = None
     for row in rows:
@@ -47,7 +47,7 @@ def leaderboard_table(board: pa.Table) -> Table:
             table.add_section()
         # A category is named once.
         first = row["category"] if row["category"] != before else ""
-        table.add_row(escape(first), *(escape(column.format(row)) for column in shown[1:]))
+        table.add_row(cell(first), *(cell(column.format(row)) for column in shown[1:]))
         before = row["category"]
     return table
 
@@ -74,7 +74,7 @@ def status_table(status: SweepStatus) -> Group:
         table.add_column(title, justify="right")
     for study in status.studies:
         table.add_row(
-            escape(str(study.key)),
+            cell(str(study.key)),
             f"{study.ended}/{study.target}",
             str(study.running or ""),
             str(study.pruned or ""),
@@ -96,7 +96,7 @@ def checks_table(checks: Sequence[Check]) -> Group:
     for node in dict.fromkeys(check.node for check in checks):
         own = {check.subject: check for check in checks if check.node == node}
         table.add_row(
-            escape(node), *(_cell(own[subject]) if subject in own else "" for subject in subjects)
+            cell(node), *(_cell(own[subject]) if subject in own else "" for subject in subjects)
         )
     bad = [check for check in checks if not check.good]
     lines = [
@@ -107,4 +107,4 @@ def checks_table(checks: Sequence[Check]) -> Group:
 
 
 def _cell(check: Check) -> str:
-    return escape(check.found) if check.good else "[bold red]FAIL[/]"
+    return cell(check.found) if check.good else "[bold red]FAIL[/]"

@@ -25,7 +25,8 @@ from anomtune.registry import METHODS
 from anomtune.search.config import explain
 from anomtune.search.detector.opened import OpenedDetector
 from anomtune.search.detector.spec import TrainingSpec
-from anomtune.search.metrics.image import auroc, f1_threshold
+from anomtune.search.detector.threshold import choose_threshold, seen_rounding
+from anomtune.search.metrics.image import auroc
 from anomtune.search.store.storage import Storage
 from anomtune.search.yaml_text import dump_yaml, read_yaml
 from anomtune.settings import Settings
@@ -47,7 +48,8 @@ class Measured(Settings):
         n_anomalous: Anomalous images.
         auroc: Image AUROC.
         interval: Its 95 % DeLong interval.
-        f1: F1 at the threshold, the highest that any threshold has on these images.
+        n_flagged: Images that the threshold calls anomalous.
+        f1: F1 at the threshold, the highest that any has which rounding cannot cross.
         accuracy: Accuracy at the threshold.
     """
 
@@ -55,8 +57,19 @@ class Measured(Settings):
     n_anomalous: int
     auroc: float
     interval: tuple[float, float]
+    n_flagged: int
     f1: float
     accuracy: float
+
+    @property
+    def note(self) -> str | None:
+        """What a user of the threshold must know, in one line."""
+        if self.n_flagged < self.n_normal + self.n_anomalous:
+            return None
+        return (
+            "the threshold calls every validation image anomalous, normal ones as well: the scores "
+            "do not tell them apart; choose another config, or set the threshold yourself"
+        )
 
 
 class SavedConfig(Settings):
@@ -128,11 +141,8 @@ def make_saved_config(spec: TrainingSpec, opened: OpenedDetector) -> SavedConfig
     if not (np.isfinite(scores).all() and np.isfinite(usual).all() and np.isfinite(highest).all()):
         raise TrainingDivergedError("anomaly maps or scores are not finite")
     area = auroc(labels, scores)
-    threshold, f1, accuracy = f1_threshold(labels, scores)
-    below = scores[scores < threshold]
-    if len(below):
-        # Midway to the next lower score: scores of another batch or machine are rounded otherwise.
-        threshold = (threshold + float(below.max())) / 2
+    rounding = seen_rounding(detector, opened.validation, scores)
+    threshold = choose_threshold(labels, scores, rounding)
     return SavedConfig(
         method=spec.method,
         hyperparameters=detector.hyperparameters.model_dump(mode="json"),
@@ -141,7 +151,7 @@ def make_saved_config(spec: TrainingSpec, opened: OpenedDetector) -> SavedConfig
         dataset=spec.dataset.name,
         category=spec.category,
         score_rule=detector.score_rule,
-        threshold=threshold,
+        threshold=threshold.value,
         map_low=float(np.median(usual[labels == 0])),
         map_high=float(highest.max()),
         validation=spec.validation,
@@ -151,8 +161,9 @@ def make_saved_config(spec: TrainingSpec, opened: OpenedDetector) -> SavedConfig
             n_anomalous=int((labels == 1).sum()),
             auroc=area.value,
             interval=(area.low, area.high),
-            f1=f1,
-            accuracy=accuracy,
+            n_flagged=threshold.flagged,
+            f1=threshold.f1,
+            accuracy=threshold.accuracy,
         ),
         code_version=version("anomtune"),
         versions={

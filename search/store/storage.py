@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from pyarrow import ArrowException, fs
 
 from anomtune.datasets.io.remote import has_secrets, is_uri, mask_uri
 from anomtune.errors import StorageError
-from anomtune.files import TEMPORARY, write_whole
+from anomtune.files import TEMPORARY, check_writable, temporary_name, write_whole
 from anomtune.names import plain_name, utf8
 
 #: Files that are read at the same time from an object store, where each waits for the network.
@@ -104,6 +105,22 @@ class Storage:
                 stream.write(content)  # an object appears when its upload is complete
         except OSError as error:
             raise self._unusable("write", path, error) from error
+
+    def check_writable(self) -> None:
+        """Makes sure that files can be written, before the work that they are to hold.
+
+        Raises:
+            StorageError: If the storage refuses.
+        """
+        probe = temporary_name(f"probe-{secrets.token_hex(8)}")
+        if (local := self._local(probe)) is None:
+            self.write(probe, b"0")
+            self.delete(probe)
+            return
+        try:
+            check_writable(local)
+        except OSError as error:
+            raise self._unusable("write", "", error) from error
 
     def append(self, path: str, content: bytes) -> None:
         """Adds to the end of a file, for logs: a reader may see half of what is being added."""
@@ -203,7 +220,7 @@ class Storage:
         reason = (os.strerror(error.errno) if error.errno else str(error)).splitlines()[0]
         remedy = "free some space" if error.errno == errno.ENOSPC else "check its permissions"
         return StorageError(
-            f"{self.location}/{path}: cannot {verb}: {reason}; {remedy} and start again "
+            f"{'/'.join(filter(None, (self.location, path)))}: cannot {verb}: {reason}; {remedy} and start again "
             f"(finished trials are kept), or choose another directory with --dir"
         )
 
