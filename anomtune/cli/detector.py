@@ -56,7 +56,9 @@ def train(
     )
     print(f"threshold {threshold:.6g}: F1 {found.f1:.4f}, accuracy {found.accuracy:.4f}")
     if found.note is not None:
-        log.print(f"note: {found.note}", style="yellow", markup=False, highlight=False)
+        log.print(
+            f"note: {found.note}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
     print(f"model in {out}; next: anomtune predict {shlex.quote(str(out))} IMAGES --out RESULTS")
 
 
@@ -102,7 +104,7 @@ def predict(
         summary += f"; {len(unreadable)} cannot be read"
     print(f"{summary}; results in {out}")
     if (note := model.config.measured.note) is not None:
-        log.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+        log.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if unreadable:
         raise typer.Exit(UNUSABLE)
 

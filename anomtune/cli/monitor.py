@@ -56,7 +56,7 @@ class Monitor:
         """Takes what happens."""
         match event:
             case Note(text):
-                self._console.print(text, style="dim", markup=False, highlight=False)
+                self._console.print(cell(text), style="dim")
             case SweepStarted(slots, studies):
                 self._progress = _Shown(studies, slots, self._clock)
                 self._start(self._progress)

@@ -66,7 +66,7 @@ def _show_what_there_is(where: str) -> None:
         return
     out = console()
     out.print(leaderboard_table(board))
-    out.print(leaderboard_note(board), style="dim", highlight=False)
+    out.print(leaderboard_note(board), style="dim", highlight=False, markup=False)
 
 
 def _show(result: SweepResult, where: str) -> None:
@@ -76,7 +76,7 @@ def _show(result: SweepResult, where: str) -> None:
     out, log = console(), console(stderr=True)
     board = result.leaderboard
     out.print(leaderboard_table(board))
-    out.print(leaderboard_note(board), style="dim", highlight=False)
+    out.print(leaderboard_note(board), style="dim", highlight=False, markup=False)
     rows = board.to_pylist()
     unusable = [f"{row['category']}/{row['method']}" for row in rows if row["params"] is None]
     for study in unusable:

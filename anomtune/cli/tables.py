@@ -106,5 +106,5 @@ def checks_table(checks: Sequence[Check]) -> Group:
     return Group(table, *lines, *([] if bad else [Text("All is well.", style="bold green")]))
 
 
-def _cell(check: Check) -> str:
-    return cell(check.found) if check.good else "[bold red]FAIL[/]"
+def _cell(check: Check) -> Text:
+    return cell(check.found) if check.good else Text("FAIL", style="bold red")

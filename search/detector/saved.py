@@ -67,8 +67,8 @@ class Measured(Settings):
         if self.n_flagged < self.n_normal + self.n_anomalous:
             return None
         return (
-            "the threshold calls every validation image anomalous, normal ones as well: the scores "
-            "do not tell them apart; choose another config, or set the threshold yourself"
+            "the threshold calls every validation image anomalous, the normal ones as well: no "
+            "other has a higher F1; choose another config, or set the threshold yourself"
         )
 
 

@@ -219,8 +219,9 @@ class Storage:
     def _unusable(self, verb: str, path: str, error: OSError) -> StorageError:
         reason = (os.strerror(error.errno) if error.errno else str(error)).splitlines()[0]
         remedy = "free some space" if error.errno == errno.ENOSPC else "check its permissions"
+        place = "/".join(filter(None, (self.location, path)))
         return StorageError(
-            f"{'/'.join(filter(None, (self.location, path)))}: cannot {verb}: {reason}; {remedy} and start again "
+            f"{place}: cannot {verb}: {reason}; {remedy} and start again "
             f"(finished trials are kept), or choose another directory with --dir"
         )
 
