@@ -126,10 +126,13 @@ class _Shown:
                 study = replace(study, confirm_target=study.confirmed + number)
             case ConfirmStarted():
                 study = replace(study, confirming=study.confirming + 1)
-            case ConfirmEnded():
+            case ConfirmEnded(state=state, error=error):
                 study = replace(
                     study, confirming=study.confirming - 1, confirmed=study.confirmed + 1
                 )
+                if state == "FAIL":
+                    failed = study.confirm_failed + 1
+                    study = replace(study, confirm_failed=failed, confirm_error=error)
         self._studies[key] = study
 
     def line(self) -> str:
@@ -143,6 +146,8 @@ class _Shown:
             parts += [f"{number} {word}"] if number else []
         confirm = self._owed() - (target - ended)
         parts += [f"{confirm} to confirm"] if confirm else []
+        lost = sum(study.confirm_failed for study in studies)
+        parts += [f"{lost} confirm runs failed"] if lost else []
         return ", ".join([*parts, f"{duration(self._clock() - self._began)} gone", self._left()])
 
     def table(self, height: int) -> RenderableType:

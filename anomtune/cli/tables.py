@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from anomtune.cli.terminal import cell
+from anomtune.errors import one_line
+from anomtune.search.decide.progress import StudyProgress
 from anomtune.search.results.columns import columns_named, is_of_plugin
 from anomtune.search.results.figures import figure
 from anomtune.search.results.status import SweepStatus, status_line
@@ -83,7 +85,18 @@ def status_table(status: SweepStatus) -> Group:
             figure(study.default),
             *([f"{study.confirmed}/{study.confirm_target}"] if confirms else []),
         )
-    return Group(table, Text(status_line(status), style="bold"))
+    return Group(
+        table, *failed_confirm_runs(status.studies), Text(status_line(status), style="bold")
+    )
+
+
+def failed_confirm_runs(studies: Iterable[StudyProgress]) -> list[Text]:
+    """Returns a line for each study of which a confirm run has failed."""
+    return [
+        Text(one_line(f"{study.key}: {study.failed_runs}"), style="bold red")
+        for study in studies
+        if study.failed_runs is not None
+    ]
 
 
 def checks_table(checks: Sequence[Check]) -> Group:
