@@ -37,6 +37,11 @@ JOB_STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 #: Set in every process that a raylet starts: the raylet's own, whose environment is the node's.
 RAYLET_PID = "RAY_RAYLET_PID"
 
+#: Read for the folder of Ray's sockets, before the system's ``TMPDIR``.
+TEMPORARY_FOLDER = "RAY_TMPDIR"
+#: The longest socket below it, as Ray names it, but for the number of the process.
+LONGEST_SOCKET = "ray/session_2025-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+
 #: Begins the name of the resource that a node with GPUs of a type has one of.
 ACCELERATOR_TYPE = "accelerator_type:"
 
