@@ -59,6 +59,28 @@ def replaced(
         raise
 
 
+@contextmanager
+def appearing_in(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields an empty folder, whose files take their places in another when the block ends.
+
+    For writers that take a path, and may write several files. The longest names go first: what
+    belongs to a file has its name and more, and the file should not be there without it.
+
+    Args:
+        folder: Where they appear; it is made. Files of the same names are replaced.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(TEMPORARY, ".", place) as draft:
+        yield Path(draft)
+        for file in sorted(Path(draft).iterdir(), key=lambda file: -len(file.name)):
+            file.chmod(0o644)
+            file.replace(place / file.name)
+
+
 def write_whole(target: str | os.PathLike[str], content: bytes, *, durable: bool = False) -> None:
     """Replaces a file by new content; see `replaced`."""
     with replaced(target, durable=durable) as stream:

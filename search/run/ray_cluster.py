@@ -10,15 +10,18 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import ray
+from ray._private import services
 from ray.exceptions import AuthenticationError
 
 from anomtune.errors import SweepError
 from anomtune.search.run.process import muted, unchanged_process
 from anomtune.search.run.ray_internals import (
     LONGEST_SOCKET,
+    STARTER,
     SWITCHES,
     TEMPORARY_FOLDER,
     live_nodes,
@@ -51,7 +54,8 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         muted(logging.ERROR, "ray"),
         _folder_for_sockets(address) as folder,
     ):
-        _start(address, folder)
+        with _group_of_their_own():
+            _start(address, folder)
         try:
             yield
         finally:
@@ -105,6 +109,25 @@ def _remove(folder: Path) -> None:
         if not folder.exists():
             return
         time.sleep(0.1)
+
+
+@contextmanager
+def _group_of_their_own() -> Iterator[None]:
+    """Starts Ray's processes outside of the caller's process group.
+
+    ``timeout``, Slurm and others send SIGTERM to the whole group. A Ray that it ends takes the
+    driver with it before that has written its last record. Should the driver be killed, the kernel
+    ends them all the same; elsewhere than on Linux Ray needs the group for that.
+    """
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    starter = getattr(services, STARTER)
+    setattr(services, STARTER, partial(starter, process_group=0))
+    try:
+        yield
+    finally:
+        setattr(services, STARTER, starter)
 
 
 def _start(address: str | None, folder: str | None) -> None:
