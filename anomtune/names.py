@@ -4,7 +4,8 @@ A name is bytes. Python gives it as a string in which a byte that the locale's e
 read stands as a lone surrogate (PEP 383), and such a string no file, table or page takes. So:
 
 - Everywhere in anomtune, but for paths that are about to be opened, a name is **text**: its bytes
-  read as UTF-8, a byte that is none written ``\xfc``. That text stands in records, tables, sweep
+  read as UTF-8, with ``\xfc`` for a byte that is none and ``\x0a`` for a control character. That
+  text stands in records, tables, sweep
   files and pages, people read it and type it, and it is the same in every locale. `to_text` makes
   it and `to_name` gives back the very name: a backslash that would read as such an escape is
   itself written ``\x5c``.
@@ -24,8 +25,9 @@ BYTES = {"encoding": "utf-8", "errors": "surrogateescape"}
 #: Longest name, in bytes, that the file systems of Linux, macOS and Windows all take.
 LONGEST = 255
 
-_ESCAPE = re.compile(r"\\x(5c|[89a-f][0-9a-f])")
+_ESCAPE = re.compile(r"\\x([01][0-9a-f]|5c|7f|[89a-f][0-9a-f])")
 _UNDECODED = re.compile("[\ud800-\udfff]")
+_CONTROL = re.compile("[\x01-\x1f\x7f]")
 
 
 def to_text(name: str | os.PathLike[str]) -> str:
@@ -36,7 +38,7 @@ def to_text(name: str | os.PathLike[str]) -> str:
     'M\\xfcller.png'
     """
     found = utf8(os.fspath(name))
-    return readable(_ESCAPE.sub(lambda match: rf"\x5c{match[0][1:]}", found))
+    return _in_a_line(_ESCAPE.sub(lambda match: rf"\x5c{match[0][1:]}", found))
 
 
 def to_name(text: str) -> str:
@@ -50,7 +52,7 @@ def to_name(text: str) -> str:
 
 def typed(argument: str) -> str:
     r"""Returns what somebody typed on a command line as text; ``\xfc`` in it stands as it is."""
-    return readable(utf8(argument))
+    return _in_a_line(utf8(argument))
 
 
 def plain_name(path: str) -> str:
@@ -95,6 +97,10 @@ def utf8(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
+def _in_a_line(text: str) -> str:
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", readable(text))
+
+
 def _escaped(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
@@ -102,4 +108,4 @@ def _escaped(match: re.Match[str]) -> str:
 
 def _unescape(match: re.Match[str]) -> str:
     code = int(match[1], 16)
-    return chr(0xDC00 + code) if code >= 0x80 else "\\"
+    return chr(0xDC00 + code) if code >= 0x80 else chr(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,10 @@ def export_onnx(model: Model, path: Path) -> float:
         MethodError: If packages are missing, the method's maps cannot be expressed in ONNX, or
             the file gives other values, or it cannot be written; the old file is then as it was.
     """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise MethodError(f"{path}: ONNX takes names in UTF-8 alone; choose another") from None
     try:
         import onnxruntime  # noqa: F401, PLC0415 - optional
         import onnxscript  # noqa: F401, PLC0415

@@ -14,12 +14,14 @@ from functools import partial
 from pathlib import Path
 
 import ray
-from ray._private import services
+from ray._private import services, utils
 from ray.exceptions import AuthenticationError
 
 from anomtune.errors import SweepError
+from anomtune.names import readable
 from anomtune.search.run.process import muted, unchanged_process
 from anomtune.search.run.ray_internals import (
+    COMMAND_LINE,
     LONGEST_SOCKET,
     STARTER,
     SWITCHES,
@@ -54,7 +56,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         muted(logging.ERROR, "ray"),
         _folder_for_sockets(address) as folder,
     ):
-        with _group_of_their_own():
+        with _group_of_their_own(), _command_line_in_utf8():
             _start(address, folder)
         try:
             yield
@@ -109,6 +111,17 @@ def _remove(folder: Path) -> None:
         if not folder.exists():
             return
         time.sleep(0.1)
+
+
+@contextmanager
+def _command_line_in_utf8() -> Iterator[None]:
+    """Lets Ray have the command line of this process, whatever names of files stand in it."""
+    original = getattr(utils, COMMAND_LINE)
+    setattr(utils, COMMAND_LINE, lambda: readable(original()))
+    try:
+        yield
+    finally:
+        setattr(utils, COMMAND_LINE, original)
 
 
 @contextmanager

@@ -45,6 +45,9 @@ LONGEST_SOCKET = "ray/session_2025-01-01_00-00-00_000000_4194304/sockets/plasma_
 #: In `ray._private.services`: what all processes of a Ray are started with, a `subprocess.Popen`.
 STARTER = "ConsolePopen"
 
+#: In `ray._private.utils`: gives the command line of this process, which Ray takes in UTF-8 alone.
+COMMAND_LINE = "get_entrypoint_name"
+
 #: Begins the name of the resource that a node with GPUs of a type has one of.
 ACCELERATOR_TYPE = "accelerator_type:"
 
