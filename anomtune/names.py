@@ -5,10 +5,9 @@ read stands as a lone surrogate (PEP 383), and such a string no file, table or p
 
 - Everywhere in anomtune, but for paths that are about to be opened, a name is **text**: its bytes
   read as UTF-8, with ``\xfc`` for a byte that is none and ``\x0a`` for a control character. That
-  text stands in records, tables, sweep
-  files and pages, people read it and type it, and it is the same in every locale. `to_text` makes
-  it and `to_name` gives back the very name: a backslash that would read as such an escape is
-  itself written ``\x5c``.
+  text stands in records, tables, sweep files and pages, people read it and type it, and it is the
+  same in every locale. `to_text` makes it and `to_name` gives back the very name: a backslash that
+  would read as such an escape is itself written ``\x5c``.
 - A CSV file that lists image files (``scores.csv``, a manifest) holds their **bytes**, so that
   each is found by what stands there: it is opened with `BYTES`.
 """
@@ -25,7 +24,7 @@ BYTES = {"encoding": "utf-8", "errors": "surrogateescape"}
 #: Longest name, in bytes, that the file systems of Linux, macOS and Windows all take.
 LONGEST = 255
 
-_ESCAPE = re.compile(r"\\x([01][0-9a-f]|5c|7f|[89a-f][0-9a-f])")
+_ESCAPE = re.compile(r"\\x(0[1-9a-f]|1[0-9a-f]|5c|7f|[89a-f][0-9a-f])")
 _UNDECODED = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x01-\x1f\x7f]")
 

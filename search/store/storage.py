@@ -120,7 +120,10 @@ class Storage:
         try:
             check_writable(local)
         except OSError as error:
-            raise self._unusable("write", "", error) from error
+            raise StorageError(
+                f"{self.location}: cannot write there: {error.strerror}; choose another directory "
+                "with --dir"
+            ) from error
 
     def append(self, path: str, content: bytes) -> None:
         """Adds to the end of a file, for logs: a reader may see half of what is being added."""
@@ -219,9 +222,8 @@ class Storage:
     def _unusable(self, verb: str, path: str, error: OSError) -> StorageError:
         reason = (os.strerror(error.errno) if error.errno else str(error)).splitlines()[0]
         remedy = "free some space" if error.errno == errno.ENOSPC else "check its permissions"
-        place = "/".join(filter(None, (self.location, path)))
         return StorageError(
-            f"{place}: cannot {verb}: {reason}; {remedy} and start again "
+            f"{self.location}/{path}: cannot {verb}: {reason}; {remedy} and start again "
             f"(finished trials are kept), or choose another directory with --dir"
         )
 

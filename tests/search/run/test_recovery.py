@@ -114,13 +114,15 @@ def test_killed_at_ten_random_moments(tmp_path, sweep_file):
     assert "Next:" in out
 
 
-def test_interrupted_orderly_and_no_process_left(tmp_path, sweep_file):
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_interrupted_orderly_and_no_process_left(tmp_path, sweep_file, send):
+    """Also by what is sent to the whole process group, as `timeout` and Slurm do."""
     directory = tmp_path / "sweep"
     driver = start(sweep_file, directory)
     wait_for(lambda: any(r["curve"] for r in read_records(directory).values()))
     family = processes_of(driver.pid)
     assert family
-    os.kill(driver.pid, signal.SIGTERM)
+    send(driver.pid, signal.SIGTERM)
     _, err = driver.communicate(timeout=60)
     assert driver.returncode == 3, err
     assert "goes on from here" in err
