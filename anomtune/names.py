@@ -17,9 +17,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from typing import Any
 
 #: For `open`: a file whose text is names as Python gives them, written as the bytes that they are.
-BYTES = {"encoding": "utf-8", "errors": "surrogateescape"}
+BYTES: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 #: Longest name, in bytes, that the file systems of Linux, macOS and Windows all take.
 LONGEST = 255
