@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from anomtune.names import readable
+
 #: Exit codes of the command: 0 done, 1 not all of it is usable, 2 bad input, 3 interrupted and
 #: resumable.
 UNUSABLE, BAD_INPUT, INTERRUPTED = 1, 2, 3
@@ -16,6 +18,10 @@ UNUSABLE, BAD_INPUT, INTERRUPTED = 1, 2, 3
 
 class AnomtuneError(Exception):
     """Whatever anomtune refuses or cannot do."""
+
+    def __str__(self) -> str:
+        # A message may name a file, whose name may hold anything.
+        return one_line(super().__str__())
 
 
 class DataError(AnomtuneError, ValueError):
@@ -70,5 +76,5 @@ def nearest(wrong: str, known: Iterable[str]) -> str | None:
 
 
 def one_line(text: str) -> str:
-    """Escapes what a file name may hold and a line of text may not."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    """Escapes what the name of a file may hold and a line of text may not."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in readable(text))

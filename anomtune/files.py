@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -58,10 +59,61 @@ def replaced(
         raise
 
 
+@contextmanager
+def appearing_in(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields an empty folder, whose files take their places in another when the block ends.
+
+    For writers that take a path, and may write several files. The longest names go first: what
+    belongs to a file has its name and more, and the file should not be there without it.
+
+    Args:
+        folder: Where they appear; it is made. Files of the same names are replaced.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(TEMPORARY, ".", place) as draft:
+        yield Path(draft)
+        for file in sorted(Path(draft).iterdir(), key=lambda file: -len(file.name)):
+            file.chmod(0o644)
+            file.replace(place / file.name)
+
+
 def write_whole(target: str | os.PathLike[str], content: bytes, *, durable: bool = False) -> None:
     """Replaces a file by new content; see `replaced`."""
     with replaced(target, durable=durable) as stream:
         stream.write(content)
+
+
+def check_writable(target: str | os.PathLike[str]) -> None:
+    """Makes sure that a file can be replaced, or made; leaves everything as it was.
+
+    To be called before work whose result is to go there.
+
+    Args:
+        target: The file.
+
+    Raises:
+        OSError: If it cannot.
+    """
+    place = Path(target)
+    if place.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
+    folder = place.parent
+    made: list[Path] = []
+    try:
+        for above in reversed([folder, *folder.parents]):
+            if not above.exists():
+                above.mkdir()
+                made.append(above)
+        with tempfile.TemporaryFile(dir=folder) as draft:
+            draft.write(b"0" * 4096)
+    finally:
+        for above in reversed(made):
+            with suppress(OSError):  # by now it is in use
+                above.rmdir()
 
 
 def _flush_folder(folder: Path) -> None:

@@ -108,7 +108,7 @@ def read_token() -> str | None:
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     path = Path(named) if named else Path.home() / ".ray" / "auth_token"
     try:
-        return path.read_text().strip() or None
+        return path.read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError):
         if named:
             raise SweepError(f"RAY_AUTH_TOKEN_PATH: cannot read {named}") from None

@@ -10,7 +10,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ from pyarrow import ArrowException, fs
 from anomtune.datasets.io.remote import is_uri, mask_uri
 from anomtune.datasets.io.store import cache_root
 from anomtune.errors import AnomtuneError
+from anomtune.names import to_name, to_text
 from anomtune.search.config import Sweep
 from anomtune.search.decide.study import plan_search
 from anomtune.search.preparation import prepare_methods
@@ -185,12 +187,22 @@ def look_at_images(config: Sweep | None) -> tuple[tuple[int, str] | None, str | 
     try:
         if is_uri(root):
             filesystem, base = fs.FileSystem.from_uri(root)
+            found = filesystem.get_file_info(fs.FileSelector(base, recursive=True))
+            files = [f"{item.path[len(base) :]} {item.size}" for item in found if item.is_file]
         else:
-            filesystem, base = fs.LocalFileSystem(), str(Path(root).expanduser().absolute())
-        found = filesystem.get_file_info(fs.FileSelector(base, recursive=True))
+            files = list(_local_files(Path(to_name(root)).expanduser()))
     except (ArrowException, OSError, ValueError) as error:
         number = getattr(error, "errno", None)
         reason = os.strerror(number) if number else "cannot be listed"
         return None, f"{mask_uri(root) if is_uri(root) else root}: {reason}"
-    files = sorted(f"{info.path[len(base) :]} {info.size}" for info in found if info.is_file)
-    return (len(files), hashlib.sha256("\n".join(files).encode()).hexdigest()), None
+    listing = "\n".join(sorted(files))
+    return (len(files), hashlib.sha256(listing.encode()).hexdigest()), None
+
+
+def _local_files(root: Path) -> Iterator[str]:
+    """Yields name and size of every file below a folder."""
+    os.listdir(root)  # a root that cannot be listed is an error
+    for above, _, names in os.walk(root):
+        for file in (Path(above, name) for name in names):
+            with suppress(OSError):  # a link to nothing
+                yield f"/{to_text(file.relative_to(root))} {file.stat().st_size}"

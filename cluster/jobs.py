@@ -25,6 +25,7 @@ from aiohttp import ClientError
 
 from anomtune.datasets.io.remote import has_secrets, is_uri
 from anomtune.errors import INTERRUPTED, UNUSABLE, SweepError
+from anomtune.names import to_name, to_text
 from anomtune.search.config import Sweep
 from anomtune.search.run.process import muted
 from anomtune.search.run.ray_internals import CLIENT_LOGGERS, JOB_STOP_WAIT
@@ -116,13 +117,13 @@ def portable(config: Sweep, *, here: bool) -> Sweep:
                 "them out and set them in the environment of the cluster's nodes"
             )
         return config
-    path = Path(root).expanduser() if here else Path(root)
+    path = Path(to_name(root)).expanduser() if here else Path(to_name(root))
     if not path.is_absolute() and not here:
         raise SweepError(
             f"dataset.root: {root} is relative; give the path that the images have on the nodes, "
             "or s3://bucket/folder"
         )
-    section = config.dataset.model_copy(update={"root": str(path.absolute())})
+    section = config.dataset.model_copy(update={"root": to_text(path.absolute())})
     return config.model_copy(update={"dataset": section})
 
 
@@ -200,7 +201,7 @@ def run_command(
         folder = Path(scratch, "files")
         folder.mkdir()
         for name, text in files.items():
-            (folder / name).write_text(text)
+            (folder / name).write_text(text, encoding="utf-8")
         environment: dict[str, Any] = {
             "working_dir": str(folder),
             "env_vars": {JOB_STOP_WAIT: _STOP_PATIENCE},
@@ -238,9 +239,11 @@ def unpacked_wheel(scratch: Path) -> list[Path]:
     info = scratch / f"anomtune-{distribution.version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: anomtune\nVersion: {distribution.version}\n"
+        f"Metadata-Version: 2.1\nName: anomtune\nVersion: {distribution.version}\n",
+        encoding="utf-8",
     )
-    (info / "entry_points.txt").write_text(distribution.read_text("entry_points.txt") or "")
+    entry_points = distribution.read_text("entry_points.txt") or ""
+    (info / "entry_points.txt").write_text(entry_points, encoding="utf-8")
     return [package, info]
 
 

@@ -34,6 +34,7 @@ from anomtune.datasets.io.files import (
     whereabouts,
 )
 from anomtune.errors import DataError, suggest
+from anomtune.names import to_name, to_text
 
 _PARTS = ("train", "test", "ground_truth")
 _MASK_SUFFIX = "_mask"
@@ -82,7 +83,7 @@ class Folder(FileDataset):
         """
         check_root(self._root)
         if self._is_single():
-            return (self._root.name,)
+            return (to_text(self._root.name),)
         names = self._names_in(self._root)
         if not names:
             raise DataError(f"{self._root}: no category here; {self._remedy()}")
@@ -111,9 +112,10 @@ class Folder(FileDataset):
             return ()
         found = []
         seen, hidden = listing(self._root)
-        if loose := [e.name for e in seen if is_image(e) and not e.is_dir()] + hidden:
-            message = f"{some(loose)} ignored, beside the categories"
-            found.append(Problem(self._root.name, "", message, fatal=False))
+        loose = [e.name for e in seen if is_image(e) and not e.is_dir()] + hidden
+        if loose:
+            message = f"{some([*map(to_text, loose)])} ignored, beside the categories"
+            found.append(Problem(to_text(self._root.name), "", message, fatal=False))
         for entry in seen:
             if is_dangling(entry):
                 reason = f"it is a {MISSING}"
@@ -121,7 +123,7 @@ class Folder(FileDataset):
                 reason = self._why_no_category(Path(entry.path))
             else:
                 continue
-            found.append(Problem(entry.name, "", f"ignored, {reason}", fatal=False))
+            found.append(Problem(to_text(entry.name), "", f"ignored, {reason}", fatal=False))
         return tuple(found)
 
     def _layout(self, category: str) -> Layout:
@@ -138,7 +140,7 @@ class Folder(FileDataset):
 
     def _why_no_category(self, folder: Path) -> str:
         try:
-            inside = [f.name for f in folders(folder)]
+            inside = [to_text(f.name) for f in folders(folder)]
         except OSError as error:
             return f"it cannot be listed ({error.strerror})"
         if len(inside) > 5:
@@ -148,7 +150,7 @@ class Folder(FileDataset):
     def _names_in(self, root: Path) -> tuple[str, ...]:
         """Returns the names of the categories in a folder, sorted."""
         try:
-            return tuple(sorted(f.name for f in folders(root) if self._is_category(f)))
+            return tuple(sorted(to_text(f.name) for f in folders(root) if self._is_category(f)))
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from error
 
@@ -171,12 +173,13 @@ class Folder(FileDataset):
             return False
 
     def _place(self, category: str) -> Path:
-        plain = category not in {"", ".", ".."} and not {"/", "\\", "\0"} & set(category)
+        name = to_name(category)
+        plain = name not in {"", ".", ".."} and not {"/", "\0"} & set(name)
         single = self._is_single()
-        if plain and single and category == self._root.name:
+        if plain and single and name == self._root.name:
             return self._root
-        if plain and not single and self._is_category(self._root / category):
-            return self._root / category
+        if plain and not single and self._is_category(self._root / name):
+            return self._root / name
         known = suggest(category, self.categories())
         raise DataError(f"{self._root}: no category {category!r}{known}")
 
@@ -208,9 +211,10 @@ class _Scan(Listing):
 
     def _parts(self) -> None:
         """Reports what lies beside the parts; a misspelt one would pass for a missing one."""
-        seen, loose = listing(self.folder)  # what is hidden, and images
+        seen, hidden = listing(self.folder)
+        loose = [*map(to_text, hidden)]  # and images
         for entry in seen:
-            name = entry.name
+            name = to_text(entry.name)
             if is_dangling(entry):
                 self.problem(name, MISSING)
             elif not entry.is_dir():
@@ -232,7 +236,7 @@ class _Scan(Listing):
         elif not is_folder(self.folder / meant):
             self.problem(name, f"rename to {meant}")
         # A disk that does not tell upper case from lower has just read it by the right name.
-        elif not os.path.samefile(self.folder / meant, self.folder / name):
+        elif not os.path.samefile(self.folder / meant, self.folder / to_name(name)):
             self.problem(name, f"move what is in it to {meant}, which is the folder that is read")
 
     def _train(self) -> None:
@@ -304,7 +308,7 @@ class _Scan(Listing):
         mask_of: dict[str, list[str]] = defaultdict(list)
         for mask in masks:
             path = PurePosixPath(mask)
-            stem = path.name if (self.folder / mask).is_dir() else path.stem
+            stem = path.name if (self.folder / to_name(mask)).is_dir() else path.stem
             plain = stem.removesuffix(_MASK_SUFFIX)
             owner = plain if plain in by_stem else stem
             if owner in by_stem:
@@ -338,7 +342,8 @@ class _Scan(Listing):
     def _without_mask(self, defect: str, bare: list[str], count: int) -> None:
         where = f"ground_truth/{defect}"
         if len(bare) == count and count > 1:
-            what = "no masks here" if is_folder(self.folder / where) else "no such folder"
+            where_to = self.folder / to_name(where)
+            what = "no masks here" if is_folder(where_to) else "no such folder"
             what += f"; all {count} images of test/{defect} are left out of pixel metrics"
             self.warn(where, f"{what}: copy their masks again")
         else:
@@ -348,18 +353,19 @@ class _Scan(Listing):
     def _masks_of(self, defect: str) -> list[str]:
         """Lists the keys of the masks of a defect type."""
         where = f"ground_truth/{defect}"
-        found = entries(self.folder / where)
-        inner = [e.name for e in found if e.is_dir() and self.images(f"{where}/{e.name}")]
+        found = entries(self.folder / to_name(where))
+        names = [to_text(e.name) for e in found if e.is_dir()]
+        inner = [name for name in names if self.images(f"{where}/{name}")]
         keys = [f"{where}/{name}" for name in inner]
         if not self.layout.mask_folders:
             return keys + self.images(where, ignore=inner)
         for entry in found:
-            key = f"{where}/{entry.name}"
+            key = f"{where}/{to_text(entry.name)}"
             if is_dangling(entry):
                 self.problem(key, MISSING)
             elif not entry.is_dir():
                 self.problem(key, f"not in a folder; masks belong in {where}/<image>/000.png")
-            elif entry.name not in inner:
+            elif to_text(entry.name) not in inner:
                 self.problem(key, "no masks in this folder; copy them again")
         return keys
 
@@ -367,28 +373,25 @@ class _Scan(Listing):
         """Lists the names of the folders of a part; those that cannot be meant are reported."""
         names = []
         for entry in entries(self.folder / where) if (self.folder / where).is_dir() else []:
+            name = to_text(entry.name)
             if is_dangling(entry):
-                self.problem(f"{where}/{entry.name}", MISSING)
-            elif (
-                entry.is_dir()
-                and entry.name != self.normal
-                and entry.name.casefold() == self.normal
-            ):
-                self.problem(f"{where}/{entry.name}", f"rename to {self.normal}")
+                self.problem(f"{where}/{name}", MISSING)
+            elif entry.is_dir() and name != self.normal and name.casefold() == self.normal:
+                self.problem(f"{where}/{name}", f"rename to {self.normal}")
             elif entry.is_dir():
-                names.append(entry.name)
+                names.append(name)
         return names
 
     def _loose(self, where: str) -> None:
         loose = []
         if (self.folder / where).is_dir():
             found = entries(self.folder / where)
-            loose = [e.name for e in found if not e.is_dir() and not is_dangling(e)]
+            loose = [to_text(e.name) for e in found if not e.is_dir() and not is_dangling(e)]
         if loose:
             example = f"{where}/{self.normal}" if where == "train" else f"{where}/<defect type>"
             what = "masks" if where == "ground_truth" else "images"
             self.warn(
-                where, f"{len(loose)} files ignored ({loose[0]!r}); {what} belong in {example}"
+                where, f"{len(loose)} files ignored ('{loose[0]}'); {what} belong in {example}"
             )
 
 

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
+from pydantic import GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
+from anomtune.settings import Settings
 
-class _Range(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+class _Range(Settings):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         # In a field's annotation a range describes the field: it must not become its type.
@@ -124,7 +124,7 @@ class Protocol:
     inferred: bool = False
 
 
-class Hyperparameters(BaseModel):
+class Hyperparameters(Settings):
     """Everything about a method that can be set: the defaults are the paper's values.
 
     Where a paper used others on some dataset or category, ``settings`` says so: trial 0 of a study
@@ -148,8 +148,6 @@ class Hyperparameters(BaseModel):
     >>> MineHyperparameters.search_space()
     {'lr': FloatRange(low=0.001, high=0.01, log=True)}
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     #: Named settings of the paper (ablation rows and recipes): name -> fields they change.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

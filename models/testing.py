@@ -125,7 +125,7 @@ def _memory() -> tuple[int, int]:
     gc.collect()
     tensors = sum(issubclass(type(item), Tensor) for item in gc.get_objects())
     statm = Path("/proc/self/statm")
-    pages = int(statm.read_text().split()[1]) if statm.exists() else 0
+    pages = int(statm.read_text(encoding="ascii").split()[1]) if statm.exists() else 0
     return tensors, pages * 4096
 
 

@@ -10,12 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
-import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -23,17 +21,15 @@ from pydantic import (
 )
 
 from anomtune.datasets.base import Dataset
-from anomtune.datasets.io.remote import local_root
+from anomtune.datasets.io.remote import is_uri, local_root
 from anomtune.datasets.opening import open_dataset
 from anomtune.datasets.splits.shift import CorruptedDataset, Shift
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import SweepError, suggest
+from anomtune.names import readable, to_name, to_text, typed
 from anomtune.registry import DATASETS
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
+from anomtune.search.yaml_text import dump_yaml, read_yaml, read_yaml_file
+from anomtune.settings import Settings
 
 #: The key of a sweep directory's own sweep.yaml that says which version wrote it.
 MADE_BY = "made_by"
@@ -46,7 +42,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 ImageSize = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
 
 
-class DatasetConfig(_Section):
+class DatasetConfig(Settings):
     """Which images: a registered dataset family, its folder, and its categories (default all)."""
 
     name: str
@@ -57,7 +53,9 @@ class DatasetConfig(_Section):
     @field_validator("root", mode="before")
     @classmethod
     def _path_is_text(cls, root: Any) -> Any:
-        return str(root) if isinstance(root, os.PathLike) else root
+        if isinstance(root, os.PathLike):
+            return to_text(root)
+        return readable(root) if isinstance(root, str) else root
 
     @model_validator(mode="before")
     @classmethod
@@ -67,7 +65,7 @@ class DatasetConfig(_Section):
         original, shift = given, None
         if isinstance(given, CorruptedDataset):
             original, shift = given.original, given.shift
-        root = None if given.root is None else str(given.root)
+        root = None if given.root is None else to_text(given.root)
         return {"name": DATASETS.name_of(type(original)), "root": root, "shift": shift}
 
     def open(self) -> Dataset:
@@ -80,7 +78,7 @@ class DatasetConfig(_Section):
         return open_dataset(self.name, None if self.root is None else _local(self.root), self.shift)
 
 
-class MethodConfig(_Section):
+class MethodConfig(Settings):
     """How one method is searched.
 
     Attributes:
@@ -90,11 +88,11 @@ class MethodConfig(_Section):
     """
 
     preset: str | None = None
-    fixed: dict[str, Any] = {}
-    space: dict[str, dict[str, Any]] = {}
+    fixed: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
+    space: dict[str, dict[str, Any]] = {}  # noqa: RUF012
 
 
-class ConfirmConfig(_Section):
+class ConfirmConfig(Settings):
     """How many configs of each study are confirmed on held-out images, and with which seeds.
 
     The paper's own config is confirmed beside them; 0 = no confirm.
@@ -104,7 +102,7 @@ class ConfirmConfig(_Section):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (1, 11, 111)
 
 
-class ResourcesConfig(_Section):
+class ResourcesConfig(Settings):
     """What one trial occupies.
 
     Attributes:
@@ -127,7 +125,7 @@ class ResourcesConfig(_Section):
         return self
 
 
-class Sweep(_Section):
+class Sweep(Settings):
     """A grid of studies: every method on every category.
 
     Keys and defaults are those of a sweep file; ``dataset`` may be a dataset as well.
@@ -143,9 +141,10 @@ class Sweep(_Section):
     ('folder', '/data/line-3', 50)
     >>> at.Sweep(name="line-3", dataset=at.Synthetic(), methods={"padim": {}}, trails=5)
     Traceback (most recent call last):
-    pydantic_core._pydantic_core.ValidationError: 1 validation error for Sweep
-    trails
-      Extra inputs are not permitted ...
+    anomtune.errors.SweepError: trails: unknown key; there is name, ...; did you mean 'trials'?
+
+    Raises:
+        SweepError: Naming the first wrong key.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -161,6 +160,14 @@ class Sweep(_Section):
     resources: ResourcesConfig = ResourcesConfig()
     concurrency: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     seed: Seed = 0
+
+    if not TYPE_CHECKING:  # the signature is that of the fields
+
+        def __init__(self, **keys: Any) -> None:
+            try:
+                super().__init__(**keys)
+            except ValidationError as error:
+                raise SweepError(explain(error, Sweep)) from None
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -190,40 +197,7 @@ class Sweep(_Section):
 @lru_cache(maxsize=8)
 def _local(root: str) -> Path:
     """Returns the local copy of a root; a process lists a remote one once."""
-    return local_root(root)
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads ``1e-4`` as a number, as YAML 1.2 does (1.1 wants ``1.0e-4``)."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes the strings that `_Loader` would take for numbers."""
-
-
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-        list("-+.0123456789"),
-    )
-
-
-def dump_yaml(data: Any) -> str:
-    """Returns data as YAML that `read_yaml` reads back to the same."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False)
-
-
-def read_yaml(text: str, origin: str) -> Any:
-    """Parses YAML as data.
-
-    Raises:
-        SweepError: If it is not YAML; the message says where.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-        raise SweepError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+    return local_root(root if is_uri(root) else to_name(root))
 
 
 def load_sweep(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> Sweep:
@@ -238,15 +212,11 @@ def load_sweep(path: str | os.PathLike[str] | None, overrides: Sequence[str] = (
     """
     if path is None:
         origin = "demo sweep"
-        text = resources.files("anomtune.search").joinpath("demo.yaml").read_text()
+        demo = resources.files("anomtune.search").joinpath("demo.yaml")
+        data = read_yaml(demo.read_text(encoding="utf-8"), origin)
     else:
         origin = str(path)
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not a text file"
-            raise SweepError(f"{origin}: cannot read the sweep file: {reason}") from None
-    data = read_yaml(text, origin)
+        data = read_yaml_file(path, "sweep file")
     if not isinstance(data, dict):
         raise SweepError(f"{origin}: a sweep file is a mapping of keys, see the README")
     data.pop(MADE_BY, None)  # the resolved file of a sweep directory is a sweep file too
@@ -271,6 +241,8 @@ def parse_sweep(data: Mapping[str, Any], origin: str) -> Sweep:
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Says in one line what is wrong with the first wrong value of a pydantic model."""
     first, *rest = error.errors()
+    if isinstance(reason := first.get("ctx", {}).get("error"), SweepError):
+        return str(reason)  # of a model that says itself what is wrong in it
     location = _plain_location(first["loc"])
     where = ".".join(location) or "the whole"
     if first["type"] == "extra_forbidden":
@@ -310,7 +282,7 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
-    dotted, equals, value = override.partition("=")
+    dotted, equals, value = typed(override).partition("=")
     keys = dotted.split(".")
     if not equals or not all(keys):
         raise SweepError(f"--set {override}: write key=value, for example --set trials=20")

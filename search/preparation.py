@@ -13,6 +13,7 @@ from anomtune.datasets.splits.audit import find_missing
 from anomtune.datasets.splits.damage import check_without
 from anomtune.datasets.splits.split import SearchSplit, load_search_split
 from anomtune.errors import SweepError, suggest
+from anomtune.names import to_name, to_text
 from anomtune.registry import METHODS
 from anomtune.search.config import Sweep, check_extends
 from anomtune.search.decide.pool import check_deciders
@@ -52,6 +53,7 @@ def prepare(sweep: Sweep, storage: Storage, on_event: Observer) -> Preparation:
     metrics()  # a broken one is told now, not after the first training
     config = leave_out_damage(config, plans, on_event)
     check_directory(storage, config)
+    storage.check_writable()  # before images are decoded, which may take hours
     for note in prepare_methods(plans.values(), config.dataset.root):
         on_event(Note(f"note: {note}"))
     return Preparation(config, plans, _open_splits(config, on_event))
@@ -118,7 +120,7 @@ def leave_out_damage(
 
 
 def _absolute(root: str) -> str:
-    return str(Path(root).expanduser().absolute())
+    return to_text(Path(to_name(root)).expanduser().absolute())
 
 
 def _check_foreign(folder: Path, root: str | None) -> list[str]:
@@ -126,7 +128,7 @@ def _check_foreign(folder: Path, root: str | None) -> list[str]:
     if not folder.is_absolute():
         raise SweepError(f"{folder}: give the folder by its absolute path, for every worker")
     if root is not None and not is_uri(root):
-        images = Path(root).resolve()
+        images = Path(to_name(root)).resolve()
         if folder.resolve().is_relative_to(images) or images.is_relative_to(folder.resolve()):
             raise SweepError(
                 f"{folder}: overlaps the dataset in {root}, whose test images nothing may learn "

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from anomtune.datasets.splits.split import SearchSplit
 from anomtune.errors import SweepError
+from anomtune.names import to_text
 from anomtune.search.config import Sweep
 from anomtune.search.decide.pool import Pool
 from anomtune.search.decide.progress import StudyProgress, owed_confirm_runs, study_progress
@@ -221,7 +222,7 @@ def _spec_maker(config: Sweep, storage: Storage) -> SpecMaker:
                 validation=config.validation,
                 split_hash=record.split_hash,
             ),
-            directory=storage.location if local is None else str(local),
+            directory=storage.location if local is None else to_text(local),
             record_path=record.path,
             rungs=config.rungs,
             keep=isinstance(record, ConfirmRecord) and record.seed == kept_seed(config.confirm),

@@ -14,7 +14,8 @@ from tests.conftest import PROJECT
 
 #: From the lowest floor to the highest; rooms of one floor know nothing of each other.
 FLOORS = (
-    ("errors", "files"),
+    ("names",),
+    ("errors", "files", "settings"),
     ("registry",),
     ("datasets", "models"),
     ("search",),
@@ -23,6 +24,7 @@ FLOORS = (
     ("__init__", "__main__"),
 )
 SEARCH_FLOORS = (
+    ("yaml_text",),
     ("config", "metrics"),
     ("store",),
     ("decide", "detector"),

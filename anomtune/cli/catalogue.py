@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from anomtune.cli.terminal import console, refuse
+from anomtune.cli.terminal import cell, console, refuse, require_writable
 from anomtune.errors import BAD_INPUT
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def methods(
         decided = kind.settings_for(dataset or "", category)
         values = plan.defaults.model_dump()
         title = f"{method} on {place}" if place else method
-        table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
+        table = Table(title=cell(title), title_justify="left", box=None, pad_edge=False)
         for column in ("hyperparameter", "default", "searched over", "meaning"):
             table.add_column(column, overflow="fold")
         for field, info in kind.model_fields.items():
@@ -51,7 +50,7 @@ def methods(
             if field in decided:
                 meaning = f"{_origin(decided[field])}\n{meaning}"
             row = (field, str(values[field]), _range_text(plan.space.get(field)), meaning)
-            table.add_row(*map(escape, row))
+            table.add_row(*map(cell, row))
         out.print(table, "")
         if dataset is not None and category is not None:
             known = published(dataset, category, method)
@@ -62,7 +61,7 @@ def methods(
             if dataset is None or (category is None and setting.dataset == dataset):
                 _print_setting(out, setting)
         if kind.presets:
-            out.print("presets: " + ", ".join(kind.presets) + "\n", highlight=False)
+            out.print("presets: " + ", ".join(kind.presets) + "\n", highlight=False, markup=False)
 
 
 def datasets() -> None:
@@ -74,7 +73,7 @@ def datasets() -> None:
     table.add_column("what it reads")
     for name in DATASETS.names():
         summary = (DATASETS.get(name).__doc__ or "").strip().splitlines()
-        table.add_row(escape(name), escape(summary[0] if summary else ""))
+        table.add_row(cell(name), cell(summary[0] if summary else ""))
     console().print(table)
 
 
@@ -100,8 +99,11 @@ def audit(
     from anomtune.datasets.splits.manifest import manifest as list_parts
     from anomtune.datasets.splits.manifest import write_manifest
     from anomtune.datasets.splits.validation import Validation
+    from anomtune.names import typed
     from anomtune.search.config import explain
 
+    if manifest is not None:
+        require_writable("--manifest", manifest, manifest)
     source = open_dataset(dataset, root)
     try:
         validation = Validation.model_validate(
@@ -109,20 +111,20 @@ def audit(
         )
     except ValidationError as error:
         refuse(f"--{explain(error, Validation)}")
-    report = inspect(source, category)
+    report = inspect(source, None if category is None else typed(category))
     table = Table(box=None, pad_edge=False)
     for column in ("category", "train", "good", "defective", "defect types", "sizes", "shifted"):
         table.add_column(column, justify="right" if column in {"train", "good"} else "left")
     for row in report.counts:
         sizes = dict.fromkeys(size for size in (row.smallest, row.largest) if size is not None)
         table.add_row(
-            escape(row.category),
+            cell(row.category),
             str(row.n_train),
             str(row.n_test_normal),
             str(row.n_test_anomalous),
-            escape(", ".join(f"{defect} {number}" for defect, number in row.defects)),
+            cell(", ".join(f"{defect} {number}" for defect, number in row.defects)),
             " to ".join(f"{height}x{width}" for height, width in sizes),
-            escape(", ".join(f"{domain} {number}" for domain, number in row.domains)),
+            cell(", ".join(f"{domain} {number}" for domain, number in row.domains)),
         )
     out = console()
     out.print(table)

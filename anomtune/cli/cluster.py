@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from anomtune.cli.terminal import console
+from anomtune.cli.terminal import cell, console
 from anomtune.errors import INTERRUPTED, UNUSABLE
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def jobs(address: Address, allow_unauthenticated: Unauthenticated = False) -> No
     for job in list_jobs(connect(address, allow_unauthenticated=allow_unauthenticated)):
         state = job.state if not job.exit_code else f"{job.state} ({job.exit_code})"
         started = f"{job.started:%Y-%m-%d %H:%M} UTC" if job.started else ""
-        table.add_row(*map(escape, (job.id, state, job.name, started, job.directory)))
+        table.add_row(*map(cell, (job.id, state, job.name, started, job.directory)))
     console().print(table)
 
 

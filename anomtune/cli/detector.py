@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from anomtune.cli.terminal import console, refuse
+from anomtune.cli.terminal import console, refuse, require_writable
 from anomtune.errors import UNUSABLE
 
 ModelFolder = Annotated[
@@ -35,6 +35,7 @@ def train(
     if out.is_file() or not names <= {CONFIG, WEIGHTS}:
         refuse(f"--out {out}: holds something else; choose a new folder")
     log = console(stderr=True)
+    require_writable("--out", out, out / CONFIG)
 
     def tell(iteration: int, total: int, report: Report) -> None:
         loss = report.get("loss")
@@ -57,6 +58,10 @@ def train(
         f"{found.n_normal} normal and {found.n_anomalous} anomalous images)"
     )
     print(f"threshold {threshold:.6g}: F1 {found.f1:.4f}, accuracy {found.accuracy:.4f}")
+    if found.note is not None:
+        log.print(
+            f"note: {found.note}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
     print(f"model in {out}; next: anomtune predict {shlex.quote(str(out))} IMAGES --out RESULTS")
 
 
@@ -89,12 +94,11 @@ def predict(
     unreadable: list[ImageError] = []
     passed_over: list[Path] = []
     try:
-        with Results(out, model.config, images, maps=maps) as results:
+        with Results(out, model.config, images, maps=maps, unreadable=unreadable) as results:
             for prediction in model.predict(
                 images, batch_size=batch_size, unreadable=unreadable, passed_over=passed_over
             ):
                 results.add(prediction)
-            results.finish(unreadable)
     except OSError as error:
         raise StorageError(
             f"--out {out}: cannot be written ({error.strerror}); free some space or choose another"
@@ -109,6 +113,8 @@ def predict(
     if unreadable:
         summary += f"; {len(unreadable)} cannot be read"
     print(f"{summary}; results in {out}")
+    if (note := model.config.measured.note) is not None:
+        log.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if unreadable:
         raise typer.Exit(UNUSABLE)
 
@@ -137,6 +143,7 @@ def export(
     from anomtune.search.detector.onnx_export import export_onnx
     from anomtune.search.detector.predict import load_model
 
+    require_writable("--onnx", onnx, onnx)
     model = load_model(directory, "cpu")
     difference = export_onnx(model, onnx)
     size, side = model.detector.input_size, model.config.image_size

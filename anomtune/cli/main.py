@@ -13,7 +13,7 @@ from anomtune.cli.detector import export, predict, train
 from anomtune.cli.reproduce import reproduce
 from anomtune.cli.results import best, leaderboard, report, tensorboard
 from anomtune.cli.sweep import sweep
-from anomtune.cli.terminal import refuse
+from anomtune.cli.terminal import escape_what_cannot_be_shown, refuse
 from anomtune.errors import AnomtuneError
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ def main() -> None:
     """Runs the command; bad input ends with one line and exit code 2, never with a traceback."""
     # What an import path in a sweep file names may lie where the command is run, as for a script.
     sys.path.append(os.getcwd())
+    escape_what_cannot_be_shown()
     try:
         app()
     except AnomtuneError as error:

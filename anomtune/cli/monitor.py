@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from anomtune.cli.terminal import cell
 from anomtune.search.decide.progress import StudyProgress
 from anomtune.search.events import (
     ConfirmEnded,
@@ -56,7 +56,7 @@ class Monitor:
         """Takes what happens."""
         match event:
             case Note(text):
-                self._console.print(text, style="dim", markup=False, highlight=False)
+                self._console.print(cell(text), style="dim")
             case SweepStarted(slots, studies):
                 self._progress = _Shown(studies, slots, self._clock)
                 self._start(self._progress)
@@ -126,10 +126,13 @@ class _Shown:
                 study = replace(study, confirm_target=study.confirmed + number)
             case ConfirmStarted():
                 study = replace(study, confirming=study.confirming + 1)
-            case ConfirmEnded():
+            case ConfirmEnded(state=state, error=error):
                 study = replace(
                     study, confirming=study.confirming - 1, confirmed=study.confirmed + 1
                 )
+                if state == "FAIL":
+                    failed = study.confirm_failed + 1
+                    study = replace(study, confirm_failed=failed, confirm_error=error)
         self._studies[key] = study
 
     def line(self) -> str:
@@ -143,6 +146,8 @@ class _Shown:
             parts += [f"{number} {word}"] if number else []
         confirm = self._owed() - (target - ended)
         parts += [f"{confirm} to confirm"] if confirm else []
+        lost = sum(study.confirm_failed for study in studies)
+        parts += [f"{lost} confirm runs failed"] if lost else []
         return ", ".join([*parts, f"{duration(self._clock() - self._began)} gone", self._left()])
 
     def table(self, height: int) -> RenderableType:
@@ -158,7 +163,7 @@ class _Shown:
             studies = sorted(studies, key=lambda study: not study.running)[: room - 1]
         for study in studies:
             table.add_row(
-                escape(str(study.key)),
+                cell(str(study.key)),
                 f"{study.ended}/{study.target}",
                 *(str(number or "") for number in (study.running, study.pruned, study.failed)),
                 figure(study.best),

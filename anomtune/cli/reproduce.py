@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from anomtune.cli.terminal import console, refuse
+from anomtune.cli.terminal import cell, console, refuse
 from anomtune.errors import INTERRUPTED, UNUSABLE
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def reproduce(
 
 
 def _values(overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    from anomtune.search.config import read_yaml
+    from anomtune.search.yaml_text import read_yaml
 
     found = {}
     for override in overrides:
@@ -133,7 +132,7 @@ def _show(found: Reproduction, protocol: Protocol, where: str) -> None:
         cells = [
             cell for name in names for cell in _cells(row.figures[name])[: 3 if name in told else 1]
         ]
-        table.add_row(escape(label), *cells, style="bold" if row.category == "mean" else None)
+        table.add_row(cell(label), *cells, style="bold" if row.category == "mean" else None)
     out.print(table)
     for line in (*_notes(found, protocol), f"runs in {where}"):
         out.print(line, style="dim", highlight=False, markup=False)

@@ -35,13 +35,15 @@ def leaderboard(
         buffer = io.BytesIO()
         plain = board.cast(_without_dictionaries(board))
         csv.write_csv(plain, buffer)
-        sys.stdout.write(buffer.getvalue().decode())
+        # UTF-8 in every locale.
+        sys.stdout.flush()
+        sys.stdout.buffer.write(buffer.getvalue())
     elif form == "table":
         from anomtune.cli.tables import leaderboard_note, leaderboard_table
 
         out = console()
         out.print(leaderboard_table(board))
-        out.print(leaderboard_note(board), style="dim", highlight=False)
+        out.print(leaderboard_note(board), style="dim", highlight=False, markup=False)
     else:
         refuse(f"--format {form}: there is table, json, csv")
 
@@ -54,15 +56,16 @@ def best(
     method: Annotated[str | None, typer.Option(help="Default: the method of rank 1.")] = None,
 ) -> None:
     """Print the chosen config of a category as YAML."""
-    from anomtune.search.config import dump_yaml
+    from anomtune.names import typed
     from anomtune.search.results.result import open_sweep
+    from anomtune.search.yaml_text import dump_yaml
 
     result = open_sweep(directory)
     if category is None:
         if len(result.categories) > 1:
             refuse(f"--category: say which; there is {', '.join(result.categories)}")
         category = result.categories[0]
-    chosen = result.best(category, method).spec
+    chosen = result.best(typed(category), method).spec
     sys.stdout.write(dump_yaml(chosen.model_dump(mode="json", exclude_none=True)))
 
 
@@ -87,9 +90,12 @@ def tensorboard(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Open TensorBoard on the curves of a sweep."""
+    from anomtune.names import plain_name, typed
+
     if method is not None and category is None:
         refuse("--method: say which --category too")
-    logdir = "/".join(filter(None, (directory, "tensorboard", category, method)))
+    names = (plain_name(typed(name)) for name in (category, method) if name is not None)
+    logdir = "/".join((directory, "tensorboard", *names))
     if "://" not in directory and not Path(logdir).is_dir():
         refuse(f"{logdir}: no such folder; give the directory of a sweep with trials")
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", logdir]
@@ -101,16 +107,18 @@ def _board(directory: str, category: str | None, method: str | None) -> pa.Table
     import pyarrow.compute as pc
 
     from anomtune.errors import suggest
+    from anomtune.names import typed
     from anomtune.search.results.result import open_sweep
 
     result = open_sweep(directory)
     board = result.leaderboard
-    for column, value, known in (
+    for column, given, known in (
         ("category", category, result.categories),
         ("method", method, result.methods),
     ):
-        if value is None:
+        if given is None:
             continue
+        value = typed(given)
         if value not in known:
             refuse(f"--{column} {value}: not in this sweep{suggest(value, known)}")
         board = board.filter(pc.equal(board[column].cast("string"), value))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anomtune.cli.terminal import console
+from anomtune.cli.terminal import cell, console
 from anomtune.errors import INTERRUPTED, UNUSABLE, AnomtuneError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def sweep(
     config = load_sweep(file, overrides or ())
     where = directory or f"sweeps/{config.name}"
     log = console(stderr=True)
-    log.print(f"anomtune sweep {config.name} -> {where}", highlight=False, markup=False)
+    log.print(cell(f"anomtune sweep {config.name} -> {where}"))
 
     from anomtune.cli.monitor import Monitor
     from anomtune.search.run.process import terminate_as_interrupt
@@ -66,26 +66,31 @@ def _show_what_there_is(where: str) -> None:
         return
     out = console()
     out.print(leaderboard_table(board))
-    out.print(leaderboard_note(board), style="dim", highlight=False)
+    out.print(leaderboard_note(board), style="dim", highlight=False, markup=False)
 
 
 def _show(result: SweepResult, where: str) -> None:
     """Prints the leaderboard and what to do next; ends with the exit code of the sweep."""
-    from anomtune.cli.tables import leaderboard_note, leaderboard_table
+    from anomtune.cli.tables import failed_confirm_runs, leaderboard_note, leaderboard_table
 
     out, log = console(), console(stderr=True)
     board = result.leaderboard
     out.print(leaderboard_table(board))
-    out.print(leaderboard_note(board), style="dim", highlight=False)
+    out.print(leaderboard_note(board), style="dim", highlight=False, markup=False)
     rows = board.to_pylist()
     unusable = [f"{row['category']}/{row['method']}" for row in rows if row["params"] is None]
     for study in unusable:
         log.print(
-            f"{study}: no trial completed; the records in {where}/trials/{study} say why",
+            cell(f"{study}: no trial completed; the records in {where}/trials/{study} say why"),
             style="bold red",
-            markup=False,
-            highlight=False,
+            soft_wrap=True,
         )
+    failed = failed_confirm_runs(result.progress)
+    for line in failed:
+        log.print(line, soft_wrap=True)
+    if failed:
+        remedy = f"the records in {where}/confirm say where; without its record a run is run again"
+        log.print(cell(remedy), style="red", soft_wrap=True)
     place = shlex.quote(where)
     commands = [
         (f"anomtune report {place}", "the decision in one page"),
@@ -98,6 +103,6 @@ def _show(result: SweepResult, where: str) -> None:
         commands.insert(0, (chosen, "the chosen config as YAML"))
     out.print("\nNext:")
     for command, purpose in commands:
-        out.print(f"  {command}  # {purpose}", markup=False, highlight=False, soft_wrap=True)
-    if unusable:
+        out.print(cell(f"  {command}  # {purpose}"), soft_wrap=True)
+    if unusable or failed:
         raise typer.Exit(UNUSABLE)

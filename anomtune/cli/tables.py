@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from anomtune.cli.terminal import cell
+from anomtune.errors import one_line
+from anomtune.search.decide.progress import StudyProgress
 from anomtune.search.results.columns import columns_named, is_of_plugin, ranked_by_both
 from anomtune.search.results.figures import figure
 from anomtune.search.results.status import SweepStatus, status_line
@@ -44,9 +46,7 @@ def leaderboard_table(board: pa.Table) -> Table:
     for column in shown:
         left = column.name in _TO_THE_LEFT
         table.add_column(
-            escape(column.title),
-            justify="left" if left else "right",
-            no_wrap=column.name != "rank",
+            cell(column.title), justify="left" if left else "right", no_wrap=column.name != "rank"
         )
     above = None
     for row in rows:
@@ -54,7 +54,7 @@ def leaderboard_table(board: pa.Table) -> Table:
             table.add_section()
         # A category is named once.
         first = row["category"] if row["category"] != above else ""
-        table.add_row(escape(first), *(escape(column.format(row)) for column in shown[1:]))
+        table.add_row(cell(first), *(cell(column.format(row)) for column in shown[1:]))
         above = row["category"]
     return table
 
@@ -85,7 +85,7 @@ def status_table(status: SweepStatus) -> Group:
         table.add_column(title, justify="right")
     for study in status.studies:
         table.add_row(
-            escape(str(study.key)),
+            cell(str(study.key)),
             f"{study.ended}/{study.target}",
             str(study.running or ""),
             str(study.pruned or ""),
@@ -94,7 +94,18 @@ def status_table(status: SweepStatus) -> Group:
             figure(study.default),
             *([f"{study.confirmed}/{study.confirm_target}"] if confirms else []),
         )
-    return Group(table, Text(status_line(status), style="bold"))
+    return Group(
+        table, *failed_confirm_runs(status.studies), Text(status_line(status), style="bold")
+    )
+
+
+def failed_confirm_runs(studies: Iterable[StudyProgress]) -> list[Text]:
+    """Returns a line for each study of which a confirm run has failed."""
+    return [
+        Text(one_line(f"{study.key}: {study.failed_runs}"), style="bold red")
+        for study in studies
+        if study.failed_runs is not None
+    ]
 
 
 def checks_table(checks: Sequence[Check]) -> Group:
@@ -107,7 +118,7 @@ def checks_table(checks: Sequence[Check]) -> Group:
     for node in dict.fromkeys(check.node for check in checks):
         own = {check.subject: check for check in checks if check.node == node}
         table.add_row(
-            escape(node), *(_cell(own[subject]) if subject in own else "" for subject in subjects)
+            cell(node), *(_cell(own[subject]) if subject in own else "" for subject in subjects)
         )
     bad = [check for check in checks if not check.good]
     lines = [
@@ -117,5 +128,5 @@ def checks_table(checks: Sequence[Check]) -> Group:
     return Group(table, *lines, *([] if bad else [Text("All is well.", style="bold green")]))
 
 
-def _cell(check: Check) -> str:
-    return escape(check.found) if check.good else "[bold red]FAIL[/]"
+def _cell(check: Check) -> Text:
+    return cell(check.found) if check.good else Text("FAIL", style="bold red")

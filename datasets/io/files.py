@@ -16,6 +16,7 @@ from anomtune.datasets.io.imagefile import EXTENSIONS, FORMATS, digest_file, rea
 from anomtune.datasets.io.maskfile import read_mask, read_masks
 from anomtune.datasets.io.store import digest
 from anomtune.errors import DataError, ImageError
+from anomtune.names import to_name, to_text
 
 MISSING = "link to a missing file; fetch it or remove the link"
 
@@ -28,7 +29,9 @@ _SETTLE_NS = 100_000_000
 
 
 class FileDataset(Dataset):
-    """A dataset whose images are files below a folder; keys are paths relative to `_place`.
+    """A dataset whose images are files below a folder.
+
+    Keys are paths relative to `_place`, as text (`anomtune.names`).
 
     Args:
         root: The folder.
@@ -81,7 +84,7 @@ class FileDataset(Dataset):
         path = self._path(category, key)
         if not path.is_dir():
             return digest_file(path)
-        return digest([[file.name, digest_file(file)] for file in _masks_in(path)])
+        return digest([[to_text(file.name), digest_file(file)] for file in _masks_in(path)])
 
     def read_image(self, category: str, key: str) -> npt.NDArray[np.uint8]:
         """Returns an image as ``(H, W, 3)`` RGB."""
@@ -99,7 +102,7 @@ class FileDataset(Dataset):
         parts = PurePosixPath(key).parts
         if not parts or ".." in parts or key.startswith("/") or "\0" in key:
             raise DataError(f"{self._root}: {key!r} is not the path of an image in {category!r}")
-        return self._place(category).joinpath(*parts)
+        return self._place(category).joinpath(*map(to_name, parts))
 
 
 class Listing:
@@ -135,18 +138,19 @@ class Listing:
         """Lists the keys of the images of a folder, by name; other files are reported.
 
         Args:
-            where: The folder.
+            where: The folder, as text below the listing's own.
             ignore: Names of further files that belong there.
         """
-        folder = self.folder / where
+        folder = self.folder / to_name(where)
         if not folder.is_dir():
             return []
         keys, others = [], []
         found, hidden = listing(folder)
         for entry in found:
-            key = f"{where}/{entry.name}"
+            name = to_text(entry.name)
+            key = f"{where}/{name}"
             if not is_image(entry):
-                others += [] if entry.name in ignore else [entry.name]
+                others += [] if name in ignore else [name]
             elif entry.is_file():
                 keys.append(key)
             else:
@@ -156,7 +160,7 @@ class Listing:
         if others:
             self.warn(where, f"{some(others)} ignored: not a {FORMATS} file")
         if hidden:
-            self.warn(where, f"{some(hidden)} ignored: hidden")
+            self.warn(where, f"{some([*map(to_text, hidden)])} ignored: hidden")
         return keys
 
 
@@ -205,14 +209,14 @@ def is_image(file: os.PathLike[str]) -> bool:
 
 
 def some(names: Sequence[str]) -> str:
-    """Names the first few of many."""
-    shown = ", ".join(map(repr, names[:3]))
+    """Names the first few of many; they are text."""
+    shown = ", ".join(f"'{name}'" for name in names[:3])
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def left_out(paths: Sequence[Path]) -> str:
     """Says how many files were passed over in folders of images, and names the first few."""
-    return f"{len(paths)} passed over, no {FORMATS} file or hidden: {some(list(map(str, paths)))}"
+    return f"{len(paths)} passed over, no {FORMATS} file or hidden: {some([*map(to_text, paths)])}"
 
 
 def whereabouts(root: Path, accepts: Callable[[Path], bool]) -> str:
@@ -237,7 +241,7 @@ def whereabouts(root: Path, accepts: Callable[[Path], bool]) -> str:
             if accepts(folder):
                 return f"found {folder.relative_to(root)}/ inside; set dataset.root to {folder}"
         level = below[:50]
-    packed = [e.name for e in entries(root) if Path(e.name).suffix.lower() in _ARCHIVES]
+    packed = [to_text(e.name) for e in entries(root) if Path(e.name).suffix.lower() in _ARCHIVES]
     return f"found {some(packed)}; unpack it" if packed else ""
 
 

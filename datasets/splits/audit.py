@@ -14,6 +14,7 @@ from anomtune.datasets.io.imagefile import hash_pixels
 from anomtune.datasets.io.maskfile import odd_mask
 from anomtune.datasets.splits.leaks import find_leaks
 from anomtune.errors import DataError, ImageError
+from anomtune.names import to_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +212,8 @@ def _decode_all(
             image, mask = decode(dataset, category, sample)
         except DataError as error:
             bad = sample.key
-            if isinstance(error, ImageError) and sample.mask and error.where.endswith(sample.mask):
-                bad = sample.mask
+            if isinstance(error, ImageError) and sample.mask:
+                bad = sample.mask if _is_of(error, sample.mask) else bad
             return Problem(category, bad, getattr(error, "reason", str(error)))
         # Copies share the mask of their original.
         odd = None if mask is None or sample.origin is not None else odd_mask(mask)
@@ -235,6 +236,11 @@ def _decode_all(
                 problems.append(Problem(category, str(sample.mask), odd, fatal=False))
     problems += find_leaks(category, readable, hashes)[1]
     return problems, sizes
+
+
+def _is_of(error: ImageError, key: str) -> bool:
+    """Whether it is the file of a key that cannot be read."""
+    return error.where.endswith((key, to_name(key)))
 
 
 def _count(

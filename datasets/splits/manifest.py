@@ -19,6 +19,7 @@ from anomtune.datasets.splits.split import split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import StorageError
 from anomtune.files import replaced
+from anomtune.names import BYTES, to_name
 
 #: The first line of a manifest.
 COLUMNS = ("category", "file", "content_hash", "side", "label", "type")
@@ -78,13 +79,15 @@ def write_manifest(path: Path, rows: Iterable[ManifestRow]) -> None:
         StorageError: If the file cannot be written.
     """
     try:
-        # Names of files need not be valid text.
-        with replaced(path, text=True, durable=True, errors="surrogateescape", newline="") as file:
+        with replaced(path, text=True, durable=True, newline="", **BYTES) as file:
             table = csv.writer(file, lineterminator="\n")
+            # The module quotes a line feed and, where it does not end the lines, no "\r".
+            quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
             table.writerow(COLUMNS)
             for row in sorted(rows, key=lambda r: (r.category, r.key)):
-                hashed = (row.pixel_hash, row.side, row.label, row.defect)
-                table.writerow([row.category, row.key, *hashed])
+                names = [to_name(text) for text in (row.category, row.key, row.defect)]
+                writer = quoted if any("\r" in name for name in names) else table
+                writer.writerow([*names[:2], row.pixel_hash, row.side, row.label, names[2]])
     except OSError as error:
         raise StorageError(
             f"{path}: the manifest cannot be written ({error.strerror or error}); "

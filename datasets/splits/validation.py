@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from anomtune.datasets.splits.damage import check_without
+from anomtune.settings import Settings
 
 Protocol = Literal["labelled", "synthetic", "test"]
 
 
-class Validation(BaseModel):
+class Validation(Settings):
     """How the validation images are chosen.
 
     Attributes:
@@ -25,8 +26,6 @@ class Validation(BaseModel):
             because a method to be judged trains on them (a sweep adds those of its methods);
             nothing with other protocols.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     protocol: Protocol = "labelled"
     fraction: float = Field(0.5, gt=0, lt=1)

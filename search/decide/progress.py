@@ -27,6 +27,8 @@ class StudyProgress:
         confirmed: Confirm runs that have ended.
         confirm_target: How many there are to be; while the search goes on, at most.
         confirming: Confirm runs that were started and have not ended.
+        confirm_failed: Those of ``confirmed`` that failed: their configs are not confirmed.
+        confirm_error: Why the last of them failed, in one line.
     """
 
     key: StudyKey
@@ -40,6 +42,18 @@ class StudyProgress:
     confirmed: int = 0
     confirm_target: int = 0
     confirming: int = 0
+    confirm_failed: int = 0
+    confirm_error: str | None = None
+
+    @property
+    def failed_runs(self) -> str | None:
+        """Says of a study how many confirm runs failed, and why; ``None`` if none did."""
+        if self.confirm_failed == 0:
+            return None
+        return (
+            f"{self.confirm_failed} of {self.confirm_target} confirm runs failed: "
+            f"{self.confirm_error}"
+        )
 
     @property
     def ended(self) -> int:
@@ -84,6 +98,7 @@ def study_progress(
         and (run.seed in config.confirm.seeds if searching else (run.number, run.seed) in wanted)
     ]
     confirming = sum(run.state == "RUNNING" for run in current)
+    failures = [run for run in current if run.state == "FAIL"]
     return StudyProgress(
         key=key,
         target=target,
@@ -96,6 +111,8 @@ def study_progress(
         confirmed=len(current) - confirming,
         confirm_target=most_confirm_runs(config) if searching else len(wanted),
         confirming=confirming,
+        confirm_failed=len(failures),
+        confirm_error=failures[-1].error if failures else None,
     )
 
 

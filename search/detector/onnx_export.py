@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anomtune.errors import MethodError
+from anomtune.files import appearing_in
 from anomtune.models.base import Detector
 from anomtune.search.detector.predict import Model
 
@@ -48,8 +50,12 @@ def export_onnx(model: Model, path: Path) -> float:
 
     Raises:
         MethodError: If packages are missing, the method's maps cannot be expressed in ONNX, or
-            the file gives other values; then there is no file.
+            the file gives other values, or it cannot be written; the old file is then as it was.
     """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise MethodError(f"{path}: ONNX takes names in UTF-8 alone; choose another") from None
     try:
         import onnxruntime  # noqa: F401, PLC0415 - optional
         import onnxscript  # noqa: F401, PLC0415
@@ -87,16 +93,16 @@ def export_onnx(model: Model, path: Path) -> float:
     for name in _METADATA:
         program.model.metadata_props[f"anomtune.{name}"] = str(getattr(model.config, name))
     try:
-        program.save(path)
+        with appearing_in(path.parent) as draft:
+            program.save(draft / path.name)
+            difference = _compare(detector, draft / path.name)
+            if not difference <= _TOLERANCE:
+                raise MethodError(
+                    f"{model.config.method}: the ONNX file and the detector differ by "
+                    f"{difference:.2g} of the largest value, so there is none; please report it"
+                )
     except OSError as error:
-        raise MethodError(f"{path}: cannot be written: {error.strerror}") from None
-    difference = _compare(detector, path)
-    if not difference <= _TOLERANCE:
-        path.unlink()
-        raise MethodError(
-            f"{model.config.method}: the ONNX file and the detector differ by {difference:.2g} "
-            "of the largest value, so it was removed; please report it"
-        )
+        raise MethodError(f"{path}: cannot be written: {error.strerror or error}") from None
     return difference
 
 

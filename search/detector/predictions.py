@@ -5,35 +5,41 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from anomtune.datasets.io.imagefile import resize_image
 from anomtune.errors import ImageError, StorageError
+from anomtune.files import TEMPORARY, replaced, write_whole
+from anomtune.names import BYTES, readable, to_text, with_suffix
 from anomtune.search.detector.heatmaps import overlay, png_bytes
 from anomtune.search.detector.predict import Prediction
 from anomtune.search.detector.saved import SavedConfig
 
 _CSV, _JSON, _MAPS = "scores.csv", "scores.json", "maps"
-_PART = ".part"  # Ends the name of a file that is not yet whole.
-_FILES = {_CSV, _JSON, _CSV + _PART, _JSON + _PART}
+#: What a folder's name must not end with among the heat maps, all of which do.
+_LIKE_A_MAP = re.compile(r"\.png(\.d)*$")
 
 
 class Results:
     """A folder of results, written image by image, as a context manager.
 
-    The tables get their names when the last image is done: a table that is there is whole. Heat
-    maps lie below ``maps`` as the images lie below the folder that all inputs have in common,
-    with ``.png`` after their names: two images never share a heat map.
+    The tables appear when the last image is done: a table that is there is whole. Heat maps lie
+    below ``maps`` as the images lie below the folder that all inputs have in common, with ``.png``
+    after their names: two images never share a heat map. ``scores.csv`` names each image by its
+    bytes, ``scores.json`` by its text (`anomtune.names`).
 
     Args:
         folder: Where; an earlier result there is replaced.
         config: Of the model that predicts.
         inputs: The files and folders that were given.
         maps: Whether heat maps are drawn.
+        unreadable: Takes the errors of the files that cannot be read, for the end of the table.
 
     Raises:
         StorageError: If the folder holds something else, or lies in an input, whose images it would
@@ -41,36 +47,49 @@ class Results:
     """
 
     def __init__(
-        self, folder: Path, config: SavedConfig, inputs: Sequence[Path], *, maps: bool
+        self,
+        folder: Path,
+        config: SavedConfig,
+        inputs: Sequence[Path],
+        *,
+        maps: bool,
+        unreadable: Sequence[ImageError] = (),
     ) -> None:
         self.folder = folder
         self.n_images = 0
         self.n_anomalous = 0
         self._config = config
         self._maps = maps
+        self._unreadable = unreadable
+        self._files = ExitStack()
         tops = [path if path.is_dir() else path.parent for path in map(_absolute, inputs)]
         self._common = os.path.commonpath(tops)
         _check_target(folder, inputs)
 
     def __enter__(self) -> Results:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in _FILES:
-            (self.folder / name).unlink(missing_ok=True)
+        for entry in list(self.folder.iterdir()):
+            if entry.name != _MAPS:
+                entry.unlink()
         shutil.rmtree(self.folder / _MAPS, ignore_errors=True)
-        # The csv module ends its lines itself.
-        self._csv = (self.folder / (_CSV + _PART)).open("w", encoding="utf-8", newline="")
-        self._json = (self.folder / (_JSON + _PART)).open("w", encoding="utf-8")
-        self._table = csv.writer(self._csv)
-        self._table.writerow(["path", "score", "threshold", "anomalous"])
-        head = self._config.model_dump(include={"method", "dataset", "category", "threshold"})
-        self._json.write(json.dumps(head)[:-1] + ', "images": [')
+        with ExitStack() as files:
+            table, self._json = (
+                files.enter_context(replaced(self.folder / name, text=True, newline="", **BYTES))
+                for name in (_CSV, _JSON)
+            )
+            self._table = csv.writer(table)
+            self._table.writerow(["path", "score", "threshold", "anomalous"])
+            head = self._config.model_dump(include={"method", "dataset", "category", "threshold"})
+            self._json.write(json.dumps(head)[:-1] + ', "images": [')
+            self._files = files.pop_all()
         return self
 
     def add(self, prediction: Prediction) -> None:
         """Writes the rows of one image, and its heat map."""
-        path, score = str(prediction.path), prediction.score
+        score = prediction.score
         anomalous = str(prediction.anomalous).lower()
-        self._table.writerow([path, score, self._config.threshold, anomalous])
+        self._table.writerow([prediction.path, score, self._config.threshold, anomalous])
+        path = to_text(prediction.path)
         row: dict[str, Any] = {"path": path, "score": score, "anomalous": prediction.anomalous}
         if self._maps:
             row["map"] = self._draw(prediction)
@@ -79,25 +98,15 @@ class Results:
         self.n_anomalous += prediction.anomalous
 
     def _draw(self, prediction: Prediction) -> str:
-        """Writes the heat map; returns its path below the folder."""
-        below = _absolute(prediction.path).relative_to(self._common)
-        place = Path(_MAPS, below.with_name(f"{below.name}.png"))
+        """Writes the heat map; returns the text of its path below the folder."""
+        *above, name = _absolute(prediction.path).relative_to(self._common).parts
+        place = Path(_MAPS, *map(_folder_of_maps, above), with_suffix(name, ".png"))
         image = prediction.image
         if len(image) != self._config.image_size:
             image = resize_image(image, self._config.image_size)
         picture = overlay(image, prediction.map, self._config.map_low, self._config.map_high)
-        target = self.folder / place
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(png_bytes(picture))
-        return place.as_posix()
-
-    def finish(self, unreadable: Iterable[ImageError]) -> None:
-        """Ends the tables and gives them their names."""
-        bad = [{"path": error.where, "reason": error.reason} for error in unreadable]
-        self._json.write(f'\n], "unreadable": {json.dumps(bad)}}}\n')
-        self._close()
-        for name in (_CSV, _JSON):
-            (self.folder / (name + _PART)).replace(self.folder / name)
+        write_whole(self.folder / place, png_bytes(picture))
+        return to_text(place)
 
     def __exit__(
         self,
@@ -105,16 +114,30 @@ class Results:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._close()
+        with self._files as files:
+            if error is not None:
+                files.__exit__(kind, error, trace)  # leaves no table
+                return
+            bad = [
+                {"path": to_text(item.where), "reason": readable(item.reason)}
+                for item in self._unreadable
+            ]
+            self._json.write(f'\n], "unreadable": {json.dumps(bad)}}}\n')
 
-    def _close(self) -> None:
-        self._csv.close()
-        self._json.close()
+
+def _folder_of_maps(name: str) -> str:
+    """Returns a name that no heat map has, and no other folder gets."""
+    return with_suffix(name, ".d") if _LIKE_A_MAP.search(name) else name
 
 
 def _absolute(path: Path) -> Path:
     # Not resolved: the heat maps lie as the images do for whoever named them.
     return Path(os.path.abspath(path))
+
+
+def _is_draft(name: str) -> bool:
+    """Whether a file is what a killed process was writing of a table."""
+    return name.startswith((f".{_CSV}.", f".{_JSON}.")) and name.endswith(TEMPORARY)
 
 
 def _check_target(folder: Path, inputs: Sequence[Path]) -> None:
@@ -125,7 +148,8 @@ def _check_target(folder: Path, inputs: Sequence[Path]) -> None:
             )
     if folder.is_dir():
         names = {entry.name for entry in folder.iterdir()}
-        ours = names <= {*_FILES, _MAPS} and (_MAPS not in names or names & _FILES)
+        tables = {name for name in names if name in {_CSV, _JSON} or _is_draft(name)}
+        ours = names <= {*tables, _MAPS} and (_MAPS not in names or tables)
     else:
         ours = not folder.exists()
     if not ours:

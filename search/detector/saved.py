@@ -15,18 +15,21 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import MethodError, SweepError, TrainingDivergedError
 from anomtune.models.base import Detector
 from anomtune.models.layers.backbones import weights_come_later
 from anomtune.registry import METHODS
-from anomtune.search.config import dump_yaml, explain, read_yaml
+from anomtune.search.config import explain
 from anomtune.search.detector.opened import OpenedDetector
 from anomtune.search.detector.spec import TrainingSpec
-from anomtune.search.metrics.image import auroc, f1_threshold
+from anomtune.search.detector.threshold import choose_threshold, seen_rounding
+from anomtune.search.metrics.image import auroc
 from anomtune.search.store.storage import Storage
+from anomtune.search.yaml_text import dump_yaml, read_yaml
+from anomtune.settings import Settings
 
 CONFIG, WEIGHTS = "config.yaml", "weights.safetensors"
 
@@ -37,7 +40,7 @@ _BATCH = 32
 _LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "safetensors")
 
 
-class Measured(BaseModel):
+class Measured(Settings):
     """How a detector did on the validation images, which also gave the threshold.
 
     Attributes:
@@ -45,21 +48,31 @@ class Measured(BaseModel):
         n_anomalous: Anomalous images.
         auroc: Image AUROC.
         interval: Its 95 % DeLong interval.
-        f1: F1 at the threshold, the highest that any threshold has on these images.
+        n_flagged: Images that the threshold calls anomalous.
+        f1: F1 at the threshold, the highest that any has which rounding cannot cross.
         accuracy: Accuracy at the threshold.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     n_normal: int
     n_anomalous: int
     auroc: float
     interval: tuple[float, float]
+    n_flagged: int
     f1: float
     accuracy: float
 
+    @property
+    def note(self) -> str | None:
+        """What a user of the threshold must know, in one line."""
+        if self.n_flagged < self.n_normal + self.n_anomalous:
+            return None
+        return (
+            "the threshold calls every validation image anomalous, the normal ones as well: no "
+            "other has a higher F1; choose another config, or set the threshold yourself"
+        )
 
-class SavedConfig(BaseModel):
+
+class SavedConfig(Settings):
     """What ``config.yaml`` holds.
 
     Attributes:
@@ -83,8 +96,6 @@ class SavedConfig(BaseModel):
         weights_sha256: SHA-256 of the weights file: a config never goes with the weights of
             another training. Filled in by `save_model`.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     format: int = FORMAT
     method: str
@@ -130,11 +141,8 @@ def make_saved_config(spec: TrainingSpec, opened: OpenedDetector) -> SavedConfig
     if not (np.isfinite(scores).all() and np.isfinite(usual).all() and np.isfinite(highest).all()):
         raise TrainingDivergedError("anomaly maps or scores are not finite")
     area = auroc(labels, scores)
-    threshold, f1, accuracy = f1_threshold(labels, scores)
-    below = scores[scores < threshold]
-    if len(below):
-        # Midway to the next lower score: scores of another batch or machine are rounded otherwise.
-        threshold = (threshold + float(below.max())) / 2
+    rounding = seen_rounding(detector, opened.validation, scores)
+    threshold = choose_threshold(labels, scores, rounding)
     return SavedConfig(
         method=spec.method,
         hyperparameters=detector.hyperparameters.model_dump(mode="json"),
@@ -143,7 +151,7 @@ def make_saved_config(spec: TrainingSpec, opened: OpenedDetector) -> SavedConfig
         dataset=spec.dataset.name,
         category=spec.category,
         score_rule=detector.score_rule,
-        threshold=threshold,
+        threshold=threshold.value,
         map_low=float(np.median(usual[labels == 0])),
         map_high=float(highest.max()),
         validation=spec.validation,
@@ -153,8 +161,9 @@ def make_saved_config(spec: TrainingSpec, opened: OpenedDetector) -> SavedConfig
             n_anomalous=int((labels == 1).sum()),
             auroc=area.value,
             interval=(area.low, area.high),
-            f1=f1,
-            accuracy=accuracy,
+            n_flagged=threshold.flagged,
+            f1=threshold.f1,
+            accuracy=threshold.accuracy,
         ),
         code_version=version("anomtune"),
         versions={

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from anomtune.datasets.splits.validation import Validation
 from anomtune.search.config import DatasetConfig, ImageSize, Seed
+from anomtune.settings import Settings
 
 
-class Found(BaseModel):
+class Found(Settings):
     """What a search measured of a config; nothing depends on it.
 
     Attributes:
@@ -22,8 +23,6 @@ class Found(BaseModel):
         confirmed_interval: Its 95 % interval, with other images and other seeds.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
     trial: Annotated[int, Field(ge=0)]
     auroc: float
     interval: tuple[float, float]
@@ -32,7 +31,7 @@ class Found(BaseModel):
     confirmed_interval: tuple[float, float] | None = None
 
 
-class TrainingSpec(BaseModel):
+class TrainingSpec(Settings):
     """What is trained on what. ``anomtune best`` writes it and ``anomtune train`` reads it.
 
     Attributes:
@@ -48,14 +47,12 @@ class TrainingSpec(BaseModel):
         found: What a search measured of it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
     dataset: DatasetConfig
     category: str
     method: str
     image_size: ImageSize = 256
     seed: Seed = 0
-    hyperparameters: dict[str, Any] = {}
+    hyperparameters: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
     validation: Validation = Validation()
     split_hash: str | None = None
     found: Found | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,12 +11,13 @@ from pydantic import ValidationError
 from anomtune.errors import DataError, MethodError, SweepError
 from anomtune.models.training.report import Report
 from anomtune.registry import METHODS
-from anomtune.search.config import explain, read_yaml
+from anomtune.search.config import explain
 from anomtune.search.detector.devices import choose_device
 from anomtune.search.detector.opened import check_loss, few_notes, forget_images, open_detector
 from anomtune.search.detector.predict import Model
 from anomtune.search.detector.saved import make_saved_config
 from anomtune.search.detector.spec import TrainingSpec
+from anomtune.search.yaml_text import read_yaml_file
 
 #: The training is done in so many parts, each followed by a report.
 _PARTS = 10
@@ -83,24 +83,15 @@ def read_spec(source: str | os.PathLike[str] | Mapping[str, Any]) -> TrainingSpe
         SweepError: If the file cannot be read, or does not fit; names the first wrong key.
     """
     origin = _origin(source)
-    data = _read(Path(source)) if isinstance(source, str | os.PathLike) else source
+    data: Any = source
+    if isinstance(source, str | os.PathLike):
+        data = read_yaml_file(source, "config", hint="; `anomtune best` prints one")
     if not isinstance(data, Mapping):
         raise SweepError(f"{origin}: a config is a mapping of keys; `anomtune best` prints one")
     try:
         return TrainingSpec.model_validate(dict(data))
     except ValidationError as error:
         raise SweepError(f"{origin}: {explain(error, TrainingSpec)}") from None
-
-
-def _read(path: Path) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise SweepError(
-            f"{path}: cannot read the config: {reason}; `anomtune best` prints one"
-        ) from None
-    return read_yaml(text, str(path))
 
 
 def _complete(spec: TrainingSpec, source: object) -> TrainingSpec:

@@ -54,6 +54,7 @@ def write_report(directory: str | os.PathLike[str]) -> Written:
         StorageError: If it cannot be read or written to.
     """
     config, store = read_sweep(directory)
+    store.storage.check_writable()
     content = render(gather(config, store)).encode()
     store.storage.write(_NAME, content)
     return Written(f"{store.storage.location.rstrip('/')}/{_NAME}", len(content))

@@ -73,7 +73,7 @@ def judge(
             _against_others(rows),
             *_failures(rows),
         ]
-    findings += _unfinished(progress)
+    findings += [*_failed_confirm_runs(progress), *_unfinished(progress)]
     return Verdict(
         category=first["category"],
         method=None if first["params"] is None else first["method"],
@@ -251,6 +251,15 @@ def _failures(rows: Sequence[Row]) -> list[Finding]:
     if useless:
         sentence += f" {_join(useless)} has no completed trial."
     return [(sentence, Mark("caution", f"{failed} failed"))]
+
+
+def _failed_confirm_runs(progress: Sequence[StudyProgress]) -> list[Finding]:
+    lost = [(study.key.method, study.failed_runs) for study in progress if study.failed_runs]
+    if not lost:
+        return []
+    number = sum(study.confirm_failed for study in progress)
+    sentence = " ".join(f"{method}: {what.rstrip('.')}." for method, what in lost)
+    return [(sentence, Mark("caution", f"{count(number, 'confirm run')} failed"))]
 
 
 def is_finished(progress: Iterable[StudyProgress]) -> bool:

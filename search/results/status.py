@@ -135,7 +135,9 @@ def status_line(status: SweepStatus) -> str:
         parts += [f"{number} {word}"] if number else []
     confirms = sum(study.confirm_target for study in studies)
     if confirms:
-        parts.append(f"{sum(study.confirmed for study in studies)}/{confirms} confirm runs")
+        failed = sum(study.confirm_failed for study in studies)
+        told = f" ({failed} failed)" if failed else ""
+        parts.append(f"{sum(study.confirmed for study in studies)}/{confirms} confirm runs{told}")
     if status.seconds_left == 0:
         parts.append("finished")
     elif status.seconds_left is not None:

@@ -33,7 +33,6 @@ from anomtune.search.metrics.image import auroc
 from anomtune.search.run.trial import TrialSpec, open_trial
 from anomtune.search.store.held_out import DomainFigures, Example, ExampleKind
 from anomtune.search.store.records import ConfirmResult, Cost, npy_bytes
-from anomtune.search.store.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ def _write(
     evaluation: _Evaluation | None,
 ) -> None:
     """Writes what lies beside the record, which is written when it is all there."""
-    storage = Storage(spec.directory)
+    storage = spec.storage()
     storage.write(f"{spec.record_path}.npy", npy_bytes(scores), durable=True)
     if evaluation is not None:
         buffer = io.BytesIO()

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from anomtune.errors import AnomtuneError, DataError, StorageError, SweepError
 from anomtune.search.run.trial import TrialResult, TrialSpec
+from anomtune.search.store.part import MessageText
 from anomtune.search.store.records import ConfirmResult
 
 _KEY = "message"
@@ -76,8 +77,8 @@ class Failed(_Message):
     """
 
     kind: Literal["failed"] = "failed"
-    error: str
-    traceback: str | None
+    error: MessageText
+    traceback: MessageText | None
     final: ClassVar[bool] = True
 
 
@@ -98,7 +99,7 @@ class Aborted(_Message):
 
     kind: Literal["aborted"] = "aborted"
     error: str
-    reason: str
+    reason: MessageText
     final: ClassVar[bool] = True
 
     @classmethod

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 import ray
+from ray._private import services, utils
 from ray.exceptions import AuthenticationError
 
 from anomtune.errors import SweepError
+from anomtune.names import readable
 from anomtune.search.run.process import muted, unchanged_process
-from anomtune.search.run.ray_internals import SWITCHES, live_nodes
+from anomtune.search.run.ray_internals import (
+    COMMAND_LINE,
+    LONGEST_SOCKET,
+    STARTER,
+    SWITCHES,
+    TEMPORARY_FOLDER,
+    live_nodes,
+)
+
+#: Bytes of the path of a socket that the kernel takes.
+_LONGEST_PATH = 103 if sys.platform == "darwin" else 107
+#: Folders that are short, and nearly everywhere.
+_SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - what is made there is its owner's alone
 
 
 @contextmanager
@@ -30,17 +51,102 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         yield
         return
     # The switches before the start: the workers have them from the raylet.
-    with unchanged_process(SWITCHES), muted(logging.ERROR, "ray"):
-        _start(address)
+    with (
+        unchanged_process(SWITCHES),
+        muted(logging.ERROR, "ray"),
+        _folder_for_sockets(address) as folder,
+    ):
+        with _group_of_their_own(), _command_line_in_utf8():
+            _start(address, folder)
         try:
             yield
         finally:
             ray.shutdown()
 
 
-def _start(address: str | None) -> None:
+@contextmanager
+def _folder_for_sockets(address: str | None) -> Iterator[str | None]:
+    """Yields a folder for the Ray of this machine, ``None`` if Ray's own choice will do.
+
+    The path of a socket is short by the kernel's rule, and the folders that a scheduler gives its
+    jobs are long. The folder is private, and removed at the end.
+
+    Raises:
+        SweepError: If there is no place for one.
+    """
+    usual = os.environ.get(TEMPORARY_FOLDER) or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108
+    if address is not None or _has_room(usual):
+        yield None
+        return
+    for short in _SHORT:
+        try:
+            private = Path(tempfile.mkdtemp(prefix="anomtune-", dir=short))
+            break
+        except OSError:
+            continue
+    else:
+        raise SweepError(
+            f"TMPDIR is {usual}: too long for the sockets of Ray, and {', '.join(_SHORT)} cannot "
+            f"be used; set {TEMPORARY_FOLDER} to a short folder"
+        )
+    try:
+        # Below it: Ray opens its own folder to everybody.
+        yield str(private / "ray")
+    finally:
+        _remove(private)
+
+
+def _has_room(folder: str) -> bool:
+    try:
+        path = os.path.join(os.path.abspath(folder), LONGEST_SOCKET).encode()
+    except UnicodeEncodeError:  # Ray takes no other name
+        return False
+    return len(path) <= _LONGEST_PATH
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder in which processes that are ending may still write."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
+
+
+@contextmanager
+def _command_line_in_utf8() -> Iterator[None]:
+    """Lets Ray have the command line of this process, whatever names of files stand in it."""
+    original = getattr(utils, COMMAND_LINE)
+    setattr(utils, COMMAND_LINE, lambda: readable(original()))
+    try:
+        yield
+    finally:
+        setattr(utils, COMMAND_LINE, original)
+
+
+@contextmanager
+def _group_of_their_own() -> Iterator[None]:
+    """Starts Ray's processes outside of the caller's process group.
+
+    ``timeout``, Slurm and others send SIGTERM to the whole group. A Ray that it ends takes the
+    driver with it before that has written its last record. Should the driver be killed, the kernel
+    ends them all the same; elsewhere than on Linux Ray needs the group for that.
+    """
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    starter = getattr(services, STARTER)
+    setattr(services, STARTER, partial(starter, process_group=0))
+    try:
+        yield
+    finally:
+        setattr(services, STARTER, starter)
+
+
+def _start(address: str | None, folder: str | None) -> None:
     try:
         ray.init(
+            _temp_dir=folder,
             address=address or "local",
             include_dashboard=None if address else False,
             log_to_driver=False,

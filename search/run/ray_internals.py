@@ -37,6 +37,17 @@ JOB_STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 #: Set in every process that a raylet starts: the raylet's own, whose environment is the node's.
 RAYLET_PID = "RAY_RAYLET_PID"
 
+#: Read for the folder of Ray's sockets, before the system's ``TMPDIR``.
+TEMPORARY_FOLDER = "RAY_TMPDIR"
+#: The longest socket below it, as Ray names it, but for the number of the process.
+LONGEST_SOCKET = "ray/session_2025-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+
+#: In `ray._private.services`: what all processes of a Ray are started with, a `subprocess.Popen`.
+STARTER = "ConsolePopen"
+
+#: In `ray._private.utils`: gives the command line of this process, which Ray takes in UTF-8 alone.
+COMMAND_LINE = "get_entrypoint_name"
+
 #: Begins the name of the resource that a node with GPUs of a type has one of.
 ACCELERATOR_TYPE = "accelerator_type:"
 
@@ -87,4 +98,6 @@ def error_text(trial: Any) -> str:
     A scheduler is told that it could not, not why.
     """
     path = trial.error_file
-    return Path(path).read_text().strip() if path and Path(path).exists() else ""
+    if not path or not Path(path).exists():
+        return ""
+    return Path(path).read_text(encoding="utf-8", errors="backslashreplace").strip()

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from anomtune.datasets.io.remote import is_uri
 from anomtune.errors import TrainingDivergedError
 from anomtune.models.base import Detector
 from anomtune.models.training.report import Histogram, Report
+from anomtune.names import to_name
 from anomtune.search.detector.devices import (
     gpu_memory,
     limit_memory,
@@ -37,7 +39,7 @@ class TrialSpec(BaseModel):
 
     Attributes:
         training: What is trained on what; its hyperparameters are complete, its images named.
-        directory: The sweep directory.
+        directory: The sweep directory: a URI, or a local path as text.
         record_path: Where the record lies below it, without extension.
         rungs: How many evaluation points there are.
         threads: CPU threads.
@@ -54,6 +56,14 @@ class TrialSpec(BaseModel):
     threads: int
     gpu: float
     keep: bool = False
+
+    def storage(self) -> Storage:
+        """Returns the sweep directory.
+
+        Raises:
+            StorageError: If it cannot be understood.
+        """
+        return Storage(self.directory if is_uri(self.directory) else to_name(self.directory))
 
     def identity(self) -> str:
         """Returns a hash of all that makes a training the same training, wherever it runs."""
@@ -103,7 +113,7 @@ def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
         DataError: If the images are not those that the sweep started with.
         StorageError: If the scores or a checkpoint cannot be written.
     """
-    storage = Storage(spec.directory)
+    storage = spec.storage()
     checkpoints = Checkpoints(storage, spec.record_path, spec.identity())
     trial, results = _resume(spec, checkpoints)
     yield from results

@@ -33,7 +33,6 @@ from anomtune.search.run.messages import (
 )
 from anomtune.search.run.trial import TrialResult, TrialSpec, run_trial
 from anomtune.search.store.records import ConfirmResult
-from anomtune.search.store.storage import Storage
 
 _LOG = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ def _require_record(spec: TrialSpec) -> None:
     Raises:
         StorageError: If the run's record, which was written before it was handed out, is not there.
     """
-    if Storage(spec.directory).read(f"{spec.record_path}.json") is None:
+    if spec.storage().read(f"{spec.record_path}.json") is None:
         raise StorageError(
             f"{spec.directory}: node {socket.gethostname()} does not see what the driver writes "
             "there; with more than one node give --dir a folder on a shared file system, or "

@@ -11,9 +11,10 @@ from importlib.metadata import version
 from typing import Any
 
 from anomtune.errors import SweepError
-from anomtune.search.config import MADE_BY, Sweep, dump_yaml, parse_sweep, read_yaml
+from anomtune.search.config import MADE_BY, Sweep, parse_sweep
 from anomtune.search.store.records import RecordStore
 from anomtune.search.store.storage import Storage
+from anomtune.search.yaml_text import dump_yaml, read_yaml
 
 #: Raise it when a directory is read otherwise. Version 0.1 wrote none.
 FORMAT = 2

@@ -231,7 +231,7 @@ def _who() -> dict[str, Any]:
 def _machine() -> str | None:
     """Returns what tells apart the places where a process id has a meaning; Linux alone has it."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return None

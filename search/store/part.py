@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from anomtune.names import readable
+
+#: A message, which may name a file: JSON takes no byte that is no UTF-8.
+MessageText = Annotated[str, AfterValidator(readable)]
 
 
 class Part(BaseModel):

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from anomtune.errors import SweepError
 from anomtune.models.training.report import Histogram
 from anomtune.search.store.held_out import DomainFigures, Example, HeldOutScores
-from anomtune.search.store.part import Part
+from anomtune.search.store.part import MessageText, Part
 from anomtune.search.store.storage import Storage
 
 State = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
@@ -116,8 +116,8 @@ class TrialRecord(Part):
     curve: list[Rung] = []
     facts: Facts | None = None
     pruner_state: dict[str, float] = {}
-    error: str | None = None
-    traceback: str | None = None
+    error: MessageText | None = None
+    traceback: MessageText | None = None
     cost: Cost = Cost()
 
     @property
@@ -176,8 +176,8 @@ class ConfirmRecord(Part):
     shifted: dict[str, DomainFigures] = {}
     examples: list[Example] = []
     facts: Facts | None = None
-    error: str | None = None
-    traceback: str | None = None
+    error: MessageText | None = None
+    traceback: MessageText | None = None
     cost: Cost = Cost()
 
     @property

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +14,8 @@ from pyarrow import ArrowException, fs
 
 from anomtune.datasets.io.remote import has_secrets, is_uri, mask_uri
 from anomtune.errors import StorageError
-from anomtune.files import TEMPORARY, write_whole
+from anomtune.files import TEMPORARY, check_writable, temporary_name, write_whole
+from anomtune.names import plain_name, utf8
 
 #: Files that are read at the same time from an object store, where each waits for the network.
 _STREAMS = 32
@@ -20,6 +23,8 @@ _STREAMS = 32
 
 class Storage:
     """Reads and atomically replaces small files below a root.
+
+    Paths below it are text, in every locale the same.
 
     Args:
         location: A local path or a pyarrow filesystem URI (``s3://bucket/sweep``; for servers
@@ -31,35 +36,37 @@ class Storage:
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
-        self.location = str(location)
+        self.location = os.fspath(location)
         if is_uri(self.location) and has_secrets(self.location):
             # It is shown in messages and told to every worker.
             raise StorageError(
                 f"{mask_uri(self.location)} carries credentials; take them out and set them in "
                 "the environment"
             )
+        #: The root as a local path, ``None`` on an object store. pyarrow takes no name that is
+        #: not UTF-8, and every file system has some.
+        self.local_root: Path | None = None
         try:
             if is_uri(self.location):
                 self._fs, self._root = fs.FileSystem.from_uri(_with_options(self.location))
+                if isinstance(self._fs, fs.LocalFileSystem):
+                    self.local_root = Path(plain_name(self._root))
             else:
-                self._fs, self._root = fs.LocalFileSystem(), str(Path(location).resolve())
+                self.local_root = Path(plain_name(self.location)).resolve()
         except (ArrowException, ValueError, OSError) as error:
             raise StorageError(f"{self.location}: not a usable directory: {error}") from None
-
-    @property
-    def local_root(self) -> Path | None:
-        """The root as a local path, ``None`` on an object store."""
-        return Path(self._root) if isinstance(self._fs, fs.LocalFileSystem) else None
 
     def read(self, path: str) -> bytes | None:
         """Returns a file's content, ``None`` if there is no such file."""
         try:
+            if (local := self._local(path)) is not None:
+                return local.read_bytes()
             while True:
                 with self._fs.open_input_stream(self._full(path)) as stream:
                     content = bytes(stream.readall())
                     # An object's length is asked for first: of one that is replaced by a longer
                     # one at that moment, only the beginning would be read.
-                    if self.local_root is not None or stream.metadata() == self._metadata(path):
+                    if stream.metadata() == self._metadata(path):
                         return content
         except FileNotFoundError:
             return None
@@ -91,39 +98,58 @@ class Storage:
             StorageError: If the storage refuses (full, read-only).
         """
         try:
-            if self.local_root is None:
-                with self._fs.open_output_stream(self._full(path)) as stream:
-                    stream.write(content)  # an object appears when its upload is complete
-            else:
-                write_whole(self._full(path), content, durable=durable)
+            if (local := self._local(path)) is not None:
+                write_whole(local, content, durable=durable)
+                return
+            with self._fs.open_output_stream(self._full(path)) as stream:
+                stream.write(content)  # an object appears when its upload is complete
         except OSError as error:
             raise self._unusable("write", path, error) from error
 
+    def check_writable(self) -> None:
+        """Makes sure that files can be written, before the work that they are to hold.
+
+        Raises:
+            StorageError: If the storage refuses.
+        """
+        probe = temporary_name(f"probe-{secrets.token_hex(8)}")
+        if (local := self._local(probe)) is None:
+            self.write(probe, b"0")
+            self.delete(probe)
+            return
+        try:
+            check_writable(local)
+        except OSError as error:
+            raise StorageError(
+                f"{self.location}: cannot write there: {error.strerror}; choose another directory "
+                "with --dir"
+            ) from error
+
     def append(self, path: str, content: bytes) -> None:
         """Adds to the end of a file, for logs: a reader may see half of what is being added."""
+        local = self._local(path)
+        if local is None:
+            self.write(path, (self.read(path) or b"") + content)
+            return
         try:
-            if self.local_root is None:
-                self.write(path, (self.read(path) or b"") + content)
-            else:
-                target = Path(self._full(path))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with target.open("ab") as stream:
-                    stream.write(content)
+            local.parent.mkdir(parents=True, exist_ok=True)
+            with local.open("ab") as stream:
+                stream.write(content)
         except OSError as error:
             raise self._unusable("write", path, error) from error
 
     def list(self, path: str, suffix: str) -> list[str]:
         """Returns the files below a folder whose names end with a suffix, sorted, from the root."""
-        selector = fs.FileSelector(self._full(path), allow_not_found=True, recursive=True)
         try:
+            if (local := self._local(path)) is not None:
+                return sorted(_walk(local, path, suffix))
+            selector = fs.FileSelector(self._full(path), allow_not_found=True, recursive=True)
             found = self._fs.get_file_info(selector)
         except OSError as error:
             raise self._unusable("list", path, error) from error
         prefix = len(self._root) + 1
         return sorted(
-            info.path[prefix:]
-            for info in found
-            if info.is_file and info.base_name.endswith(suffix) and info.base_name[0] != "."
+            info.path[prefix:] for info in found if info.is_file and _is(info.base_name, suffix)
         )
 
     def move_folder(self, source: str, target: str) -> None:
@@ -135,10 +161,11 @@ class Storage:
         if not files:
             return
         self.delete_folder(target)
+        old, new = self._local(source), self._local(target)
         try:
-            if self.local_root is not None:
-                Path(self._full(target)).parent.mkdir(parents=True, exist_ok=True)
-                self._fs.move(self._full(source), self._full(target))
+            if old is not None and new is not None:
+                new.parent.mkdir(parents=True, exist_ok=True)
+                old.rename(new)
                 return
             for path in files:
                 self._fs.copy_file(self._full(path), self._full(target + path[len(source) :]))
@@ -149,7 +176,10 @@ class Storage:
     def delete(self, path: str) -> None:
         """Removes a file, if it is there."""
         try:
-            self._fs.delete_file(self._full(path))
+            if (local := self._local(path)) is not None:
+                local.unlink()
+            else:
+                self._fs.delete_file(self._full(path))
         except FileNotFoundError:
             return
         except OSError as error:
@@ -158,7 +188,10 @@ class Storage:
     def delete_folder(self, path: str) -> None:
         """Removes a folder and what is in it, if it is there."""
         try:
-            self._fs.delete_dir(self._full(path))
+            if (local := self._local(path)) is not None:
+                shutil.rmtree(local)
+            else:
+                self._fs.delete_dir(self._full(path))
         except FileNotFoundError:
             return
         except OSError as error:
@@ -172,10 +205,19 @@ class Storage:
                     if name.startswith(".") and name.endswith(TEMPORARY):
                         Path(folder, name).unlink(missing_ok=True)
 
+    def _local(self, path: str) -> Path | None:
+        """Returns a path below the root as the operating system takes it, if the root is local."""
+        self._check(path)
+        return None if self.local_root is None else self.local_root / plain_name(path)
+
     def _full(self, path: str) -> str:
+        """Returns a path below the root as pyarrow takes it."""
+        self._check(path)
+        return f"{self._root}/{path}" if path else self._root
+
+    def _check(self, path: str) -> None:
         if ".." in path.split("/") or path.startswith("/"):
             raise StorageError(f"{path}: leaves the sweep directory {self.location}")
-        return f"{self._root}/{path}" if path else self._root
 
     def _unusable(self, verb: str, path: str, error: OSError) -> StorageError:
         reason = (os.strerror(error.errno) if error.errno else str(error)).splitlines()[0]
@@ -184,6 +226,25 @@ class Storage:
             f"{self.location}/{path}: cannot {verb}: {reason}; {remedy} and start again "
             f"(finished trials are kept), or choose another directory with --dir"
         )
+
+
+def _walk(folder: Path, path: str, suffix: str) -> Iterator[str]:
+    """Yields the files below a folder, which need not be there, as text below ``path``."""
+    try:
+        found = list(os.scandir(folder))
+    except FileNotFoundError:
+        return
+    for entry in found:
+        name = utf8(entry.name)
+        below = f"{path}/{name}" if path else name
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), below, suffix)
+        elif _is(name, suffix) and entry.is_file():
+            yield below
+
+
+def _is(name: str, suffix: str) -> bool:
+    return name.endswith(suffix) and name[0] != "."
 
 
 def _with_options(uri: str) -> str:

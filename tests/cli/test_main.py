@@ -7,6 +7,7 @@ import io
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -332,3 +333,80 @@ def test_a_full_and_a_read_only_disk(run, tmp_path, toy_data, small_disk):
     assert code == 2
     assert "Read-only file system; choose another directory with --dir" in err
     assert run("leaderboard", place / "sweep")[0] == 0
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_odd_names_are_confirmed_and_a_failed_confirm_run_is_said(run, tmp_path):
+    name, shown = b"M\xfc[red]\n", "M\\xfc[red]\\x0a"
+    category = tmp_path / os.fsdecode(name)
+    draw_category(category)
+    for path in [*category.glob("test/*/*.png"), *category.glob("train/*/*.png")]:
+        path.rename(path.with_name(os.fsdecode(b"\xe9\n") + path.name))
+    for path in category.glob("ground_truth/*/*.png"):
+        path.rename(path.with_name(os.fsdecode(b"\xe9\n") + path.name))
+    (category / "test/spot").rename(category / os.fsdecode(b"test/sp\xf6t"))
+    (category / "ground_truth/spot").rename(category / os.fsdecode(b"ground_truth/sp\xf6t"))
+    path, directory = tmp_path / "sweep.yaml", tmp_path / os.fsdecode(b"sw\xff")
+    confirm = {"top": 1, "seeds": [1]}
+    path.write_text(yaml.safe_dump(sweep_dict(tmp_path, trials=2, confirm=confirm)))
+    code, out, err = run("sweep", path, "--dir", directory)
+    assert code == 0, err
+    assert shown in out
+    records = list(directory.glob("confirm/*/*/*.json"))
+    assert {json.loads(record.read_text())["category"] for record in records} == {shown}
+    assert (directory / "models" / shown).is_dir()
+    rows = list(csv.DictReader(io.StringIO(run("leaderboard", directory, "--format", "csv")[1])))
+    assert [row["category"] for row in rows] == [shown]
+    assert yaml.safe_load(run("best", directory, "--category", shown)[1])["category"] == shown
+    assert run("report", directory)[0] == 0
+
+    record = json.loads(records[0].read_text())
+    gone = dict.fromkeys(("val_auroc", "test", "facts"))
+    records[0].write_text(json.dumps({**record, **gone, "state": "FAIL", "error": "no [luck]"}))
+    code, _, err = run("sweep", path, "--dir", directory)
+    assert code == 1
+    said = f"{shown}/toy: 1 of {len(records)} confirm runs failed: no [luck]"
+    assert said in err
+    assert said in run("status", directory)[1]
+    run("report", directory)
+    assert "1 confirm run failed" in (directory / "report.html").read_text(encoding="utf-8")
+
+
+def test_train_and_export_refuse_a_place_before_any_work(run, tmp_path, small_disk, monkeypatch):
+    place, remount = small_disk
+    remount("ro")
+    file = tmp_path / "config.yaml"
+    file.write_text("not: read")
+    for command in (
+        ("train", file, "--out", place / "model"),
+        ("export", tmp_path, "--onnx", place / "x.onnx"),
+        ("audit", "folder", tmp_path, "--manifest", place / "m.csv"),
+    ):
+        code, out, err = run(*command)
+        assert (code, out) == (2, "")
+        assert "cannot be written (Read-only file system); choose another place" in err
+
+
+@pytest.mark.slow
+def test_commands_work_in_a_locale_without_letters(tmp_path):
+    """Names, sweep files and tables are the same in it."""
+    draw_category(tmp_path / "Größe")
+    environment = {
+        **os.environ,
+        **{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        "PYTHONIOENCODING": "ascii",
+    }
+    command = [sys.executable, "-m", "anomtune", "audit", "folder", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--manifest", str(tmp_path / "m.csv")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Gr\\xf6\\xdfe" in done.stdout
+    table = list(csv.DictReader((tmp_path / "m.csv").open(encoding="utf-8")))
+    assert {row["category"] for row in table} == {"Größe"}

@@ -54,3 +54,21 @@ def test_confirm_runs_of_earlier_starts_make_up_for_no_trial():
     """Winners of a smaller sweep were confirmed, and the trials that extend it are owed."""
     study = StudyProgress(StudyKey("a", "toy"), 4, complete=3, confirmed=3, confirm_target=2)
     assert study.owed == 1
+
+
+def test_confirm_runs_that_failed_are_counted_with_the_reason(simulation):
+    config = parse_sweep(sweep_dict(trials=3, confirm={"top": 1, "seeds": [1, 11]}), "test")
+    pool, store = simulation.run(config), Store()
+    confirmation = Confirmation(config, pool, {}, store.save)
+    while record := confirmation.ask():
+        failed = record.seed == 11 and record.category == "a"
+        confirmation.finish(record, None if failed else result(0.5), error="no \udcfc" * failed)
+    trials, runs = simulation.records(), store.read()
+    progress = {
+        key.category: study_progress(config, key, trials[key], runs[key], searched=True)
+        for key in pool.studies
+    }
+    failed, total = progress["a"].confirm_failed, progress["a"].confirm_target
+    assert 0 < failed < total
+    assert progress["a"].failed_runs == f"{failed} of {total} confirm runs failed: no \\xfc"
+    assert progress["b"].failed_runs is None

@@ -14,8 +14,10 @@ from PIL import ExifTags, Image
 
 from anomtune.datasets.io.files import image_files
 from anomtune.errors import ImageError
+from anomtune.names import BYTES, to_name
 from anomtune.search.detector import predict as predict_module
 from anomtune.search.detector.predict import load_model
+from anomtune.search.detector.predictions import Results
 from tests.search.toy_models import save_toy
 
 
@@ -209,3 +211,54 @@ def test_images_are_scored_upright(model, tmp_path):
     upright, turned = load_model(model).predict([tmp_path / "a.png", tmp_path / "b.png"])
     assert (upright.image == turned.image).all()
     assert upright.score == turned.score
+
+
+ODD = (
+    b"M\xfcller.png",
+    b"[red] \x1b[31m.png",
+    b"two\nlines\r\t.png",
+    b"-x.png",
+    b"\xe9" * 251 + b".png",
+    "ü".encode() * 125 + b"y.png",
+    b"a\\xfc.png",
+    b"a,\"b';.png",
+    b"dir.png/inner.png",
+    b"dir.png.d/inner.png",
+    b"dir/x.png",
+    b"dir",
+)
+
+
+def test_any_name_is_scored_and_found_again(run, model, tmp_path):
+    folder, out = tmp_path / "new", tmp_path / "out"
+    draw(folder / "plain.png", 250)
+    content = (folder / "plain.png").read_bytes()
+    given = [name for name in ODD if name != b"dir"] + [b"dir.png.png"]
+    for name in given:
+        path = folder / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (folder / "dir").mkdir(exist_ok=True)
+    (folder / os.fsdecode(b"torn\xff.png")).write_text("no image")
+    code, _, err = run("predict", model, folder, "--out", out)
+    assert code == 1
+    assert err.startswith(f"{folder}/torn\\xff.png: cannot be read")
+    with (out / "scores.csv").open(**BYTES, newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = {os.fsencode(folder) + b"/" + name for name in [*given, b"plain.png"]}
+    assert {row["path"].encode("utf-8", "surrogateescape") for row in rows} == expected
+    report = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+    assert {os.fsencode(to_name(row["path"])) for row in report["images"]} == expected
+    maps = [out / to_name(row["map"]) for row in report["images"]]
+    assert len(set(maps)) == len(expected)
+    assert all(path.is_file() for path in maps)
+    assert [to_name(row["path"]) for row in report["unreadable"]] == [
+        str(folder / os.fsdecode(b"torn\xff.png"))
+    ]
+
+
+def test_an_end_with_an_error_leaves_no_table(model, images, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError), Results(out, load_model(model).config, [images], maps=False):
+        raise RuntimeError
+    assert list(out.iterdir()) == []

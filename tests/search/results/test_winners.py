@@ -30,6 +30,7 @@ def saved_config(run: ConfirmRecord) -> SavedConfig:
             n_anomalous=3,
             auroc=0.9,
             interval=(0.5, 1.0),
+            n_flagged=1,
             f1=0.8,
             accuracy=0.8,
         ),

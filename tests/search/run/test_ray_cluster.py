@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from anomtune.errors import SweepError
+from anomtune.search.run import ray_cluster as module
 from anomtune.search.run.ray_cluster import ray_cluster
 
 
@@ -37,3 +40,66 @@ def test_ray_itself_says_it_so(tmp_path):
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert "AuthenticationError" in done.stderr
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What Ray is started with, without starting it."""
+    import ray
+
+    seen = {}
+
+    def init(**arguments):
+        folder = arguments["_temp_dir"]
+        seen["folder"] = folder
+        seen["mode"] = None if folder is None else Path(folder).parent.stat().st_mode & 0o777
+        if folder is not None:
+            Path(folder).mkdir()
+            Path(folder, "left over").touch()
+        seen["starter"] = module.services.ConsolePopen.keywords
+        seen["command"] = module.utils.get_entrypoint_name()
+
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    return seen
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+@pytest.mark.parametrize("name", ["long" * 30, os.fsdecode(b"M\xfc")])
+def test_sockets_lie_in_a_short_private_folder(monkeypatch, started, tmp_path, variable, name):
+    monkeypatch.setenv(variable, str(tmp_path / name))
+    environment = dict(os.environ)
+    with ray_cluster(None):
+        pass
+    folder = Path(started["folder"])
+    assert len(os.fsencode(folder)) < 40
+    assert started["mode"] == 0o700
+    assert not folder.parent.exists()
+    assert dict(os.environ) == environment
+
+
+@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
+def test_else_ray_chooses_its_folder(monkeypatch, started, tmp_path, address):
+    monkeypatch.setenv("TMPDIR", "/tmp" if address is None else str(tmp_path / ("long" * 30)))
+    with ray_cluster(address):
+        pass
+    assert started["folder"] is None
+
+
+def test_without_a_short_folder_the_remedy_is_named(monkeypatch, started):
+    monkeypatch.setenv("TMPDIR", "/" + "long" * 30)
+    monkeypatch.setattr(module, "_SHORT", ("/no/such/folder",))
+    with pytest.raises(SweepError, match=r"TMPDIR is /long.*set RAY_TMPDIR"), ray_cluster(None):
+        pass
+    assert started == {}
+
+
+def test_ray_is_as_it_was_when_it_has_started(monkeypatch, started):
+    before = module.services.ConsolePopen, module.utils.get_entrypoint_name
+    monkeypatch.setattr(module.utils, "get_entrypoint_name", lambda: "M\udcfc")
+    with ray_cluster(None):
+        assert module.services.ConsolePopen is before[0]
+    assert started["command"] == "M\\xfc"
+    assert started["starter"] == {"process_group": 0}

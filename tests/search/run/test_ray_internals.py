@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import mmap
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +19,14 @@ from anomtune.search.run.ray_internals import (
     ACTOR_DIED,
     CLIENT_ADDRESSES,
     CLIENT_LOGGERS,
+    COMMAND_LINE,
     JOB_STOP_WAIT,
+    LONGEST_SOCKET,
     NODE_LOST,
     RAYLET_PID,
+    STARTER,
     SWITCHES,
+    TEMPORARY_FOLDER,
     LiveNode,
     error_text,
     live_nodes,
@@ -95,3 +101,24 @@ def test_what_ray_says_of_nodes(ray_session):
     assert node.address.count(".") == 3
     assert node.resources["CPU"] >= 1
     assert live_nodes([{**ray_session.nodes()[0], "Alive": False}]) == []
+
+
+def test_ray_starts_its_processes_and_tells_its_command_line_so():
+    from ray._private import services, utils, worker
+
+    assert issubclass(getattr(services, STARTER), subprocess.Popen)
+    assert f"{STARTER}(" in inspect.getsource(services.start_ray_process)
+    assert callable(getattr(utils, COMMAND_LINE))
+    assert f"_private.utils.{COMMAND_LINE}()" in inspect.getsource(worker)
+
+
+def test_sockets_lie_where_ray_puts_them():
+    from ray._common import utils
+    from ray._private import node
+
+    source = inspect.getsource(node.Node)
+    assert TEMPORARY_FOLDER in inspect.getsource(utils.get_default_system_temp_dir)
+    for part in ('"%Y-%m-%d_%H-%M-%S_%f"', 'f"session_{date_str}_{os.getpid()}"', '"sockets"'):
+        assert part in source
+    assert LONGEST_SOCKET.endswith("/sockets/plasma_store")
+    assert 'default_prefix="plasma_store"' in source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import time
@@ -105,13 +106,15 @@ def test_killed_at_ten_random_moments(tmp_path, sweep_file, ray_address):
     assert "Next:" in driver.out
 
 
-def test_interrupted_orderly_and_no_process_left(tmp_path, sweep_file):
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_interrupted_orderly_and_no_process_left(tmp_path, sweep_file, send):
+    """Also by what is sent to the whole process group, as `timeout` and Slurm do."""
     directory = tmp_path / "sweep"
     driver = start(sweep_file, directory)
     wait_for(lambda: any(r["curve"] for r in read_records(directory).values()))
     family = processes_of(driver.pid)
     assert family
-    driver.send_signal(signal.SIGTERM)
+    send(driver.pid, signal.SIGTERM)
     assert driver.wait() == 3, driver.err
     assert "goes on from here" in driver.err
     assert pq.read_table(directory / "leaderboard.parquet").num_rows == 2

@@ -1,0 +1,92 @@
+"""YAML as all files of the project are read and written: data, and no key twice."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anomtune.errors import SweepError
+
+
+class _Twice(yaml.YAMLError):
+    """A key that a mapping has already."""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, and reads ``1e-4`` as a number.
+
+    The second as YAML 1.2 does; 1.1 wants ``1.0e-4``.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Looks at the keys before ``<<`` adds others, which may be given again."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line, name = key.start_mark.line + 1, (key.tag, key.value)
+            if name in lines:
+                raise _Twice(
+                    f"line {line}: the key {key.value!r} is given twice, first in line "
+                    f"{lines[name]}; remove one of the two"
+                )
+            lines[name] = line
+        assert isinstance(node, yaml.MappingNode)
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes the strings that `_Loader` would take for numbers."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
+
+
+def dump_yaml(data: Any) -> str:
+    """Returns data as YAML that `read_yaml` reads back to the same; ASCII only."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False)
+
+
+def read_yaml(text: str, origin: str) -> Any:
+    """Parses YAML as data.
+
+    Raises:
+        SweepError: If it is not YAML, or gives a key twice; the message says where.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except _Twice as error:
+        raise SweepError(f"{origin}: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+        raise SweepError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise SweepError(f"{origin}: not valid YAML: nested too deep") from None
+
+
+def read_yaml_file(path: str | os.PathLike[str], what: str, *, hint: str = "") -> Any:
+    """Parses a file of YAML, which is UTF-8 in every locale.
+
+    Args:
+        path: The file.
+        what: What it should be, for the message.
+        hint: What to do, for the message.
+
+    Raises:
+        SweepError: If it cannot be read, or is not YAML.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that is none
+        reason = getattr(error, "strerror", None) or "not a text file in UTF-8"
+        raise SweepError(f"{path}: cannot read the {what}: {reason}{hint}") from None
+    return read_yaml(text, str(path))
