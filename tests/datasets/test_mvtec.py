@@ -280,7 +280,9 @@ def test_mpdd(tmp_path: Path, picture: Draw) -> None:
     tubes = tmp_path / "tubes"
     for number, where in enumerate(("train/good", "test/good", "test/flattening")):
         save(picture(number), tubes / where / "000.png")
-    save(Image.new("L", (20, 16), 255), tubes / "ground_truth/flattening/000_mask.png")
+    mask = Image.new("L", (20, 16))
+    mask.paste(255, (4, 4, 9, 9))
+    save(mask, tubes / "ground_truth/flattening/000_mask.png")
     dataset = open_dataset("mpdd", tmp_path)
     samples, problems = dataset.scan("tubes")
     assert problems == ()

@@ -144,7 +144,7 @@ def test_builder_killed_at_any_moment(tree: Path, tmp_path: Path, cache: Path) -
     assert not entry.endswith(".tmp")
     assert sorted(p.name for p in (cache / "categories" / entry).iterdir()) == [
         "images.npy",
-        "masks.npy",
+        "masks.bin",
         "meta.json",
     ]
 
