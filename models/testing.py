@@ -88,8 +88,8 @@ def check_memory(
     hyperparameters: Hyperparameters,
     *,
     image_size: int = 64,
-    fits: int = 25,
-    tolerance: int = 16 * 2**20,
+    fits: int = 50,
+    tolerance: int = 32 * 2**20,
 ) -> None:
     """Checks that a process may train many detectors one after the other, as a worker does.
 

@@ -105,7 +105,6 @@ def nested(keys: str, value: object) -> dict:
         ("name: 2026-02-30", "not valid YAML"),
     ],
 )
-@pytest.mark.usefixtures("ray_session")
 def test_a_wrong_sweep_file_is_refused(refused, toy_data, change, expected):
     assert expected in refused(change if isinstance(change, str) else sweep_dict(toy_data) | change)
 

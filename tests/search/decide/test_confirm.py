@@ -317,7 +317,7 @@ def test_killed_while_it_confirms_it_ends_with_the_same_numbers(
     confirm = {"top": 2, "seeds": [1, 2]}
     file.write_text(
         yaml.safe_dump(
-            sweep_dict(toy_data, methods=methods, confirm=confirm, sampler="random", trials=3)
+            sweep_dict(toy_data, methods=methods, confirm=confirm, sampler="random", trials=2)
         )
     )
 
