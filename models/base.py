@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from anomtune.errors import MethodError
 from anomtune.models.hyperparameters import Hyperparameters
 from anomtune.models.layers.maps import image_scores
+from anomtune.models.layers.precision import full_precision
 from anomtune.models.training.report import Report
 from anomtune.models.training.state import part_of, prefixed, seeded, self_contained
 
@@ -165,7 +166,8 @@ class Detector(ABC, Generic[H]):
         """
         self.check_images(images)
         self.network.eval()
-        return self.maps_and_scores(images)
+        with full_precision(self.device):
+            return self.maps_and_scores(images)
 
     def anomaly_maps(self, images: Tensor) -> Tensor:
         """Returns the maps alone; see `predict`."""

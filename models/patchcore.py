@@ -38,7 +38,8 @@ class PatchCoreHyperparameters(OnePassHyperparameters):
     """What can be set of `PatchCore`."""
 
     protocol: ClassVar[Protocol] = Protocol(
-        "official code (run_patchcore.py): seed 0; how masks are resized is our reading.",
+        "official code (run_patchcore.py): seed 0; how masks are resized is our reading. With a "
+        "crop it leaves the rim out of the figures of pixels; here the rim counts, as normal.",
         inferred=True,
     )
 

@@ -183,8 +183,8 @@ class SSAEHyperparameters(CorruptionHyperparameters):
     k: Annotated[int, IntRange(low=3, high=31, step=2)] = Field(
         default=21,
         ge=1,
-        description="Side of the averaging filter in pixels of an input of 512. Source: paper (a "
-        "natural number); default and range inferred.",
+        description="Side of the averaging filter in pixels of an input of 512, odd. Source: paper "
+        "(a natural number); default and range inferred.",
     )
     t: Annotated[int, IntRange(low=0, high=10)] = Field(
         default=0,
@@ -192,6 +192,13 @@ class SSAEHyperparameters(CorruptionHyperparameters):
         description="Exponent of the weight that lowers a map where validation images have high "
         "errors; 0 = no weight. Source: paper (objects only, a natural number); range inferred.",
     )
+
+    @field_validator("k")
+    @classmethod
+    def _is_odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("must be odd: the filter has a middle")
+        return value
 
     @field_validator("objective", mode="before")
     @classmethod

@@ -163,7 +163,7 @@ class Sweep(Settings):
 
     if not TYPE_CHECKING:  # the signature is that of the fields
 
-        def __init__(self, **keys: Any) -> None:
+        def __init__(self, /, **keys: Any) -> None:
             try:
                 super().__init__(**keys)
             except ValidationError as error:
@@ -225,12 +225,16 @@ def load_sweep(path: str | os.PathLike[str] | None, overrides: Sequence[str] = (
     return parse_sweep(data, origin)
 
 
-def parse_sweep(data: Mapping[str, Any], origin: str) -> Sweep:
+def parse_sweep(data: Mapping[Any, Any], origin: str) -> Sweep:
     """Validates the content of a sweep file.
 
     Raises:
         SweepError: Naming the first wrong key, and for an unknown one the nearest that exists.
     """
+    for key in data:
+        if not isinstance(key, str):
+            known = suggest(str(key), list(Sweep.model_fields))
+            raise SweepError(f"{origin}: {key!r}: unknown key{known}")
     try:
         config = Sweep.model_validate(data)
     except ValidationError as error:

@@ -13,7 +13,7 @@ from anomtune.datasets.splits.audit import find_missing
 from anomtune.datasets.splits.damage import check_without
 from anomtune.datasets.splits.split import SearchSplit, load_search_split
 from anomtune.errors import SweepError, suggest
-from anomtune.names import to_name, to_text
+from anomtune.names import LONGEST, to_name, to_text
 from anomtune.registry import METHODS
 from anomtune.search.config import Sweep, check_extends
 from anomtune.search.decide.pool import check_deciders
@@ -54,6 +54,7 @@ def prepare(sweep: Sweep, storage: Storage, on_event: Observer) -> Preparation:
     config = leave_out_damage(config, plans, on_event)
     check_directory(storage, config)
     storage.check_writable()  # before images are decoded, which may take hours
+    _check_names(storage, config)
     for note in prepare_methods(plans.values(), config.dataset.root):
         on_event(Note(f"note: {note}"))
     return Preparation(config, plans, _open_splits(config, on_event))
@@ -169,6 +170,15 @@ def check_directory(storage: Storage, config: Sweep) -> None:
     earlier = read_config(storage)
     if earlier is not None:
         check_extends(earlier, config, storage.location)
+
+
+def _check_names(storage: Storage, config: Sweep) -> None:
+    """Raises SweepError if a category's name, as text, is too long for a folder of results."""
+    for category in config.dataset.categories or ():
+        if storage.local_root is not None and len(category.encode()) > LONGEST:
+            raise SweepError(
+                f"dataset.categories: {category}: too long for a folder of results; rename it"
+            )
 
 
 def _open_splits(config: Sweep, on_event: Observer) -> dict[str, SearchSplit]:

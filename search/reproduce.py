@@ -18,6 +18,9 @@ from typing import Any, Literal
 import torch
 from pydantic import ValidationError
 
+from anomtune.datasets.base import Dataset
+from anomtune.datasets.io.cache import CategoryArrays, open_category
+from anomtune.datasets.splits.audit import find_missing
 from anomtune.datasets.splits.split import load_whole_test
 from anomtune.errors import SweepError, TrainingDivergedError
 from anomtune.models.hyperparameters import Hyperparameters
@@ -52,6 +55,7 @@ class PaperRun(Part):
         method: Name of the method.
         seed: What it was trained with.
         image_size: Side of the maps in pixels.
+        content: Digest of the category's images and masks.
         hyperparameters: All of them.
         state: ``COMPLETE``, or ``FAIL`` of a training that gave no usable detector.
         figures: On all test images, by domain; "" is that of the training images.
@@ -65,6 +69,7 @@ class PaperRun(Part):
     method: str
     seed: int
     image_size: int
+    content: str
     hyperparameters: dict[str, Any]
     state: Literal["COMPLETE", "FAIL"]
     figures: dict[str, DomainFigures] = {}  # noqa: RUF012 - pydantic copies it
@@ -132,6 +137,13 @@ class Reproduction:
     def method(self) -> str:
         """Name of the method."""
         return next(iter(self.config.methods))
+
+    @property
+    def inferred(self) -> list[str]:
+        """The hyperparameters whose value for some category no source tells."""
+        kind, dataset = METHODS.get(self.method).Hyperparameters, self.config.dataset.name
+        settings = (kind.settings_for(dataset, category) for category in self.runs)
+        return sorted({name for each in settings for name, s in each.items() if s.inferred})
 
     @property
     def figure_names(self) -> tuple[str, str, str]:
@@ -208,10 +220,19 @@ def reproduce(
     """
     config = _config(method, dataset, image_size, preset, hyperparameters or {})
     kind = METHODS.get(method).Hyperparameters
-    chosen, storage = tuple(seeds or kind.protocol.seeds), Storage(out)
-    plans = plan_studies(config)
+    # Each seed once: two copies have no deviation.
+    chosen, storage = tuple(dict.fromkeys(seeds or kind.protocol.seeds)), Storage(out)
+    plans, source = plan_studies(config), config.dataset.open()
+    opened = {
+        key.category: open_category(
+            source, key.category, plan.defaults.input_size(image_size), kind.resize
+        )
+        for key, plan in plans.items()
+    }
     wanted = {
-        key.category: [_run(config, key, plan.defaults, seed) for seed in chosen]
+        key.category: [
+            _run(config, key, plan.defaults, opened[key.category].content, seed) for seed in chosen
+        ]
         for key, plan in plans.items()
     }
     known = {category: [_known(storage, run) for run in runs] for category, runs in wanted.items()}
@@ -228,12 +249,11 @@ def reproduce(
                 content = trained.model_dump_json(indent=1).encode()
                 storage.write(_path(trained), content, durable=True)
             done[category].append(trained)
-    source = config.dataset.open()
     return Reproduction(
         config,
         done,
         differs=tuple(_differences(kind, chosen, image_size, preset, hyperparameters or {})),
-        warnings=tuple(str(problem) for name in done for problem in source.scan(name)[1]),
+        warnings=tuple(dict.fromkeys(_warnings(source, opened, done))),
     )
 
 
@@ -271,16 +291,32 @@ def _config(
     )
 
 
-def _run(config: Sweep, key: StudyKey, defaults: Hyperparameters, seed: int) -> PaperRun:
+def _run(
+    config: Sweep, key: StudyKey, defaults: Hyperparameters, content: str, seed: int
+) -> PaperRun:
     return PaperRun(
         dataset=config.dataset.name,
         category=key.category,
         method=key.method,
         seed=seed,
         image_size=config.image_size,
+        content=content,
         hyperparameters=defaults.model_dump(mode="json"),
         state="COMPLETE",
     )
+
+
+def _warnings(
+    source: Dataset, opened: Mapping[str, CategoryArrays], done: Mapping[str, Sequence[PaperRun]]
+) -> Iterator[str]:
+    """Yields what is odd about the images, and why figures that should be there are not."""
+    yield from map(str, source.warnings())
+    for category, runs in done.items():
+        yield from map(str, find_missing(source, category, opened[category].samples))
+        yield from map(str, opened[category].warnings)
+        for run in runs:
+            for found in run.figures.values():
+                yield from (f"{category}: {note}" for note in found.notes)
 
 
 def _path(run: PaperRun) -> str:
@@ -306,6 +342,8 @@ def _known(storage: Storage, wanted: PaperRun) -> PaperRun | None:
     for name in ("dataset", "category", "method", "image_size", "hyperparameters"):
         if getattr(found, name) != getattr(wanted, name):
             raise SweepError(f"{where}: a run of another config ({name}); give another --out")
+    if found.content != wanted.content:
+        raise SweepError(f"{where}: a run on other images; give another --out")
     return found if found.state == "COMPLETE" else None
 
 
@@ -335,11 +373,13 @@ def _train(
             check_loss(report)
             if on_progress is not None:
                 on_progress(run.category, run.seed, detector.iteration, total)
+        seconds = time.perf_counter() - begin
+        images = load_whole_test(
+            config.dataset.open(), run.category, detector.input_size, kind.resize
+        )
+        figures = evaluate(detector, images, masks=kind.protocol.masks).figures
     except (TrainingDivergedError, torch.OutOfMemoryError) as error:
         return run.model_copy(update={"state": "FAIL", "error": str(error)})
-    seconds = time.perf_counter() - begin
-    images = load_whole_test(config.dataset.open(), run.category, detector.input_size, kind.resize)
-    figures = evaluate(detector, images, masks=kind.protocol.masks).figures
     if not math.isfinite(figures[""].auroc if figures[""].auroc is not None else math.nan):
         return run.model_copy(update={"state": "FAIL", "error": "; ".join(figures[""].notes)})
     return run.model_copy(

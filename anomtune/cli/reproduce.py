@@ -59,6 +59,7 @@ def reproduce(
     """
     if device not in (None, "cpu", "cuda"):
         refuse(f"--device {device}: there is cpu, cuda")
+    from anomtune.names import typed
     from anomtune.registry import METHODS
     from anomtune.search.reproduce import reproduce as run
 
@@ -74,7 +75,7 @@ def reproduce(
     try:
         found = run(
             method,
-            source | ({"categories": categories} if categories else {}),
+            source | ({"categories": [*map(typed, categories)]} if categories else {}),
             where,
             seeds=seeds or (),
             image_size=image_size,
@@ -100,11 +101,12 @@ def reproduce(
 
 
 def _values(overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    from anomtune.names import typed
     from anomtune.search.yaml_text import read_yaml
 
     found = {}
     for override in overrides:
-        name, equals, value = override.partition("=")
+        name, equals, value = typed(override).partition("=")
         if not equals or not name:
             refuse(f"--set {override}: write name=value, for example --set backbone=resnet18")
         found[name] = read_yaml(value, f"--set {override}")
@@ -159,7 +161,10 @@ def _notes(found: Reproduction, protocol: Protocol) -> list[str]:
     ]
     lines += [f"Published: {source}" for source in sources]
     if not sources:
-        lines.append(f"No published figure of {found.method} on {found.config.dataset.name}.")
+        where = found.config.dataset.name
+        lines.append(f"No published figure of {found.method} by category of {where} is known here.")
+    if found.inferred:
+        lines.append(f"Inferred, not told by the paper: {', '.join(found.inferred)}.")
     if found.differs:
         lines.append(f"Not the paper's config: {'; '.join(found.differs)}.")
     return lines

@@ -64,7 +64,7 @@ def open_category(
         dataset: Where the images come from.
         category: One of its categories.
         image_size: Side ``S`` of the square images, in pixels. The aspect ratio is not kept.
-        resize: How the images are resized; masks are always resized alike.
+        resize: How the images are resized; masks are kept as they are drawn.
 
     Raises:
         DataError: If the category has a fatal problem or an image cannot be decoded.

@@ -19,7 +19,7 @@ from anomtune.datasets.splits.split import split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import StorageError
 from anomtune.files import replaced
-from anomtune.names import BYTES, to_name
+from anomtune.names import BYTES, to_name, utf8
 
 #: The first line of a manifest.
 COLUMNS = ("category", "file", "content_hash", "side", "label", "type")
@@ -85,7 +85,7 @@ def write_manifest(path: Path, rows: Iterable[ManifestRow]) -> None:
             quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
             table.writerow(COLUMNS)
             for row in sorted(rows, key=lambda r: (r.category, r.key)):
-                names = [to_name(text) for text in (row.category, row.key, row.defect)]
+                names = [utf8(to_name(text)) for text in (row.category, row.key, row.defect)]
                 writer = quoted if any("\r" in name for name in names) else table
                 writer.writerow([*names[:2], row.pixel_hash, row.side, row.label, names[2]])
     except OSError as error:

@@ -13,13 +13,14 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from scipy import fft, ndimage
 
 from anomtune.datasets.base import Dataset, Problem, Published, Sample
 from anomtune.datasets.io.imagefile import hash_pixels
 from anomtune.datasets.io.store import digest
 from anomtune.errors import DataError, suggest
+from anomtune.settings import Settings
 
 Image = npt.NDArray[np.uint8]
 
@@ -161,15 +162,13 @@ CORRUPTIONS: dict[str, Callable[[Image, int, int], Image]] = {
 }
 
 
-class Shift(BaseModel):
+class Shift(Settings):
     """Which corrupted copies of the test images to add; they neither train nor validate.
 
     Attributes:
         corruptions: Names from `CORRUPTIONS`.
         severity: 1 to 5; GNL takes 3 for MVTec AD and 5 for CIFAR-10 (METHODS.md section 5.6).
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     corruptions: tuple[str, ...] = tuple(CORRUPTIONS)
     severity: int = Field(3, ge=SEVERITIES[0], le=SEVERITIES[-1])

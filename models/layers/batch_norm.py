@@ -14,8 +14,8 @@ class PartialNorm(nn.BatchNorm2d):
     mode it is ordinary batch norm.
 
     Small is, and its place takes: what is at most ``min(threshold, pretrained variance)``, which
-    takes its place (official "stable" scripts, with eps 1e-6); or, with ``pretrained``, what is
-    below ``threshold``, and the pretrained variance, however large, takes its place (ReContrast,
+    takes its place (official "stable" scripts, with eps 1e-6); or, with ``pretrained``, what is at
+    most ``threshold``, and the pretrained variance, however large, takes its place (ReContrast,
     appendix E). Batch variances are compared and averaged unbiased, as in the scripts.
 
     Args:

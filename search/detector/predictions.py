@@ -16,14 +16,14 @@ from typing import Any
 from anomtune.datasets.io.imagefile import resize_image
 from anomtune.errors import ImageError, StorageError
 from anomtune.files import TEMPORARY, replaced, write_whole
-from anomtune.names import BYTES, readable, to_text, with_suffix
+from anomtune.names import BYTES, readable, to_text, utf8, with_suffix
 from anomtune.search.detector.heatmaps import overlay, png_bytes
 from anomtune.search.detector.predict import Prediction
 from anomtune.search.detector.saved import SavedConfig
 
 _CSV, _JSON, _MAPS = "scores.csv", "scores.json", "maps"
 #: What a folder's name must not end with among the heat maps, all of which do.
-_LIKE_A_MAP = re.compile(r"\.png(\.d)*$")
+_LIKE_A_MAP = re.compile(r"\.png(\.d)*\Z")
 
 
 class Results:
@@ -71,12 +71,13 @@ class Results:
         for entry in list(self.folder.iterdir()):
             if entry.name != _MAPS:
                 entry.unlink()
-        shutil.rmtree(self.folder / _MAPS, ignore_errors=True)
         with ExitStack() as files:
             table, self._json = (
                 files.enter_context(replaced(self.folder / name, text=True, newline="", **BYTES))
                 for name in (_CSV, _JSON)
             )
+            # By the drafts a later start knows the folder for one of ours.
+            shutil.rmtree(self.folder / _MAPS, ignore_errors=True)
             self._table = csv.writer(table)
             self._table.writerow(["path", "score", "threshold", "anomalous"])
             head = self._config.model_dump(include={"method", "dataset", "category", "threshold"})
@@ -88,7 +89,7 @@ class Results:
         """Writes the rows of one image, and its heat map."""
         score = prediction.score
         anomalous = str(prediction.anomalous).lower()
-        self._table.writerow([prediction.path, score, self._config.threshold, anomalous])
+        self._table.writerow([utf8(str(prediction.path)), score, self._config.threshold, anomalous])
         path = to_text(prediction.path)
         row: dict[str, Any] = {"path": path, "score": score, "anomalous": prediction.anomalous}
         if self._maps:

@@ -130,8 +130,9 @@ def heat_maps(evidence: Evidence) -> list[HeatMap]:
             evidence,
             "Validation",
             "By this the methods are ranked, and its 95 % interval: the mean over the seeds, with "
-            "other images and other seeds, where a config is confirmed; else one training of the "
-            "search, with other images, ranked after all that are confirmed.",
+            "other images and other seeds (of a single seed: with other images), where a config is "
+            "confirmed; else one training of the search, with other images, ranked after all that "
+            "are confirmed.",
             ranked_value,
             lambda study: interval(*(ranked_interval(study.row) or (None, None))),
         )
@@ -142,7 +143,8 @@ def heat_maps(evidence: Evidence) -> list[HeatMap]:
                 evidence,
                 "Held out",
                 "Mean over the seeds, on images that neither search nor choice has seen, and its "
-                "95 % interval with other images and other seeds.",
+                "95 % interval with other images and other seeds (of a single seed: with other "
+                "images).",
                 lambda row: row["test_auroc_mean"],
                 lambda study: (
                     interval(study.held_out.low, study.held_out.high)

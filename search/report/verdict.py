@@ -185,7 +185,7 @@ def _gain(gain: float, tied: bool | None) -> Finding:
         return f"{sentence}; whether that is more than chance is not known.", good
     if tied:
         return (
-            f"{sentence}, but too little for these images and seeds to tell the two apart (paired "
+            f"{sentence}, but too little for these images to tell the two apart (paired "
             "DeLong, 5 %).",
             Mark("plain", f"{signed(gain)} over the paper's config, within chance"),
         )
@@ -210,7 +210,7 @@ def _against_others(rows: Sequence[Row]) -> Finding:
             Mark("good", "told from the others"),
         )
     names = _join([row["method"] for row in tied])
-    what = "These images and seeds" if first["n_seeds"] else "These images"
+    what = "These images and seeds" if (first["n_seeds"] or 0) > 1 else "These images"
     sentence = f"{what} cannot tell it from {names} (paired DeLong, 5 %)"
     timed = [row for row in (first, *tied) if row["image_ms"] is not None]
     if timed:
@@ -230,7 +230,7 @@ def _not_known(first: Row, unknown: Sequence[Row]) -> str:
         if row["ranked_by"] != first["ranked_by"]:
             reason = "not confirmed"
         elif (row["n_seeds"] or 1) == 1:
-            reason = "one training of each; another seed may say otherwise"
+            reason = "one training of each, or its scores are missing"
         else:
             reason = "scores of a training are missing"
         by_reason.setdefault(reason, []).append(row["method"])

@@ -27,7 +27,7 @@ from anomtune.search.results.columns import Standing, leaderboard_columns
 from anomtune.search.results.trial_columns import TRIAL_COLUMNS
 from anomtune.search.store.records import ConfirmRecord, RecordStore, StudyKey, TrialRecord
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def compile_leaderboard(

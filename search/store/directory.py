@@ -16,8 +16,9 @@ from anomtune.search.store.records import RecordStore
 from anomtune.search.store.storage import Storage
 from anomtune.search.yaml_text import dump_yaml, read_yaml
 
-#: Raise it when a directory is read otherwise. Version 0.1 wrote none.
-FORMAT = 2
+#: Raise it when a directory is read otherwise, or trials of the same config are other trials.
+#: Version 0.1 wrote none.
+FORMAT = 3
 
 _NAME = "sweep.yaml"
 

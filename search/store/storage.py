@@ -52,7 +52,7 @@ class Storage:
                 if isinstance(self._fs, fs.LocalFileSystem):
                     self.local_root = Path(plain_name(self._root))
             else:
-                self.local_root = Path(plain_name(self.location)).resolve()
+                self.local_root = Path(_as_given(self.location)).resolve()
         except (ArrowException, ValueError, OSError) as error:
             raise StorageError(f"{self.location}: not a usable directory: {error}") from None
 
@@ -245,6 +245,15 @@ def _walk(folder: Path, path: str, suffix: str) -> Iterator[str]:
 
 def _is(name: str, suffix: str) -> bool:
     return name.endswith(suffix) and name[0] != "."
+
+
+def _as_given(location: str) -> str:
+    """Returns a path that the operating system gave as it is, and one of ours as a name."""
+    try:
+        os.fsencode(location)
+    except UnicodeEncodeError:
+        return plain_name(location)
+    return location
 
 
 def _with_options(uri: str) -> str:

@@ -103,10 +103,22 @@ def nested(keys: str, value: object) -> dict:
         ),
         ({"dataset": {"name": "folder", "categories": [3]}}, "put it in quotes"),
         ("name: 2026-02-30", "not valid YAML"),
+        ({1: "x"}, "1: unknown key"),
+        ({"self": "x"}, "self: unknown key"),
+        (
+            {"dataset": {"name": "folder", "shift": {"severity": True}}},
+            "dataset.shift.severity: a number is meant, not true or false",
+        ),
     ],
 )
 def test_a_wrong_sweep_file_is_refused(refused, toy_data, change, expected):
     assert expected in refused(change if isinstance(change, str) else sweep_dict(toy_data) | change)
+
+
+def test_a_category_whose_text_is_too_long_for_a_folder(refused, tmp_path):
+    draw_category(tmp_path / "data" / os.fsdecode(b"\xfc" * 64))
+    draw_category(tmp_path / "data/plate")
+    assert "too long for a folder of results; rename it" in refused(sweep_dict(tmp_path / "data"))
 
 
 def test_not_yaml_and_not_a_mapping(refused, run, tmp_path):

@@ -109,9 +109,10 @@ def test_every_methods_row(method: str, mvtec: Path, run, tmp_path: Path) -> Non
     assert len(mean) >= 3
     assert "no figure of unseen images" in told
     assert "image_size 64, not 256" in told
-    assert "the download is not complete" in err
+    assert "10 of 264 training images; the download is not complete" in err
     published = {"patchcore", "rd4ad", "recontrast", "ssae"}
     assert ("No published figure" in told) == (method not in published)
+    assert ("Inferred, not told by the paper" in told) == (method == "ssae")
 
 
 def test_the_figures_are_those_of_the_whole_test_set(mvtec: Path, tmp_path: Path) -> None:
@@ -170,14 +171,18 @@ def test_it_goes_on_where_it_stopped_and_refuses_another_config(tmp_path, toy_da
     assert [row.figures for row in again.rows()] == [row.figures for row in first.rows()]
     with pytest.raises(SweepError, match=r"plate/1.json: a run of another config \(hyperparam"):
         go(hyperparameters={"quality": 0.9})
-    (tmp_path / "out/plate/1.json").write_text("{}")
+    found = tmp_path / "out/plate/1.json"
+    found.write_text(found.read_text().replace('"content": "', '"content": "0'))
+    with pytest.raises(SweepError, match=r"plate/1\.json: a run on other images"):
+        go()
+    found.write_text("{}")
     with pytest.raises(SweepError, match="not a run of"):
         go()
 
 
 def test_seeds_have_a_mean_and_a_deviation(tmp_path, toy_data) -> None:
     source = {"name": "folder", "root": str(toy_data), "categories": ["plate"]}
-    found = reproduce("toy", source, tmp_path, image_size=32, seeds=(1, 2, 3))
+    found = reproduce("toy", source, tmp_path, image_size=32, seeds=(1, 2, 3, 1))
     (row,) = found.rows()
     figure = row.figures["auroc"]
     values = [run.figures[""].auroc for run in found.runs["plate"]]

@@ -115,8 +115,8 @@ def test_a_clear_winner():
         (
             [row(**UNCONFIRMED), row("b", 2, **UNCONFIRMED), row("c", 3, tied=True, **UNCONFIRMED)],
             "These images cannot tell it from c (paired DeLong, 5 %); it is also the cheapest of "
-            "them (15 ms/image). Whether it can be told from b is not known (one training of each; "
-            "another seed may say otherwise).",
+            "them (15 ms/image). Whether it can be told from b is not known (one training of each, "
+            "or its scores are missing).",
         ),
         ([row()], "the only method of the sweep"),
         ([row(), row("b", 2, **EMPTY)], "No other method has a completed trial."),
@@ -129,7 +129,7 @@ def test_against_the_other_methods(rows, expected):
 @pytest.mark.parametrize(
     ("changes", "tied", "expected"),
     [
-        ({}, True, "too little for these images and seeds to tell the two apart"),
+        ({}, True, "too little for these images to tell the two apart"),
         ({}, False, "on held-out images, more than chance (paired DeLong, 5 %)"),
         ({}, None, "on held-out images; whether that is more than chance is not known."),
         ({"test_auroc_mean": 0.92}, True, "Not better than the paper's own config on held"),

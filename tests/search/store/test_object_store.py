@@ -141,10 +141,10 @@ def test_one_owner_at_a_time(place, quick):
     with DirectoryLock(storage) as owner, pytest.raises(StorageError, match="another sweep owns"):
         DirectoryLock(Storage(place)).__enter__()
     owner.check()  # its mark was renewed a moment ago
-    begin = time.monotonic()
-    with DirectoryLock(storage):
+    notes: list[str] = []
+    with DirectoryLock(storage, notes.append):
         pass
-    assert time.monotonic() - begin < lock._PATIENCE, "a released directory is free at once"
+    assert notes == [], "a released directory is free at once"
 
 
 @pytest.mark.parametrize("machine", ["here", "elsewhere"])
@@ -159,7 +159,8 @@ def test_a_dead_owner_is_followed(place, quick, machine):
     begin = time.monotonic()
     with DirectoryLock(storage, notes.append):
         waited = time.monotonic() - begin
-        assert (waited >= lock._PATIENCE) == (machine == "elsewhere") == bool(notes)
+        assert bool(notes) == (machine == "elsewhere")
+        assert waited >= (lock._PATIENCE if notes else 0)
     assert storage.list("", "") == []  # no sweep began
 
 
@@ -168,9 +169,10 @@ def test_who_lost_the_directory_writes_no_more(place, quick):
     with DirectoryLock(storage) as owner:
         owner.check()
         storage.write("owner.json", b'{"host": "other", "pid": 1, "token": "another"}')
-        time.sleep(2 * lock._BEAT)  # the owner's next look
         with pytest.raises(StorageError, match="process 1 on other"):
-            owner.check()
+            while True:  # at the owner's next look
+                owner.check()
+                time.sleep(lock._BEAT)
     assert json.loads(storage.read("owner.json"))["token"] == "another"
 
 
