@@ -164,15 +164,19 @@ def test_a_dead_owner_is_followed(place, quick, machine):
     assert storage.list("", "") == []  # no sweep began
 
 
+def keep_asking(owner: DirectoryLock) -> None:
+    while True:
+        owner.check()
+        time.sleep(lock._BEAT)
+
+
 def test_who_lost_the_directory_writes_no_more(place, quick):
     storage = Storage(place)
     with DirectoryLock(storage) as owner:
         owner.check()
         storage.write("owner.json", b'{"host": "other", "pid": 1, "token": "another"}')
         with pytest.raises(StorageError, match="process 1 on other"):
-            while True:  # at the owner's next look
-                owner.check()
-                time.sleep(lock._BEAT)
+            keep_asking(owner)  # until it has looked again
     assert json.loads(storage.read("owner.json"))["token"] == "another"
 
 
