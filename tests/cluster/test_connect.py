@@ -9,6 +9,8 @@ import pytest
 from anomtune.cluster.connect import asks_for_token, connect, dashboard_url, is_loopback
 from anomtune.errors import SweepError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("url", "expected"),

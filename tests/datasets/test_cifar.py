@@ -22,6 +22,8 @@ from anomtune.datasets.testing import check_dataset
 from anomtune.errors import DataError
 from tests.datasets.conftest import save
 
+pytestmark = pytest.mark.slow
+
 Draw = Callable[..., Image.Image]
 CLASSES = CIFAR10.classes
 N = 12  # records in a batch of the tests

@@ -30,6 +30,8 @@ from anomtune.datasets.testing import check_dataset
 from anomtune.errors import DataError
 from tests.datasets.conftest import save
 
+pytestmark = pytest.mark.slow
+
 Draw = Callable[..., Image.Image]
 LESIONS = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 

@@ -21,6 +21,8 @@ from anomtune.datasets.testing import check_dataset
 from anomtune.errors import DataError
 from tests.datasets.conftest import save
 
+pytestmark = pytest.mark.slow
+
 Draw = Callable[..., Image.Image]
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")

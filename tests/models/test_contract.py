@@ -13,8 +13,9 @@ from anomtune.models.rd4ad import RD4AD, RD4ADHyperparameters
 from anomtune.models.recontrast import ReContrast, ReContrastHyperparameters
 from anomtune.models.testing import check_method
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 @pytest.mark.parametrize("image_size", [64, 32])
 def test_rd4ad_keeps_the_contract(weights: str, image_size: int) -> None:
     small = {"backbone": "mobilenet_v2", "weights": weights, "batch_size": 3}
@@ -26,7 +27,6 @@ def test_rd4ad_keeps_the_contract(weights: str, image_size: int) -> None:
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["full", "C", "B+"])
 @pytest.mark.parametrize("encoder_bn", ["train", "partial"])
 def test_recontrast_keeps_the_contract(weights: str, preset: str, encoder_bn: str) -> None:
@@ -87,7 +87,6 @@ def test_scores_leave_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert copies == [5]
 
 
-@pytest.mark.slow
 def test_a_resnet_keeps_the_contract() -> None:
     hp = ReContrastHyperparameters(backbone="resnet18", weights="random", batch_size=4)
     check_method(ReContrast, hp)
@@ -118,7 +117,6 @@ def test_divergence_names_the_iteration() -> None:
         detector.fit(images, 2)
 
 
-@pytest.mark.slow
 def test_repeated_fits_keep_no_tensors() -> None:
     hp = ReContrastHyperparameters(backbone="mobilenet_v2", weights="random", batch_size=2)
     detector = ReContrast(hp, image_size=64)

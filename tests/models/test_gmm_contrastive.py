@@ -28,6 +28,8 @@ from anomtune.models.layers.mixture_network import contrastive_loss, outliers, w
 from anomtune.models.testing import check_method
 from anomtune.models.training.report import Histogram
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {
     "backbone": "mobilenet_v2",
     "weights": "random",
@@ -183,7 +185,6 @@ def test_directions_without_variance_are_left_out() -> None:
 # --- The detector ---------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "image_size"),
     [
@@ -322,7 +323,6 @@ def test_a_quantile_of_the_normal_features_lies_outside_at_first() -> None:
     assert (odds < 1e-3).float().mean() == pytest.approx(0.05, abs=0.01)
 
 
-@pytest.mark.slow
 def test_the_uniform_component_fills_the_box_around_all_features() -> None:
     taus = []
     for alpha in (0.5, 0.9):
@@ -361,7 +361,6 @@ def test_images_that_are_all_alike_give_finite_maps() -> None:
     assert detector.anomaly_maps(images(2)).isfinite().all()
 
 
-@pytest.mark.slow
 def test_features_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gmm_contrastive, "_FIRST_FEATURES", 120)
     monkeypatch.setattr(gmm_contrastive, "_FINAL_FEATURES", 240)
@@ -406,7 +405,6 @@ def test_the_filter_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None
     assert kept[3].all()
 
 
-@pytest.mark.slow
 def test_the_diagnostic_shows_how_negatives_leave_the_mixture(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -443,7 +441,6 @@ def test_the_diagnostic_shows_how_negatives_leave_the_mixture(
     assert again["positive_weight"] < 0.1
 
 
-@pytest.mark.slow
 def test_negatives_may_come_from_a_folder(tmp_path: Path) -> None:
     fields = {**SMALL, "negatives": str(tmp_path)}
     hp = GMMContrastiveHyperparameters(**fields)
@@ -519,7 +516,6 @@ def test_drawn_negatives_are_as_large_as_the_images() -> None:
     assert detector._pool() is detector._pool()
 
 
-@pytest.mark.slow
 def test_the_density_is_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     def half(device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -20,6 +20,8 @@ from anomtune.models.layers.reverse_distillation import Student
 from anomtune.models.rd4ad import RD4AD, RD4ADHyperparameters
 from anomtune.models.testing import check_method
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random", "batch_size": 3}
 CPU = torch.device("cpu")
 
@@ -34,7 +36,6 @@ def images(n: int = 6, seed: int = 1) -> Tensor:
     return pixels.permute(0, 3, 1, 2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "image_size"),
     [
@@ -165,7 +166,6 @@ def test_identical_views_cost_nothing() -> None:
     assert detector.loss(detector.batch(images(4), torch.arange(4)), 0, 100).item() > 1e-2
 
 
-@pytest.mark.slow
 def test_a_weight_of_0_spares_the_work() -> None:
     def calls(**fields: Any) -> tuple[int, int, int]:
         detector = build(**fields)
@@ -224,7 +224,6 @@ def maps_with(state: dict[str, Tensor], **fields: Any) -> Tensor:
     return detector.anomaly_maps(images(4, seed=2))
 
 
-@pytest.mark.slow
 def test_every_setting_of_the_matching_changes_the_maps() -> None:
     trained = build()
     trained.fit(images(), 1)
@@ -243,7 +242,6 @@ def test_every_setting_of_the_matching_changes_the_maps() -> None:
         assert not any(torch.equal(a, b) for b in results[:i]), settings[i - 1]
 
 
-@pytest.mark.slow
 def test_a_shift_of_brightness_and_contrast_moves_matched_maps_less() -> None:
     """FDM is there to take a style off; with all of the reference's style least is left of it."""
 
@@ -259,7 +257,6 @@ def test_a_shift_of_brightness_and_contrast_moves_matched_maps_less() -> None:
     assert whole < half < plain
 
 
-@pytest.mark.slow
 def test_the_reference_is_the_first_image_or_a_random_one() -> None:
     training = images(40)
     first = build()

@@ -19,6 +19,8 @@ from anomtune.models.layers.maps import gaussian_smooth
 from anomtune.models.padim import PaDiM, PaDiMHyperparameters
 from anomtune.models.testing import check_method
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random", "channels": 20}
 
 
@@ -61,7 +63,6 @@ def test_it_keeps_the_contract(channels: int) -> None:
     check_method(PaDiM, PaDiMHyperparameters(**{**SMALL, "channels": channels}))
 
 
-@pytest.mark.slow
 def test_a_resnet_keeps_the_contract() -> None:
     hp = PaDiMHyperparameters(backbone="resnet18", weights="random", channels=6, sigma=0.0)
     check_method(PaDiM, hp, image_size=52)
@@ -121,7 +122,6 @@ def test_images_that_come_in_batches_give_the_moments_of_all() -> None:
         np.testing.assert_allclose(factor @ covariance @ factor.T, np.eye(20), atol=1e-3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("n_images", [6, 30])
 def test_blocks_of_positions_change_nothing(monkeypatch: pytest.MonkeyPatch, n_images: int) -> None:
     maps = []

@@ -19,6 +19,8 @@ from anomtune.models.layers.maps import gaussian_smooth, surround
 from anomtune.models.patchcore import MemoryBank, PatchCore, PatchCoreHyperparameters
 from anomtune.models.testing import check_method
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random"}
 
 
@@ -41,7 +43,6 @@ def test_it_keeps_the_contract() -> None:
     check_method(PatchCore, PatchCoreHyperparameters(**SMALL))
 
 
-@pytest.mark.slow
 def test_a_resnet_with_a_small_bank_and_no_weights_keeps_the_contract() -> None:
     fields = {"neighbourhood": 1, "n_neighbours": 1, "max_bank": 10, "sigma": 0.0}
     hp = PatchCoreHyperparameters(backbone="resnet18", weights="random", **fields)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from anomtune.models.layers.batch_norm import PartialNorm
 from anomtune.models.recontrast import ReContrast, ReContrastHyperparameters
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random", "batch_size": 4}
 PRESETS = ReContrastHyperparameters.presets
 

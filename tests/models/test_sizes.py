@@ -13,6 +13,8 @@ from anomtune.models.layers.reverse_distillation import Student
 from anomtune.models.rd4ad import ReverseDistillation
 from anomtune.models.recontrast import ContrastNetwork
 
+pytestmark = pytest.mark.slow
+
 RESNETS: tuple[Backbone, ...] = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2")
 
 
@@ -101,7 +103,6 @@ def giga_macs(network: ReverseDistillation | ContrastNetwork, conv_only: bool = 
     return cost.total / 1e9
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "rd", "rc", "rd_true", "rc_true"),
     [

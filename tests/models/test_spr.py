@@ -26,6 +26,8 @@ from anomtune.models.spr import (
 )
 from anomtune.models.testing import check_method
 
+pytestmark = pytest.mark.slow
+
 SIGMA = 25.0
 SMALL: dict[str, Any] = {"width": 4, "resolution": 32, "batch_size": 3}
 
@@ -48,7 +50,6 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
     return torch.randn(*shape, generator=generator, dtype=dtype)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -185,7 +186,6 @@ def test_sigma_reaches_the_network() -> None:
     torch.testing.assert_close(ratio, expected.expand_as(ratio))
 
 
-@pytest.mark.slow
 def test_it_learns() -> None:
     detector = build(lr=3e-3, epochs=100, width=8)
     pixels = images(1).expand(3, 3, 32, 32)

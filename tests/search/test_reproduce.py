@@ -22,6 +22,8 @@ from anomtune.search.metrics.pixel import PixelMetrics
 from anomtune.search.reproduce import Figure, reproduce
 from tests.conftest import draw_category
 
+pytestmark = pytest.mark.slow
+
 #: Settings that make a method quick: no more than that is not the paper's.
 QUICK: dict[str, dict[str, object]] = {
     "gmm_contrastive": {"backbone": "mobilenet_v2", "iterations": 2},
@@ -82,7 +84,6 @@ def options(method: str) -> list[str]:
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(QUICK))
 def test_every_methods_row(method: str, mvtec: Path, run, tmp_path: Path) -> None:
     out = tmp_path / "runs"

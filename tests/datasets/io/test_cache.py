@@ -23,6 +23,8 @@ from anomtune.datasets.io.cache import open_category
 from anomtune.datasets.synthetic import Synthetic
 from anomtune.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 Draw = Callable[..., Image.Image]
 
 
@@ -270,7 +272,6 @@ def test_dataset_without_fingerprint_still_works(decoded: list[str], tree: Path)
     assert len(decoded) == 17
 
 
-@pytest.mark.slow
 def test_synthetic_category(cache: Path) -> None:
     arrays = open_category(Synthetic(), "washer", 32)
     assert arrays.images.shape == (122, 32, 32, 3)
@@ -296,7 +297,6 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
 def test_processes_that_look_at_all_images_share_one_copy(tree: Path, cache: Path) -> None:
     command = [sys.executable, "-c", READER, str(tree)]

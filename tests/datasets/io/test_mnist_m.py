@@ -21,6 +21,8 @@ from anomtune.errors import DataError
 from tests.datasets.conftest import save
 from tests.datasets.mnist_files import messages, refusal, write_png, write_raw
 
+pytestmark = pytest.mark.slow
+
 Draw = Callable[..., Image.Image]
 
 

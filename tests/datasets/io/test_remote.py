@@ -23,6 +23,8 @@ from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import StorageError
 from tests.datasets.io.uri_messages import KEY, SECRET, message
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("moto.server", reason="needs moto[server], an S3 server for tests")
 
 FETCHED = re.compile(r"GET /bucket/(\S+) HTTP")
@@ -233,7 +235,6 @@ def test_a_killed_fetch_goes_on_where_it_was(bucket: Bucket, tree: Path, cache: 
     assert not list((cache / "remote").glob("*.tmp"))
 
 
-@pytest.mark.slow
 def test_several_processes_fetch_once(bucket: Bucket, tree: Path) -> None:
     keys = bucket.upload(tree, "data")
     children = [child(bucket.uri("data")) for _ in range(3)]

@@ -23,6 +23,8 @@ from anomtune.datasets.io.cache import open_category
 from anomtune.datasets.synthetic import Synthetic
 from anomtune.errors import StorageError
 
+pytestmark = pytest.mark.slow
+
 
 def entries(cache: Path) -> list[str]:
     return sorted(p.name for p in (cache / "categories").iterdir() if p.suffix != ".lock")
@@ -160,7 +162,6 @@ def test_leftovers_of_other_categories_go_too(tree: Path, cache: Path) -> None:
         assert busy.exists(), "somebody is at work on it"
 
 
-@pytest.mark.slow
 def test_several_processes_at_once_decode_once(tree: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     builders = [start(tree, log, 0.05) for _ in range(3)]

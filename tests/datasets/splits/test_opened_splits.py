@@ -22,6 +22,8 @@ from anomtune.datasets.splits.validation import Validation
 from anomtune.datasets.synthetic import Synthetic
 from anomtune.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 Draw = Callable[..., Image.Image]
 
 
@@ -189,7 +191,6 @@ def test_battery_weld(real: Callable[[str], Path]) -> None:
     assert (search.n_test_normal, search.n_test_anomalous) == (14, 47)
 
 
-@pytest.mark.slow
 def test_another_input_size_shows_the_same_damage(tmp_path: Path) -> None:
     """Methods that work at another size are judged by the same damaged images."""
     dataset = Synthetic()
@@ -214,7 +215,6 @@ def test_another_input_size_shows_the_same_damage(tmp_path: Path) -> None:
                 assert change.max() > known.max() / 2
 
 
-@pytest.mark.slow
 def test_another_input_size_shows_sharp_images() -> None:
     dataset = Synthetic()
     direct = load_search_split(dataset, "washer", 96, Validation(protocol="synthetic"))

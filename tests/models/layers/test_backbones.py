@@ -14,6 +14,8 @@ from anomtune.errors import MethodError
 from anomtune.models.layers import backbones
 from anomtune.models.layers.backbones import load_backbone, prepare_weights
 
+pytestmark = pytest.mark.slow
+
 NAME = "resnet18"
 
 
@@ -128,7 +130,6 @@ def test_a_file_that_is_no_checkpoint_is_named(monkeypatch: pytest.MonkeyPatch, 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("intact", [True, False])
 def test_a_package_can_ship_the_file(
     monkeypatch: pytest.MonkeyPatch, hub: Hub, intact: bool

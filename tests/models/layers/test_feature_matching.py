@@ -18,6 +18,8 @@ from anomtune.models.layers.feature_matching import (
     match_statistics,
 )
 
+pytestmark = pytest.mark.slow
+
 seeds = st.integers(0, 10**6)
 weights = st.floats(0, 1, width=32)
 

@@ -20,6 +20,8 @@ from anomtune.models.recontrast import (
     ReContrastHyperparameters,
 )
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random", "batch_size": 4}
 PRESETS = ReContrastHyperparameters.presets
 

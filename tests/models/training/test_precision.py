@@ -14,6 +14,8 @@ from torch.nn.modules.module import register_module_forward_hook
 from anomtune.models.layers import precision
 from anomtune.registry import METHODS
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random"}
 SMALL: dict[str, dict[str, Any]] = {
     "gmm_contrastive": {**TINY, "batch_size": 3, "dimensions": 8, "components": 2},

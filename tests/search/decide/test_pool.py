@@ -17,7 +17,9 @@ def states(simulation: Simulation) -> Counter:
     return Counter(record["state"] for record in simulation.outcome().values())
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "cmaes"])
+@pytest.mark.parametrize(
+    "sampler", ["tpe", "random", pytest.param("gp", marks=pytest.mark.slow), "cmaes"]
+)
 @pytest.mark.parametrize("pruner", ["successive_halving", "hyperband", "median", "none"])
 def test_every_study_gets_exactly_its_trials(simulation, make_sweep, sampler, pruner):
     config = make_sweep(trials=9, sampler=sampler, pruner=pruner)

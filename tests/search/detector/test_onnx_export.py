@@ -17,6 +17,8 @@ from anomtune.search.detector.train import train
 from tests.models.test_every_method import SHORT
 from tests.search.toy_models import save_toy, toy_config
 
+pytestmark = pytest.mark.slow
+
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
@@ -35,7 +37,6 @@ SETTINGS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(SHORT))
 def test_every_method_gives_the_same_maps(method, tmp_path, toy_data):
     settings = SHORT[method] | SETTINGS[method]

@@ -19,6 +19,8 @@ from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.detector.train import train
 from tests.conftest import draw_category
 
+pytestmark = pytest.mark.slow
+
 SPR = {"width": 8, "resolution": 32, "epochs": 1}
 GNL = {"backbone": "mobilenet_v2", "weights": "random", "batch_size": 3}
 

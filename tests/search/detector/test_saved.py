@@ -23,6 +23,8 @@ from anomtune.search.store.storage import Storage
 from tests.models.test_every_method import SHORT
 from tests.search.toy_models import save_toy, toy_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path, toy_data) -> Path:

@@ -18,6 +18,8 @@ from anomtune.search.report.page import render
 from anomtune.search.store.directory import read_sweep
 from tests.search.sample_sweep import write_sample_sweep
 
+pytestmark = pytest.mark.slow
+
 NASTY = 'a</script><b onload="x">&amp;\'é'
 
 

@@ -15,6 +15,8 @@ from anomtune.search.store.directory import read_sweep, write_config
 from anomtune.search.store.records import RecordStore, StudyKey, TrialRecord
 from tests.search.sample_sweep import write_sample_sweep
 
+pytestmark = pytest.mark.slow
+
 KEY = StudyKey("bottle", "rd4ad")
 NAME = "folder/bottle/rd4ad"
 FAILED = 3
@@ -105,7 +107,6 @@ def test_trial_0_outside_a_users_space_is_shown_as_it_was(tmp_path, space):
     assert trial.params[name] == first.params[name]
 
 
-@pytest.mark.slow
 def test_exporting_twice_changes_nothing(sweep, any_url):
     export_studies(sweep, any_url)
     first = trials_at(any_url)
@@ -118,7 +119,6 @@ def test_exporting_twice_changes_nothing(sweep, any_url):
     assert [t.user_attrs for t in first] == [t.user_attrs for t in expected]
 
 
-@pytest.mark.slow
 def test_a_running_sweep_is_brought_up_to_date(tmp_path, any_url):
     write_sweep(tmp_path / "early", killed_after=12)
     write_sweep(tmp_path / "late")

@@ -26,6 +26,8 @@ from anomtune.search.store.records import (
 from anomtune.search.store.storage import Storage
 from tests.search.sample_sweep import write_sample_sweep
 
+pytestmark = pytest.mark.slow
+
 ROC = "roc/TPR by FPR (per mille)"
 
 

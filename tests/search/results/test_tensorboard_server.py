@@ -21,6 +21,8 @@ from anomtune.search.store.directory import read_sweep
 from tests.search.results.test_tensorboard import ROC, sweep_writer, write_toys
 from tests.search.sample_sweep import write_sample_sweep
 
+pytestmark = pytest.mark.slow
+
 METHODS = ("padim", "patchcore")
 SEEDS = (1, 11)
 

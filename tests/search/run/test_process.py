@@ -22,6 +22,8 @@ from anomtune.search.run.process import (
     unchanged_process,
 )
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 
@@ -33,7 +35,6 @@ def script(name: str, *arguments: object) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
 def test_importing_every_module_changes_nothing():
     told = script("import_all.py")
     assert len(told["modules"]) > 80
@@ -146,7 +147,6 @@ def test_what_is_there_is_not_looked_at_again_however_much_there_is(collections)
     assert len(records) == 500_000
 
 
-@pytest.mark.slow
 def test_without_it_all_is_looked_at_again_and_again(collections):
     """What the test above stands on: so many records would do."""
     before = collections()

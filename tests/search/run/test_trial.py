@@ -30,6 +30,8 @@ from anomtune.search.run.worker import TrialActor
 from anomtune.search.store.records import RecordStore, TrialRecord
 from anomtune.search.store.storage import Storage
 
+pytestmark = pytest.mark.slow
+
 
 def make_spec(directory: Path, root: Path, category: str, method: str = "toy", **changes):
     fixed = changes.pop("fixed", {})
@@ -187,7 +189,6 @@ def test_a_node_that_does_not_see_the_directory_ends_the_sweep_and_fails_no_conf
     gc.unfreeze()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "fixed", "size"),
     [

@@ -23,6 +23,8 @@ from anomtune.search.store.storage import Storage
 from tests.driver import Driver
 from tests.search.conftest import sweep_dict
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("moto.server", reason="needs moto[server], an S3 server for tests")
 
 
