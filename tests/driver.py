@@ -1,6 +1,7 @@
 """`anomtune` in a process of its own, to be killed: forked off one that has imported everything.
 
-A start costs what the command itself does, not the seconds that torch and Ray take to import.
+A start costs what the command itself does, not the seconds that torch and Ray take to import. Have
+the session's Ray first: Ray keeps the token that it found when it was imported.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from ray.exceptions import AuthenticationError
 
 from anomtune.errors import SweepError
 from anomtune.names import readable
-from anomtune.search.run.process import muted, unchanged_process
+from anomtune.search.run.process import muted, no_interrupt_lost, unchanged_process
 from anomtune.search.run.ray_internals import (
     COMMAND_LINE,
     LONGEST_SOCKET,
@@ -56,9 +56,9 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         muted(logging.ERROR, "ray"),
         _folder_for_sockets(address) as folder,
     ):
-        with _group_of_their_own(), _command_line_in_utf8():
-            _start(address, folder)
         try:
+            with _group_of_their_own(), _command_line_in_utf8(), no_interrupt_lost():
+                _start(address, folder)
             yield
         finally:
             ray.shutdown()

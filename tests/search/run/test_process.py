@@ -17,6 +17,7 @@ import pytest
 
 from anomtune.search.run.process import (
     muted,
+    no_interrupt_lost,
     rare_full_collections,
     terminate_as_interrupt,
     unchanged_process,
@@ -109,6 +110,28 @@ def test_an_error_passes_and_everything_is_changed_back(monkeypatch):
         fail()
     assert "ADDED" not in os.environ
     assert (gc.get_threshold(), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_an_interrupt_that_a_fork_swallows_is_raised_afterwards():
+    before = signal.getsignal(signal.SIGINT)
+
+    class Swallows:
+        def __del__(self):  # as hooks around a fork do
+            signal.raise_signal(signal.SIGINT)
+
+    done = []
+    context = no_interrupt_lost()
+    context.__enter__()
+    swallows = Swallows()
+    del swallows
+    done.append("went on")
+    with pytest.raises(KeyboardInterrupt):
+        context.__exit__(None, None, None)
+    assert done == ["went on"]
+    assert signal.getsignal(signal.SIGINT) == before
+    with no_interrupt_lost():
+        done.append("nothing came")
+    assert done[1:] == ["nothing came"]
 
 
 def test_a_logger_that_is_stricter_stays_so():

@@ -18,7 +18,8 @@ from anomtune.search.run.checkpoint import SECONDS_VARIABLE
 from tests.driver import Driver
 from tests.search.conftest import sweep_dict
 
-pytestmark = pytest.mark.ray
+# The session's Ray comes first: what drivers are forked off keeps the token that it began with.
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 TRIALS, RUNGS = 5, 4
 
