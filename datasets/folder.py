@@ -383,16 +383,12 @@ class _Scan(Listing):
         return names
 
     def _loose(self, where: str) -> None:
-        loose = []
-        if (self.folder / where).is_dir():
-            found = entries(self.folder / where)
-            loose = [to_text(e.name) for e in found if not e.is_dir() and not is_dangling(e)]
+        found = entries(self.folder / where) if (self.folder / where).is_dir() else []
+        loose = [to_text(e.name) for e in found if not e.is_dir() and not is_dangling(e)]
         if loose:
             example = f"{where}/{self.normal}" if where == "train" else f"{where}/<defect type>"
             what = "masks" if where == "ground_truth" else "images"
-            self.warn(
-                where, f"{len(loose)} files ignored ('{loose[0]}'); {what} belong in {example}"
-            )
+            self.warn(where, f"{some(loose)} ignored; {what} belong in {example}")
 
 
 def _has_parts(folder: Path) -> bool:

@@ -12,17 +12,10 @@ from anomtune.errors import INTERRUPTED, UNUSABLE
 
 if TYPE_CHECKING:
     from anomtune.models.hyperparameters import Protocol
-    from anomtune.search.reproduce import Figure, Reproduction
+    from anomtune.search.results.reproduction import Figure, Reproduction
 
 #: How many remarks on the images are shown.
 _WARNINGS = 5
-
-_TITLES = {
-    "auroc": "image AUROC",
-    "pixel_auroc": "pixel AUROC",
-    "aupro": "AUPRO",
-    "aupro_per_image": "AUPRO per image",
-}
 
 
 def reproduce(
@@ -114,8 +107,11 @@ def _values(overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
 
 
 def _show(found: Reproduction, protocol: Protocol, where: str) -> None:
+    from anomtune.search.metrics.metric import metrics
+
     out = console()
     rows = found.rows()
+    titles = {metric.name: metric.title for metric in metrics()}
     names = [
         name
         for name in found.figure_names
@@ -126,7 +122,7 @@ def _show(found: Reproduction, protocol: Protocol, where: str) -> None:
     table.add_column(found.config.dataset.name)
     told = {name for row in rows for name in names if row.figures[name].published is not None}
     for name in names:
-        table.add_column(_TITLES[name], justify="right")
+        table.add_column(titles[name], justify="right")
         for column in ("paper", "difference") if name in told else ():
             table.add_column(column, justify="right")
     for row in rows:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from anomtune.datasets.splits.split import TestSplit
+from anomtune.datasets.splits.held_out import TestSplit
 from anomtune.models.base import Detector
 from anomtune.search.detector.opened import as_images
 from anomtune.search.metrics.alignment import MaskSize

@@ -13,7 +13,13 @@ from anomtune.models.training.report import Report
 from anomtune.registry import METHODS
 from anomtune.search.config import explain
 from anomtune.search.detector.devices import choose_device
-from anomtune.search.detector.opened import check_loss, few_notes, forget_images, open_detector
+from anomtune.search.detector.opened import (
+    OpenedDetector,
+    check_loss,
+    few_notes,
+    forget_images,
+    open_detector,
+)
 from anomtune.search.detector.predict import Model
 from anomtune.search.detector.saved import make_saved_config
 from anomtune.search.detector.spec import TrainingSpec
@@ -61,6 +67,20 @@ def train(
     if on_note is not None:
         for note in few_notes(spec.dataset, opened.notes):
             on_note(note)
+    fit_whole(opened, on_progress)
+    return Model(opened.detector, make_saved_config(spec, opened))
+
+
+def fit_whole(opened: OpenedDetector, on_progress: OnProgress | None = None) -> None:
+    """Trains a new detector to its end.
+
+    Args:
+        opened: The detector and its images.
+        on_progress: Is told of the progress, about ten times.
+
+    Raises:
+        TrainingDivergedError: If the loss is not finite.
+    """
     detector, total = opened.detector, opened.iterations
     for part in range(1, _PARTS + 1):
         iterations = part * total // _PARTS - detector.iteration
@@ -70,7 +90,6 @@ def train(
         check_loss(report)
         if on_progress is not None:
             on_progress(detector.iteration, total, report)
-    return Model(detector, make_saved_config(spec, opened))
 
 
 def read_spec(source: str | os.PathLike[str] | Mapping[str, Any]) -> TrainingSpec:

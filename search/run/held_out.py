@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from anomtune.datasets.io.maskfile import resize_mask
-from anomtune.datasets.splits.split import TestSplit, load_test_split
+from anomtune.datasets.splits.held_out import TestSplit, load_test_split
 from anomtune.errors import TrainingDivergedError
 from anomtune.search.detector.devices import gpu_memory, peak_memory
 from anomtune.search.detector.evaluate import evaluate

@@ -83,7 +83,8 @@ def score(run: Run) -> tuple[Run, Result]:
     from sklearn.metrics import roc_auc_score
 
     from anomtune.datasets.opening import open_dataset
-    from anomtune.datasets.splits.split import load_search_split, load_test_split
+    from anomtune.datasets.splits.held_out import load_test_split
+    from anomtune.datasets.splits.split import load_search_split
     from anomtune.datasets.splits.validation import Validation
     from anomtune.registry import METHODS
     from anomtune.search.config import MethodConfig

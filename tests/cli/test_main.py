@@ -1,4 +1,7 @@
-"""The command as people type it: bad input is one line and exit code 2, and nothing is written."""
+"""The command as people type it: bad input is one line and exit code 2, and nothing is written.
+
+Longer than most: a list of what can be wrong with a sweep file, each with what is said of it.
+"""
 
 from __future__ import annotations
 

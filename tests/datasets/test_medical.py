@@ -24,7 +24,8 @@ from anomtune.datasets.io.fundus import crop_fundus
 from anomtune.datasets.io.imagefile import digest_file
 from anomtune.datasets.medical import APTOS2019, ISIC2018, OCT2017
 from anomtune.datasets.splits.audit import find_missing, inspect
-from anomtune.datasets.splits.split import load_search_split, load_test_split
+from anomtune.datasets.splits.held_out import load_test_split
+from anomtune.datasets.splits.split import load_search_split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.datasets.testing import check_dataset
 from anomtune.errors import DataError

@@ -12,7 +12,8 @@ from PIL import Image
 from anomtune.datasets.mvtec import MPDD, MVTecAD
 from anomtune.datasets.opening import open_dataset
 from anomtune.datasets.splits.audit import audit, find_missing, inspect
-from anomtune.datasets.splits.split import load_search_split, load_test_split
+from anomtune.datasets.splits.held_out import load_test_split
+from anomtune.datasets.splits.split import load_search_split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.datasets.testing import check_dataset
 from anomtune.errors import DataError
@@ -269,8 +270,7 @@ def test_loose_masks_are_reported(bottle: Path) -> None:
     masks = bottle / "bottle/ground_truth"
     shutil.move(masks / "contamination/000_mask.png", masks / "000_mask.png")
     assert warnings(bottle) == [
-        "bottle/ground_truth: 1 files ignored ('000_mask.png'); masks belong in "
-        "ground_truth/<defect type>",
+        "bottle/ground_truth: '000_mask.png' ignored; masks belong in ground_truth/<defect type>",
         "bottle/test/contamination/000.png: no mask, while others have one; left out of pixel "
         "metrics",
     ]

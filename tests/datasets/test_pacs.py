@@ -15,7 +15,8 @@ from PIL import Image
 from anomtune.datasets.base import Published
 from anomtune.datasets.pacs import PACS
 from anomtune.datasets.splits.audit import find_missing
-from anomtune.datasets.splits.split import load_search_split, load_test_split
+from anomtune.datasets.splits.held_out import load_test_split
+from anomtune.datasets.splits.split import load_search_split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.datasets.testing import check_dataset
 from anomtune.errors import DataError

@@ -12,14 +12,16 @@ import torch
 from PIL import Image
 
 from anomtune.datasets.opening import open_dataset
-from anomtune.datasets.splits.split import load_search_split, load_whole_test
+from anomtune.datasets.splits.held_out import load_whole_test
+from anomtune.datasets.splits.split import load_search_split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import SweepError
 from anomtune.registry import METHODS
 from anomtune.search.metrics.alignment import at_one_size
 from anomtune.search.metrics.image import auroc
 from anomtune.search.metrics.pixel import PixelMetrics
-from anomtune.search.reproduce import Figure, reproduce
+from anomtune.search.reproduce import reproduce
+from anomtune.search.results.reproduction import Figure
 from tests.conftest import draw_category
 
 pytestmark = pytest.mark.slow

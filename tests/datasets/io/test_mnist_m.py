@@ -15,7 +15,8 @@ from PIL import Image
 from anomtune.datasets.base import Sample
 from anomtune.datasets.io import mnist_m
 from anomtune.datasets.mnist import MNIST
-from anomtune.datasets.splits.split import load_search_split, load_test_split
+from anomtune.datasets.splits.held_out import load_test_split
+from anomtune.datasets.splits.split import load_search_split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import DataError
 from tests.datasets.conftest import save

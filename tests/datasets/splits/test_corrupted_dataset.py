@@ -15,8 +15,9 @@ from anomtune.datasets.io.cache import open_category
 from anomtune.datasets.opening import open_dataset
 from anomtune.datasets.splits import shift as shift_module
 from anomtune.datasets.splits.audit import inspect
+from anomtune.datasets.splits.held_out import load_test_split
 from anomtune.datasets.splits.shift import CORRUPTIONS, CorruptedDataset, Shift
-from anomtune.datasets.splits.split import load_search_split, load_test_split
+from anomtune.datasets.splits.split import load_search_split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.datasets.synthetic import Synthetic
 from tests.datasets.conftest import save

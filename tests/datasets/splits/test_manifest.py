@@ -12,9 +12,10 @@ from PIL import Image
 
 from anomtune.datasets.folder import Folder
 from anomtune.datasets.io.cache import open_category
+from anomtune.datasets.splits.held_out import load_test_split
 from anomtune.datasets.splits.manifest import COLUMNS, ManifestRow, manifest, write_manifest
 from anomtune.datasets.splits.shift import CorruptedDataset, Shift
-from anomtune.datasets.splits.split import load_search_split, load_test_split
+from anomtune.datasets.splits.split import load_search_split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import DataError, StorageError
 from tests.datasets.conftest import save

@@ -17,7 +17,8 @@ from PIL import Image
 
 from anomtune.datasets.folder import Folder
 from anomtune.datasets.io import store
-from anomtune.datasets.splits.split import load_search_split, load_test_split
+from anomtune.datasets.splits.held_out import load_test_split
+from anomtune.datasets.splits.split import load_search_split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.datasets.synthetic import Synthetic
 from anomtune.errors import DataError

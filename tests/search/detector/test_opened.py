@@ -11,7 +11,8 @@ from PIL import Image
 
 from anomtune.datasets.io.cache import open_category
 from anomtune.datasets.opening import open_dataset
-from anomtune.datasets.splits.split import load_search_split, load_test_split
+from anomtune.datasets.splits.held_out import load_test_split
+from anomtune.datasets.splits.split import load_search_split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.search.config import DatasetConfig
 from anomtune.search.detector.opened import OpenedDetector, open_detector

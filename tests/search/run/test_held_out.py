@@ -13,7 +13,8 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from anomtune.cli.tables import leaderboard_table
 from anomtune.datasets.opening import open_dataset
-from anomtune.datasets.splits.split import load_search_split, load_test_split
+from anomtune.datasets.splits.held_out import load_test_split
+from anomtune.datasets.splits.split import load_search_split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import DataError, StorageError
 from anomtune.registry import METHODS, METRICS
