@@ -20,7 +20,6 @@ Several mask files for an image (a folder of them) are each read so; the mask is
 
 from __future__ import annotations
 
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +71,22 @@ def read_masks(folder: Path, files: list[Path]) -> Mask:
     """
     if not files:
         raise ImageError(str(folder), "holds no masks; copy them again")
-    masks = []
+    union: Mask | None = None
     for file in files:
         try:
-            masks.append(read_mask(file))
+            mask = read_mask(file)
         except ImageError as error:
             raise ImageError(str(folder), f"{file.name} {error.reason}") from error
-        if masks[-1].shape != masks[0].shape:
+        if union is None:
+            union = mask
+        elif mask.shape == union.shape:
+            union |= mask  # In place: masks of line scans are large.
+        else:
             raise ImageError(
                 str(folder), f"{file.name} is not of the size of the others; copy it again"
             )
-    return reduce(np.logical_or, masks)
+    assert union is not None
+    return union
 
 
 def anomalous(strength: Values, identity: Values | None = None, *, lossy: bool = False) -> Mask:

@@ -7,8 +7,7 @@ the detector finds it. Here the map is brought to the mask; what papers do is th
 
 from __future__ import annotations
 
-import math
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +17,12 @@ from anomtune.datasets.io.maskfile import resize_mask
 
 Map = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 #: How map and mask are brought to one size. ``as_drawn``: the map is interpolated to the size of
 #: the mask. ``resized``: the mask is resized to the map, a pixel is anomalous where more than half
 #: of it is (the code of RD4AD). ``touched``: the same, where any part is (that of ReContrast).
 MaskSize = Literal["as_drawn", "resized", "touched"]
-
-#: A mask of more pixels (4096 x 4096) is reduced by a whole number first: bounds the memory that an
-#: image takes to about 1 GB, and its time to a second. Lines of few pixels get wider by that.
-MOST_PIXELS = 1 << 24
 
 
 def check_mask_size(masks: str) -> None:
@@ -44,26 +40,33 @@ def at_one_size(anomaly_map: Map, mask: Mask, masks: MaskSize = "as_drawn") -> t
         masks: Which of the two is changed.
 
     Returns:
-        Both ``(H, W)`` or both ``(h, w)``. A mask of more than `MOST_PIXELS` is reduced first; of
-        what becomes one pixel there any part that is anomalous makes it so: nothing vanishes.
+        Both ``(H, W)`` or both ``(h, w)``.
     """
     if masks != "as_drawn":
         small = resize_mask(mask, anomaly_map.shape[0], touched=masks == "touched")
         return anomaly_map, small.view(np.bool_)
-    mask = _reduced(mask)
-    if anomaly_map.shape == mask.shape:
-        return anomaly_map, mask
-    height, width = mask.shape
+    return at_size(anomaly_map, mask.shape), mask
+
+
+def middle(pixels: npt.NDArray[Scalar], seen: float) -> npt.NDArray[Scalar]:
+    """Returns the middle of a map or mask ``(H, W)``, as much of each side as is seen.
+
+    It is where a method that sees the middle of an image alone puts its map
+    (`anomtune.models.layers.maps.surround`).
+    """
+    for axis, length in enumerate(pixels.shape):
+        side = round(seen * length)
+        before = (length - side) // 2
+        pixels = pixels[(slice(None),) * axis + (slice(before, before + side),)]
+    return pixels
+
+
+def at_size(anomaly_map: Map, shape: tuple[int, int]) -> Map:
+    """Returns a map ``(h, w)`` interpolated to ``(H, W)``."""
+    if anomaly_map.shape == shape:
+        return anomaly_map
+    height, width = shape
     resized = Image.fromarray(np.ascontiguousarray(anomaly_map, dtype=np.float32)).resize(
         (width, height), Image.Resampling.BILINEAR
     )
-    return np.asarray(resized), mask
-
-
-def _reduced(mask: Mask) -> Mask:
-    if mask.size <= MOST_PIXELS:
-        return mask
-    factor = math.ceil(math.sqrt(mask.size / MOST_PIXELS))
-    for axis, length in enumerate(mask.shape):
-        mask = np.logical_or.reduceat(mask, np.arange(0, length, factor), axis=axis)
-    return mask
+    return np.asarray(resized)

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from anomtune.search.metrics.alignment import MaskSize, at_one_size, check_mask_size
+from anomtune.search.metrics.alignment import (
+    MaskSize,
+    at_one_size,
+    at_size,
+    check_mask_size,
+    middle,
+)
+from anomtune.search.metrics.cells import MOST_PIXELS, cells_of
 from anomtune.search.metrics.metric import Metric
 
 _TOGETHER = 1 << 20  # Pixels of images of one size that metrics are given at once.
@@ -25,14 +32,20 @@ class Evaluation:
         metrics: What is computed.
         masks: ``as_drawn`` measures at the size of each mask; ``resized`` and ``touched`` do what
             papers do, see `anomtune.search.metrics.alignment`.
+        seen: How much of each side the method sees, in (0, 1]: the rim around the middle is in no
+            figure of pixels. For what papers do alone.
 
     Raises:
-        ValueError: If ``masks`` is none of these.
+        ValueError: If ``masks`` is none of these, or a rim is left out of masks as drawn.
     """
 
-    def __init__(self, metrics: Iterable[Metric], *, masks: MaskSize = "as_drawn") -> None:
+    def __init__(
+        self, metrics: Iterable[Metric], *, masks: MaskSize = "as_drawn", seen: float = 1.0
+    ) -> None:
         check_mask_size(masks)
-        self._masks = masks
+        if seen != 1 and masks == "as_drawn":
+            raise ValueError("a rim is left out where masks are resized to the maps alone")
+        self._masks, self._seen = masks, seen
         self._metrics = tuple(metrics)
         self.notes: list[str] = []
         self._broken: set[Callable[..., Any]] = set()
@@ -52,7 +65,11 @@ class Evaluation:
         """
         together: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]] = []
         for anomaly_map, mask in zip(maps, masks, strict=True):
-            pair = at_one_size(anomaly_map, mask, self._masks)
+            if self._masks == "as_drawn" and mask.size > MOST_PIXELS:
+                self._add_in_cells(anomaly_map, mask)
+                continue
+            whole = at_one_size(anomaly_map, mask, self._masks)
+            pair = middle(whole[0], self._seen), middle(whole[1], self._seen)
             if together and (
                 pair[1].shape != together[0][1].shape
                 or (len(together) + 1) * pair[1].size > _TOGETHER
@@ -69,6 +86,22 @@ class Evaluation:
         for compute, accumulator in self._accumulators.items():
             if compute not in self._broken:
                 self._guarded(compute, accumulator.add, maps, masks)
+
+    def _add_in_cells(
+        self, anomaly_map: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]
+    ) -> None:
+        """Adds an image whose mask is very large."""
+        self._has_maps = True
+        cells = cells_of(mask)
+        at_cells = at_size(anomaly_map, cells.pixels.shape)
+        for compute, accumulator in self._accumulators.items():
+            if compute in self._broken:
+                continue
+            if hasattr(accumulator, "add_cells"):
+                self._guarded(compute, accumulator.add_cells, at_cells, cells)
+            else:  # Nothing that is drawn vanishes.
+                touched = cells.anomalous > 0
+                self._guarded(compute, accumulator.add, at_cells[None], touched[None])
 
     def figures(
         self, labels: npt.NDArray[np.int8], scores: npt.NDArray[np.float32]

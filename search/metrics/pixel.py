@@ -10,6 +10,8 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.integrate import trapezoid
 
+from anomtune.search.metrics.cells import Cells
+
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
@@ -99,6 +101,45 @@ class PixelMetrics:
         for start in range(0, len(maps), step):
             self._add(maps[start : start + step], inside[start : start + step])
 
+    def add_cells(self, anomaly_map: npt.NDArray[np.float32], cells: Cells) -> None:
+        """Adds an image with a mask so large that it comes in cells.
+
+        Args:
+            anomaly_map: ``(h, w)`` float32, a value for every cell.
+            cells: Of the mask.
+
+        Raises:
+            ValueError: If the shapes differ or the map is not finite. Nothing is added then.
+        """
+        if anomaly_map.shape != cells.pixels.shape:
+            raise ValueError(f"the map is {anomaly_map.shape}, the cells are {cells.pixels.shape}")
+        if not np.isfinite(anomaly_map).all():
+            raise ValueError("anomaly maps are not finite")
+        normal = cells.pixels - cells.anomalous
+        outside, inside = normal > 0, cells.anomalous > 0  # a cell may be both
+        if cells.regions and outside.any():
+            self._image_sum += _image_aupro(
+                anomaly_map[outside],
+                anomaly_map[inside],
+                cells.weights / cells.regions,
+                normal[outside].astype(np.float64),
+            )
+            self._images += 1
+        self._regions += cells.regions
+        self._bin_waiting()
+        ends = np.cumsum(np.count_nonzero(inside, axis=1))
+        step = max(1, _CHUNK // normal.shape[1])
+        for first in range(0, len(normal), step):
+            rows = slice(first, first + step)
+            keys = _keys(anomaly_map[rows]).reshape(normal[rows].shape)
+            some = outside[rows], inside[rows]
+            self._bin(
+                np.concatenate([keys[of_class] for of_class in some]),
+                np.repeat([False, True], [int(of_class.sum()) for of_class in some]),
+                cells.weights[ends[first - 1] if first else 0 : ends[rows][-1]],
+                np.concatenate([normal[rows][some[0]], cells.anomalous[rows][some[1]]]),
+            )
+
     def result(self) -> PixelFigures:
         """Returns the figures of all images added so far."""
         self._bin_waiting()
@@ -119,7 +160,7 @@ class PixelMetrics:
                 weights.append(weight)
                 self._regions += regions
                 if not mask.all():
-                    self._image_sum += _image_aupro(image, mask, weight / regions)
+                    self._image_sum += _image_aupro(image[~mask], image[mask], weight / regions)
                     self._images += 1
 
         self._waiting.append((_keys(maps), masks.ravel(), np.concatenate(weights)))
@@ -132,9 +173,31 @@ class PixelMetrics:
             return
         keys, inside, weights = map(np.concatenate, zip(*self._waiting, strict=True))
         self._waiting.clear()
+        self._bin(keys, inside, weights)
+
+    def _bin(
+        self,
+        keys: npt.NDArray[np.uint32],
+        inside: npt.NDArray[np.bool_],
+        weights: Floats,
+        counts: npt.NDArray[np.integer] | None = None,
+    ) -> None:
+        """Puts pixels into the histograms.
+
+        Args:
+            keys: Of their values.
+            inside: Which are anomalous.
+            weights: Of these.
+            counts: How many pixels each of them stands for; default: one.
+        """
         pages = (keys >> 16).astype(np.intp)
+        classes = ~inside, inside
+        numbers = [None if counts is None else counts[c].astype(np.float64) for c in classes]
         self._pixels += np.stack(
-            [np.bincount(pages[of_class], minlength=_PAGES) for of_class in (~inside, inside)]
+            [
+                np.bincount(pages[of_class], number, _PAGES)
+                for of_class, number in zip(classes, numbers, strict=True)
+            ]
         )
         needed = _needed_bins(self._pixels)
         if (needed >= 2 << self._depth).any():  # not at every small change of a share
@@ -142,8 +205,8 @@ class PixelMetrics:
 
         bins = _locate(keys, pages, self._depth)
         self._members[bins] = keys
-        np.add.at(self._histograms[_NORMAL], bins[~inside], 1.0)
-        np.add.at(self._histograms[_ANOMALOUS], bins[inside], 1.0)
+        for row, of_class, number in zip((_NORMAL, _ANOMALOUS), classes, numbers, strict=True):
+            np.add.at(self._histograms[row], bins[of_class], 1.0 if number is None else number)
         np.add.at(self._histograms[_OVERLAP], bins[inside], weights)
 
     def _deal(self, depth: Integers) -> None:
@@ -207,7 +270,10 @@ def _aupro(normal: Floats, overlap: Floats) -> float:
 
 
 def _image_aupro(
-    image: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_], weights: Floats
+    normal: npt.NDArray[np.float32],
+    anomalous: npt.NDArray[np.float32],
+    weights: Floats,
+    counts: Floats | None = None,
 ) -> float:
     """Returns the area of one anomalous image, as RD4AD's and ReContrast's code has it.
 
@@ -217,20 +283,29 @@ def _image_aupro(
     its mask). It fails too where at most one rate is below 0.3: there is no area then, 0.
 
     Args:
-        image: ``(H, W)`` map.
-        mask: ``(H, W)``, with normal and anomalous pixels.
-        weights: For every anomalous pixel, its share of the mean overlap.
+        normal: The map at normal pixels, at least one.
+        anomalous: The map at anomalous ones, at least one.
+        weights: For each of these, its share of the mean overlap.
+        counts: How many pixels each of ``normal`` stands for; default: one.
     """
-    thresholds = np.linspace(float(image.min()), float(image.max()), _THRESHOLDS, endpoint=False)
-    normal, anomalous = np.sort(image[~mask]), image[mask]
-    order = np.argsort(anomalous)
-    above = np.cumsum(np.append(0.0, weights[order][::-1]))[::-1]
+    low, high = min(normal.min(), anomalous.min()), max(normal.max(), anomalous.max())
+    thresholds = np.linspace(float(low), float(high), _THRESHOLDS, endpoint=False)
+    if counts is None:
+        # Sorting is the faster way where nothing has a weight.
+        rates = (len(normal) - np.searchsorted(np.sort(normal), thresholds, "right")) / len(normal)
+    else:
+        rates = _above(normal, counts / counts.sum(), thresholds)
     # In the order of falling thresholds, that is of rising rates.
-    rates = (len(normal) - np.searchsorted(normal, thresholds[::-1], "right")) / len(normal)
-    overlaps = above[np.searchsorted(anomalous[order], thresholds[::-1], "right")]
+    rates, overlaps = rates[::-1], _above(anomalous, weights, thresholds)[::-1]
     rates, overlaps = rates[rates < _LIMIT], overlaps[rates < _LIMIT]
     if len(rates) == 0:
         return 0.0
     if rates[-1] == 0:
         return float(overlaps.mean())
     return float(trapezoid(overlaps, rates)) / float(rates[-1])
+
+
+def _above(values: npt.NDArray[np.float32], weights: Floats, thresholds: Floats) -> Floats:
+    """Returns the weight of the values above each of rising thresholds."""
+    passed = np.bincount(np.searchsorted(thresholds, values), weights, len(thresholds) + 1)
+    return np.cumsum(passed[:0:-1], dtype=np.float64)[::-1]
