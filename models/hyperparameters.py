@@ -114,6 +114,8 @@ class Protocol:
         masks: How masks are brought to the size of maps: anomalous is a pixel of which more than
             half is (``resized``), or any part (``touched``).
         aupro_per_image: Whether its AUPRO is the mean of an area per image, not that of all.
+        middle: Name of the hyperparameter that has the side of the middle that the method sees, in
+            pixels of its input: figures of pixels leave out the rim then; null: all is seen.
         inferred: Whether some of it is our reading, which the source does not say.
     """
 
@@ -121,6 +123,7 @@ class Protocol:
     seeds: tuple[int, ...] = (0,)
     masks: Literal["resized", "touched"] = "resized"
     aupro_per_image: bool = False
+    middle: str | None = None
     inferred: bool = False
 
 

@@ -38,8 +38,9 @@ class PatchCoreHyperparameters(OnePassHyperparameters):
     """What can be set of `PatchCore`."""
 
     protocol: ClassVar[Protocol] = Protocol(
-        "official code (run_patchcore.py): seed 0; how masks are resized is our reading. With a "
-        "crop it leaves the rim out of the figures of pixels; here the rim counts, as normal.",
+        "official code (run_patchcore.py): seed 0; with a crop the rim is in no figure of pixels. "
+        "How masks are resized is our reading.",
+        middle="crop",
         inferred=True,
     )
 

@@ -145,8 +145,16 @@ def _run(
         image_size=config.image_size,
         content=content,
         hyperparameters=defaults.model_dump(mode="json"),
+        seen=_seen(defaults, config.image_size),
         state="COMPLETE",
     )
+
+
+def _seen(hyperparameters: Hyperparameters, image_size: int) -> float:
+    """Returns how much of each side of the images a method sees."""
+    name = hyperparameters.protocol.middle
+    side = None if name is None else getattr(hyperparameters, name)
+    return 1.0 if side is None else side / hyperparameters.input_size(image_size)
 
 
 def _warnings(
@@ -182,7 +190,7 @@ def _known(storage: Storage, wanted: PaperRun) -> PaperRun | None:
         raise SweepError(
             f"{where}: not a run of `anomtune reproduce`; give another --out"
         ) from None
-    for name in ("dataset", "category", "method", "image_size", "hyperparameters"):
+    for name in ("dataset", "category", "method", "image_size", "hyperparameters", "seen"):
         if getattr(found, name) != getattr(wanted, name):
             raise SweepError(f"{where}: a run of another config ({name}); give another --out")
     if found.content != wanted.content:
@@ -217,7 +225,9 @@ def _train(
         images = load_whole_test(
             config.dataset.open(), run.category, opened.detector.input_size, kind.resize
         )
-        figures = evaluate(opened.detector, images, masks=kind.protocol.masks).figures
+        figures = evaluate(
+            opened.detector, images, masks=kind.protocol.masks, seen=run.seen
+        ).figures
     except (TrainingDivergedError, torch.OutOfMemoryError) as error:
         return run.model_copy(update={"state": "FAIL", "error": str(error)})
     if figures[""].auroc is None:

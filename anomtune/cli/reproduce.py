@@ -150,9 +150,11 @@ def _notes(found: Reproduction, protocol: Protocol) -> list[str]:
     seeds = sorted({run.seed for runs in found.runs.values() for run in runs})
     sources = dict.fromkeys(row.source for row in found.rows() if row.source)
     how = "resized to the maps" if protocol.masks == "resized" else "resized, any part counts"
+    seen = {run.seen for runs in found.runs.values() for run in runs} - {1.0}
+    rim = "".join(f"; pixels of the middle {each:.1%} of each side" for each in sorted(seen))
     lines = [
         "The whole test set, as in the paper: no figure of unseen images. "
-        f"Seed{'s' if max(counts) > 1 else ''} {', '.join(map(str, seeds))}; masks {how}.",
+        f"Seed{'s' if max(counts) > 1 else ''} {', '.join(map(str, seeds))}; masks {how}{rim}.",
         f"Protocol: {protocol.source}{' Inferred.' if protocol.inferred else ''}",
     ]
     lines += [f"Published: {source}" for source in sources]

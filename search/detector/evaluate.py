@@ -35,7 +35,11 @@ class Evaluated:
 
 
 def evaluate(
-    detector: Detector[Any], images: TestSplit, *, masks: MaskSize = "as_drawn"
+    detector: Detector[Any],
+    images: TestSplit,
+    *,
+    masks: MaskSize = "as_drawn",
+    seen: float = 1.0,
 ) -> Evaluated:
     """Scores test images, batch by batch: they may be larger than the device's memory.
 
@@ -45,6 +49,7 @@ def evaluate(
         detector: Trained.
         images: At the detector's input size.
         masks: How maps and masks are brought to one size.
+        seen: How much of each side counts in figures of pixels, see `Evaluation`.
 
     Raises:
         SweepError: If an installed metric cannot be used.
@@ -52,7 +57,8 @@ def evaluate(
     domains, drawn = np.array(images.domains), images.masks.drawn
     wanted = metrics()
     evaluations = {
-        str(domain): Evaluation(wanted, masks=masks) for domain in sorted(set(images.domains))
+        str(domain): Evaluation(wanted, masks=masks, seen=seen)
+        for domain in sorted(set(images.domains))
     }
     scores = np.empty(len(images.images), np.float32)
     for start in range(0, len(scores), _BATCH):

@@ -26,6 +26,7 @@ class PaperRun(Part):
         image_size: Side of the maps in pixels.
         content: Digest of the category's images and masks.
         hyperparameters: All of them.
+        seen: How much of each side of the images the method sees; figures of pixels are of that.
         state: ``COMPLETE``, or ``FAIL`` of a training that gave no usable detector.
         figures: On all test images, by domain; "" is that of the training images.
         error: Why it failed.
@@ -40,6 +41,7 @@ class PaperRun(Part):
     image_size: int
     content: str
     hyperparameters: dict[str, Any]
+    seen: float = 1.0
     state: Literal["COMPLETE", "FAIL"]
     figures: dict[str, DomainFigures] = {}  # noqa: RUF012 - pydantic copies it
     error: str | None = None

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from anomtune.datasets.opening import open_dataset
 from anomtune.datasets.splits.held_out import load_whole_test
@@ -151,6 +152,67 @@ def test_the_figures_are_those_of_the_whole_test_set(mvtec: Path, tmp_path: Path
     assert found.rows()[0].figures["aupro_per_image"].mean == pytest.approx(
         pixels.result().aupro_per_image, abs=1e-6
     )
+
+
+def test_pixels_that_a_cropping_method_does_not_see_are_in_no_figure(
+    mvtec: Path, tmp_path: Path, run
+) -> None:
+    """As the official code of PatchCore, which crops image and mask: here by hand."""
+    source = {"name": "mvtec", "root": str(mvtec), "categories": ["tile"]}
+    fixed = {"backbone": "mobilenet_v2", "resolution": 64, "crop": 48}
+
+    def go():
+        return reproduce(
+            "patchcore", source, tmp_path, image_size=64, preset="official", hyperparameters=fixed
+        )
+
+    found = go()
+    (record,) = found.runs["tile"]
+    assert record.seen == 0.75
+
+    dataset = open_dataset("mvtec", mvtec)
+    whole = load_whole_test(dataset, "tile", 64)
+    train = load_search_split(dataset, "tile", 64, Validation(protocol="test")).train
+    kind = METHODS.get("patchcore")
+    detector = kind(kind.Hyperparameters(**record.hyperparameters), image_size=64)
+    detector.fit(torch.from_numpy(np.array(train)).permute(0, 3, 1, 2), 1)
+    maps = detector.predict(torch.from_numpy(whole.images).permute(0, 3, 1, 2))[0].numpy()
+    masks = np.stack(
+        [
+            np.array(Image.fromarray(mask).convert("L").resize((64, 64), Image.Resampling.BILINEAR))
+            > 127
+            for mask in whole.masks
+        ]
+    )
+    assert masks.sum() > masks[:, 8:56, 8:56].sum() > 0, "some defects reach the rim"
+    figures = found.rows()[0].figures
+    for values, drawn, same in (
+        (maps[:, 8:56, 8:56], masks[:, 8:56, 8:56], True),
+        (maps, masks, False),
+    ):
+        pixels = PixelMetrics()
+        pixels.add(values, drawn)
+        area = roc_auc_score(drawn.ravel(), values.ravel())
+        for name, expected in (("pixel_auroc", area), ("aupro", pixels.result().aupro)):
+            assert (abs(figures[name].mean - expected) < 1e-4) == same
+
+    words = ("reproduce", "patchcore", "mvtec", mvtec, "--category", "tile", "--out", tmp_path)
+    words += ("--image-size", 64, "--preset", "official")
+    words += tuple(f"--set={name}={value}" for name, value in fixed.items())
+    code, told, _ = run(*words)
+    assert code == 0
+    assert "pixels of the middle 75.0% of each side" in told
+    # What was measured with the rim is of another kind.
+    path = tmp_path / "tile/0.json"
+    path.write_text(path.read_text().replace('"seen": 0.75', '"seen": 1.0'))
+    with pytest.raises(SweepError, match=r"a run of another config \(seen\)"):
+        go()
+
+
+def test_who_crops_names_the_hyperparameter_that_says_so() -> None:
+    for name in METHODS.names():
+        kind = METHODS.get(name).Hyperparameters
+        assert kind.protocol.middle in {None, *kind.model_fields}
 
 
 def test_it_goes_on_where_it_stopped_and_refuses_another_config(tmp_path, toy_data) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from anomtune.search.metrics import alignment
-from anomtune.search.metrics.alignment import at_one_size
+from anomtune.models.layers.maps import surround
+from anomtune.search.metrics.alignment import at_one_size, middle
 from anomtune.search.metrics.evaluation import Evaluation
 from anomtune.search.metrics.metric import BUILT_IN
 from anomtune.search.metrics.pixel import PixelMetrics
@@ -93,13 +94,13 @@ def test_another_way_is_refused():
         Evaluation(PIXELS, masks="drawn")
 
 
-def test_of_a_very_large_mask_nothing_vanishes(monkeypatch):
-    monkeypatch.setattr(alignment, "MOST_PIXELS", 1000)
-    mask = np.zeros((101, 97), bool)
-    mask[50, 13] = mask[100, 96] = True
-    anomaly_map, reduced = at_one_size(np.zeros((16, 16), np.float32), mask)
-    assert anomaly_map.shape == reduced.shape == (26, 25)
-    assert np.argwhere(reduced).tolist() == [[12, 3], [25, 24]]
+def test_the_rim_is_what_surrounds_the_maps_of_a_method_that_crops():
+    for size, side in ((256, 224), (64, 56), (33, 20), (16, 16)):
+        maps = np.random.default_rng(0).random((1, side, side)).astype(np.float32)
+        whole = surround(torch.from_numpy(maps), size)[0].numpy()
+        assert (middle(whole, side / size) == maps[0]).all()
+    with pytest.raises(ValueError, match="a rim is left out where masks are resized"):
+        Evaluation(PIXELS, seen=0.9)
 
 
 def test_a_map_of_the_size_of_its_mask_is_left_alone():
