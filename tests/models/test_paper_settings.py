@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from anomtune.models.gnl import GNLHyperparameters
 from anomtune.models.hyperparameters import Hyperparameters, Setting
@@ -95,6 +98,29 @@ def test_digits_are_small_and_not_normalised(kind: type[Hyperparameters], datase
     assert hp.sigma * 32 / 256 == 4
     if kind is GNLHyperparameters:
         assert (hp.backbone, hp.epochs) == ("resnet18", 5)
+
+
+@pytest.mark.parametrize("name", ["rd4ad", "gnl"])
+@pytest.mark.parametrize("pixels", ["unit", "imagenet"])
+def test_networks_are_given_such_pixels(name: str, pixels: str) -> None:
+    method, seen = METHODS.get(name), []
+    fields = {"backbone": "mobilenet_v2", "weights": "random", "pixels": pixels}
+    detector = method(method.Hyperparameters(**fields), image_size=64)
+
+    def note(module: nn.Module, inputs: Any) -> None:
+        if isinstance(module, nn.Conv2d) and inputs[0].shape[1] == 3:
+            seen.append(inputs[0].detach().float())
+
+    images = torch.arange(4 * 3 * 64 * 64).remainder(256).byte().view(4, 3, 64, 64)
+    with register_module_forward_pre_hook(note):
+        detector.fit(images, 1)
+        learnt = seen.copy()
+        seen.clear()
+        detector.anomaly_maps(images)
+    unit = pixels == "unit"
+    # Mixed views of gnl are rounded.
+    assert all((x.min() >= 0 and x.max() <= 1 + 1e-6) == unit for x in (*learnt, *seen))
+    assert any(torch.equal(x, images / 255) for x in seen) == unit
 
 
 def test_gnl_on_pacs_has_eight_operations() -> None:
