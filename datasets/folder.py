@@ -26,6 +26,7 @@ from anomtune.datasets.io.files import (
     check_root,
     entries,
     folders,
+    is_about,
     is_dangling,
     is_folder,
     is_image,
@@ -54,6 +55,7 @@ class Layout:
         mask_folders: Whether the masks of an image must lie in a folder that is named as the
             image is. They always may: the mask is then the union of those in the folder.
         unused: Further parts that belong there and are not read, with the reason.
+        files: Files that belong beside the parts and are not read.
     """
 
     normal: str = GOOD
@@ -61,6 +63,7 @@ class Layout:
     masked: bool = False
     mask_folders: bool = False
     unused: Mapping[str, str] = field(default_factory=dict)
+    files: frozenset[str] = frozenset()
 
 
 class Folder(FileDataset):
@@ -212,13 +215,13 @@ class _Scan(Listing):
     def _parts(self) -> None:
         """Reports what lies beside the parts; a misspelt one would pass for a missing one."""
         seen, hidden = listing(self.folder)
-        loose = [*map(to_text, hidden)]  # and images
+        loose = [*map(to_text, hidden)]
         for entry in seen:
             name = to_text(entry.name)
             if is_dangling(entry):
                 self.problem(name, MISSING)
             elif not entry.is_dir():
-                loose += [name] if is_image(entry) else []
+                loose += [] if is_about(entry) or name in self.layout.files else [name]
             elif name in self.layout.unused:
                 self.warn(name, f"not used: {self.layout.unused[name]}")
             elif name not in _PARTS:

@@ -43,4 +43,5 @@ class MVTecLOCO(PublishedFolder):
             masked=True,
             mask_folders=True,
             unused={"validation": "the search has a validation of its own"},
+            files=frozenset({"defects_config.json"}),
         )

@@ -22,6 +22,8 @@ MISSING = "link to a missing file; fetch it or remove the link"
 
 # What operating systems leave behind, beside `._*`: nobody's images.
 _JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx", ".ds_store"})
+# What downloads have in every folder, and nobody takes for a part of the data.
+_ABOUT = frozenset({"readme", "license", "licence"})
 _ARCHIVES = frozenset({".zip", ".tar", ".tgz", ".gz", ".xz", ".7z", ".rar"})
 # Two writes within one tick of the clock of a file system leave the same time behind, so files
 # younger than this are not trusted to their time.
@@ -206,6 +208,11 @@ def images_below(folder: Path, passed_over: list[Path] | None = None) -> Iterato
 def is_image(file: os.PathLike[str]) -> bool:
     """Whether a file is an image, by its name."""
     return os.path.splitext(file)[1].lower() in EXTENSIONS
+
+
+def is_about(file: os.PathLike[str]) -> bool:
+    """Whether a file says what lies beside it, by its name: a licence, a readme."""
+    return Path(file).stem.lower() in _ABOUT
 
 
 def some(names: Sequence[str]) -> str:

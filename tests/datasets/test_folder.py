@@ -207,10 +207,11 @@ def test_a_misspelt_part_is_fatal(tree: Path, part: str) -> None:
 def test_what_lies_beside_the_parts_is_named(tree: Path, picture: Draw) -> None:
     save(picture(1), tree / "part/loose.png")
     (tree / "part/validation").mkdir()
-    (tree / "part/readme.txt").write_text("no image")
+    for name in ("notes.csv", "readme.txt", "LICENSE"):
+        (tree / "part" / name).write_text("no image")
     assert fatal(tree) == []
     assert warnings(tree) == [
-        "part: 'loose.png' ignored; images belong in train/good and test",
+        "part: 'loose.png', 'notes.csv' ignored; images belong in train/good and test",
         "part/validation: ignored; a category has train, test, ground_truth",
     ]
     (tree / "part/hole").symlink_to(tree / "absent")
