@@ -61,12 +61,16 @@ def middle(pixels: npt.NDArray[Scalar], seen: float) -> npt.NDArray[Scalar]:
     return pixels
 
 
-def at_size(anomaly_map: Map, shape: tuple[int, int]) -> Map:
-    """Returns a map ``(h, w)`` interpolated to ``(H, W)``."""
+def at_size(anomaly_map: Map, shape: tuple[int, int], rows: slice | None = None) -> Map:
+    """Returns a map ``(h, w)`` interpolated to ``(H, W)``, or some rows of that."""
     if anomaly_map.shape == shape:
-        return anomaly_map
+        return anomaly_map if rows is None else anomaly_map[rows]
     height, width = shape
+    first, last, _ = (rows or slice(None)).indices(height)
+    scale = anomaly_map.shape[0] / height
     resized = Image.fromarray(np.ascontiguousarray(anomaly_map, dtype=np.float32)).resize(
-        (width, height), Image.Resampling.BILINEAR
+        (width, last - first),
+        Image.Resampling.BILINEAR,
+        box=(0, first * scale, anomaly_map.shape[1], last * scale),
     )
     return np.asarray(resized)

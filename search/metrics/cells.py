@@ -1,8 +1,9 @@
 """A very large mask in cells of whole pixels: how much of each is anomalous, in bounded memory.
 
 A map of a few hundred pixels a side says nothing of the single pixels of a line scan. Their number
-is what counts: so many normal and so many anomalous ones at the map's value there. Regions are
-those of the pixels: a scratch is as thin as it was drawn, and what lies apart in a cell stays so.
+is what counts: so many normal and so many anomalous ones, at the mean of the map over each. Regions
+are those of the pixels: a scratch is as thin as it was drawn, and what lies apart in a cell stays
+so.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-Mask = npt.NDArray[np.bool_]
+from anomtune.search.metrics.alignment import Map, Mask, at_size
+
 Counts = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float64]
 
 #: A mask of more pixels (4096 x 4096) comes in cells: bounds the memory that an image takes to
 #: about 1 GB and 4 bytes a pixel.
@@ -27,47 +30,75 @@ _STRIP = 1 << 22  # Pixels looked at together.
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """What is drawn in each cell of a mask.
+    """A mask and the map of its image, in ``(h, w)`` cells.
 
     Attributes:
-        pixels: ``(h, w)``, how many pixels a cell has.
-        anomalous: ``(h, w)``, how many of them are anomalous.
-        weights: ``(K,)``, for every cell with an anomalous pixel, in their order: the sum over
-            these pixels of ``1 / size of their region``.
+        normal: ``(h, w)``, how many pixels of a cell are normal.
+        anomalous: ``(h, w)``, how many are anomalous.
+        normal_map: ``(h, w)``, the map at the normal ones.
+        anomalous_map: ``(h, w)``, the map at the anomalous ones.
+        overlap: ``(h, w)``, the sum over these of ``1 / size of their region``.
         regions: Number of 8-connected regions of the mask.
     """
 
-    pixels: Counts
+    normal: Counts
     anomalous: Counts
-    weights: npt.NDArray[np.float64]
+    normal_map: Map
+    anomalous_map: Map
+    overlap: Floats
     regions: int
 
 
-def cells_of(mask: Mask) -> Cells:
-    """Returns the cells of a mask ``(H, W)``, up to 4096 a side and of nearly the same size."""
+def cells_of(anomaly_map: Map, mask: Mask) -> Cells:
+    """Returns a map and a mask ``(H, W)`` in up to 4096 cells a side, of nearly the same size.
+
+    Args:
+        anomaly_map: ``(h, w)``. It is interpolated to the mask where that has anything drawn, and
+            to the cells elsewhere.
+        mask: True in defects.
+    """
     rows, columns = (_starts(length) for length in mask.shape)
     heights, widths = (
         np.diff(starts, append=length).astype(np.int32)
         for starts, length in zip((rows, columns), mask.shape, strict=True)
     )
-    pixels = np.outer(heights, widths)
-    anomalous = np.zeros(pixels.shape, np.int32)
+    normal = np.outer(heights, widths)
+    anomalous, overlap = np.zeros(normal.shape, np.int32), np.zeros(normal.shape)
+    normal_map = at_size(anomaly_map, normal.shape)
     if not mask.any():
-        return Cells(pixels, anomalous, np.empty(0), 0)
+        return Cells(normal, anomalous, normal_map, normal_map, overlap, 0)
     labels, regions = ndimage.label(mask, structure=np.ones((3, 3)))
     sizes = np.zeros(regions + 1)
-    for strip, _ in _strips(labels, rows):
-        np.add.at(sizes, strip[strip > 0], 1.0)
+    for _, pixels in _strips(mask, rows):
+        np.add.at(sizes, labels[pixels][mask[pixels]], 1.0)
     shares = 1 / np.maximum(sizes, 1)
     shares[0] = 0  # What is normal is of no region.
-    overlap = np.zeros(pixels.shape)
-    for strip, (first, last) in _strips(labels, rows):
-        inner = rows[first:last] - rows[first]
-        for values, sums in ((shares[strip], overlap), (strip > 0, anomalous)):
-            # Along rows first: that is the faster way.
-            rows_of_cells = np.add.reduceat(values, inner, axis=0, dtype=sums.dtype)
-            sums[first:last] = np.add.reduceat(rows_of_cells, columns, axis=1)
-    return Cells(pixels, anomalous, overlap[anomalous > 0], regions)
+    normal_map, anomalous_map = normal_map.copy(), normal_map.copy()
+    for cells, pixels in _strips(mask, rows):
+        starts = rows[cells] - rows[cells][0], columns
+        inside, values = mask[pixels], at_size(anomaly_map, mask.shape, pixels)
+        counts, sums = _totals(inside, *starts), _totals(values * inside, *starts)
+        anomalous[cells] = counts
+        normal[cells] -= anomalous[cells]
+        overlap[cells] = _totals(shares[labels[pixels]], *starts)
+        np.divide(sums, counts, out=anomalous_map[cells], where=counts > 0, casting="same_kind")
+        np.divide(
+            _totals(values, *starts) - sums,
+            normal[cells],
+            out=normal_map[cells],
+            where=normal[cells] > 0,
+            casting="same_kind",
+        )
+    return Cells(normal, anomalous, normal_map, anomalous_map, overlap, regions)
+
+
+def _totals(
+    values: npt.NDArray[np.generic], rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]
+) -> Floats:
+    """Returns the sums over the pixels of each cell; along rows first, which is faster."""
+    added: Floats = np.add.reduceat(values, rows, axis=0, dtype=np.float64)
+    added = np.add.reduceat(added, columns, axis=1)
+    return added
 
 
 def _starts(length: int) -> npt.NDArray[np.intp]:
@@ -77,15 +108,13 @@ def _starts(length: int) -> npt.NDArray[np.intp]:
     return (np.arange(count) * length + count // 2) // count
 
 
-def _strips(
-    labels: npt.NDArray[np.integer], rows: npt.NDArray[np.intp]
-) -> Iterator[tuple[npt.NDArray[np.integer], tuple[int, int]]]:
-    """Yields whole rows of cells where anything is drawn: their pixels, and which rows they are."""
-    tall = -(-len(labels) // len(rows))
-    step = max(1, _STRIP // (labels.shape[1] * tall))
-    ends = np.append(rows, len(labels))
+def _strips(mask: Mask, rows: npt.NDArray[np.intp]) -> Iterator[tuple[slice, slice]]:
+    """Yields whole rows of cells where anything is drawn, and the rows of pixels in them."""
+    tall = -(-len(mask) // len(rows))
+    step = max(1, _STRIP // (mask.shape[1] * tall))
+    ends = np.append(rows, len(mask))
     for first in range(0, len(rows), step):
         last = min(first + step, len(rows))
-        strip = labels[ends[first] : ends[last]]
-        if strip.any():
-            yield strip, (first, last)
+        pixels = slice(int(ends[first]), int(ends[last]))
+        if mask[pixels].any():
+            yield slice(first, last), pixels

@@ -92,15 +92,15 @@ class Evaluation:
     ) -> None:
         """Adds an image whose mask is very large."""
         self._has_maps = True
-        cells = cells_of(mask)
-        at_cells = at_size(anomaly_map, cells.pixels.shape)
+        cells = cells_of(anomaly_map, mask)
         for compute, accumulator in self._accumulators.items():
             if compute in self._broken:
                 continue
             if hasattr(accumulator, "add_cells"):
-                self._guarded(compute, accumulator.add_cells, at_cells, cells)
+                self._guarded(compute, accumulator.add_cells, cells)
             else:  # Nothing that is drawn vanishes.
                 touched = cells.anomalous > 0
+                at_cells = at_size(anomaly_map, touched.shape)
                 self._guarded(compute, accumulator.add, at_cells[None], touched[None])
 
     def figures(

@@ -41,8 +41,8 @@ class Metric:
             defined. At level ``pixel`` a class or function that makes an accumulator: it is given
             ``add(maps, masks)``, both ``(N, H, W)``, batch by batch; batches differ in size as
             the images do. Of a mask of more than 16.8 million pixels it is given cells, of which
-            one is anomalous where any of its pixels is; if it has ``add_cells(map, cells)``, how
-            many are, see `anomtune.search.metrics.cells`. Then it is asked for ``result()``.
+            one is anomalous where any of its pixels is; if it has ``add_cells(cells)``, how many
+            are, see `anomtune.search.metrics.cells`. Then it is asked for ``result()``.
             Metrics with the same ``compute`` share one pass; their ``result()`` has an attribute
             per metric, by name.
         level: What it is made of.

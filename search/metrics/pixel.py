@@ -101,43 +101,36 @@ class PixelMetrics:
         for start in range(0, len(maps), step):
             self._add(maps[start : start + step], inside[start : start + step])
 
-    def add_cells(self, anomaly_map: npt.NDArray[np.float32], cells: Cells) -> None:
+    def add_cells(self, cells: Cells) -> None:
         """Adds an image with a mask so large that it comes in cells.
 
-        Args:
-            anomaly_map: ``(h, w)`` float32, a value for every cell.
-            cells: Of the mask.
-
         Raises:
-            ValueError: If the shapes differ or the map is not finite. Nothing is added then.
+            ValueError: If the map is not finite. Nothing is added then.
         """
-        if anomaly_map.shape != cells.pixels.shape:
-            raise ValueError(f"the map is {anomaly_map.shape}, the cells are {cells.pixels.shape}")
-        if not np.isfinite(anomaly_map).all():
+        if not (np.isfinite(cells.normal_map).all() and np.isfinite(cells.anomalous_map).all()):
             raise ValueError("anomaly maps are not finite")
-        normal = cells.pixels - cells.anomalous
-        outside, inside = normal > 0, cells.anomalous > 0  # a cell may be both
+        outside, inside = cells.normal > 0, cells.anomalous > 0  # a cell may be both
         if cells.regions and outside.any():
             self._image_sum += _image_aupro(
-                anomaly_map[outside],
-                anomaly_map[inside],
-                cells.weights / cells.regions,
-                normal[outside].astype(np.float64),
+                cells.normal_map[outside],
+                cells.anomalous_map[inside],
+                cells.overlap[inside] / cells.regions,
+                cells.normal[outside].astype(np.float64),
             )
             self._images += 1
         self._regions += cells.regions
         self._bin_waiting()
-        ends = np.cumsum(np.count_nonzero(inside, axis=1))
-        step = max(1, _CHUNK // normal.shape[1])
-        for first in range(0, len(normal), step):
+        step = max(1, _CHUNK // outside.shape[1])
+        for first in range(0, len(outside), step):
             rows = slice(first, first + step)
-            keys = _keys(anomaly_map[rows]).reshape(normal[rows].shape)
-            some = outside[rows], inside[rows]
+            normal, anomalous = outside[rows], inside[rows]
             self._bin(
-                np.concatenate([keys[of_class] for of_class in some]),
-                np.repeat([False, True], [int(of_class.sum()) for of_class in some]),
-                cells.weights[ends[first - 1] if first else 0 : ends[rows][-1]],
-                np.concatenate([normal[rows][some[0]], cells.anomalous[rows][some[1]]]),
+                _keys(
+                    np.append(cells.normal_map[rows][normal], cells.anomalous_map[rows][anomalous])
+                ),
+                np.repeat([False, True], [np.count_nonzero(normal), np.count_nonzero(anomalous)]),
+                cells.overlap[rows][anomalous],
+                np.append(cells.normal[rows][normal], cells.anomalous[rows][anomalous]),
             )
 
     def result(self) -> PixelFigures:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +12,7 @@ from scipy import ndimage
 
 from anomtune.search.metrics import cells as subject
 from anomtune.search.metrics import evaluation
+from anomtune.search.metrics.alignment import at_one_size
 from anomtune.search.metrics.cells import cells_of
 from anomtune.search.metrics.evaluation import Evaluation
 from anomtune.search.metrics.metric import BUILT_IN, Metric
@@ -50,16 +53,24 @@ def random_mask(height, width, seed, share):
 @given(masks)
 def test_cells_count_the_pixels_and_the_regions_of_the_mask(drawn):
     mask = random_mask(*drawn)
-    found = cells_of(mask)
+    anomaly_map = np.random.default_rng(drawn[2]).random((5, 4)).astype(np.float32)
+    found = cells_of(anomaly_map, mask)
     labels, regions = ndimage.label(mask, np.ones((3, 3)))
     assert found.regions == regions
-    place = spread(np.arange(found.pixels.size).reshape(found.pixels.shape), mask.shape)
-    assert (found.pixels.ravel() == np.bincount(place.ravel())).all()
-    inside = np.bincount(place.ravel(), mask.ravel())
-    assert (found.anomalous.ravel() == inside).all()
+    place = spread(np.arange(found.normal.size).reshape(found.normal.shape), mask.shape).ravel()
+    assert (found.normal.ravel() == np.bincount(place, ~mask.ravel())).all()
+    assert (found.anomalous.ravel() == np.bincount(place, mask.ravel())).all()
     shares = np.append(0, 1 / np.bincount(labels.ravel(), minlength=regions + 1)[1:])
-    weights = np.bincount(place.ravel(), shares[labels].ravel())
-    np.testing.assert_allclose(found.weights, weights[inside > 0])
+    overlap = np.bincount(place, shares[labels].ravel())
+    np.testing.assert_allclose(found.overlap.ravel(), overlap)
+    # The means of the map at the size of the mask, in rows of cells where anything is drawn.
+    values, near = at_one_size(anomaly_map, mask)[0], np.zeros(found.normal.shape, bool)
+    near[found.anomalous.any(axis=1)] = True
+    for of_class, means in ((~mask, found.normal_map), (mask, found.anomalous_map)):
+        counts = np.bincount(place, of_class.ravel())
+        some = (counts > 0) & near.ravel()
+        sums = np.bincount(place, (values * of_class).ravel())
+        np.testing.assert_allclose(means.ravel()[some], (sums / np.maximum(counts, 1))[some], 1e-4)
 
 
 @small
@@ -67,12 +78,17 @@ def test_cells_count_the_pixels_and_the_regions_of_the_mask(drawn):
 def test_figures_in_cells_are_those_of_pixels(drawn, levels):
     """Exactly so where the map is the same all over a cell."""
     mask = random_mask(*drawn)
-    cells = cells_of(mask)
+    shape = tuple(min(length, 7) for length in mask.shape)
     rng = np.random.default_rng(drawn[2])
-    values = rng.integers(0, levels, cells.pixels.shape).astype(np.float32)
+    values = rng.integers(0, levels, shape).astype(np.float32)
+    large = spread(values, mask.shape)
     whole, reduced = PixelMetrics(), PixelMetrics()
-    whole.add(spread(values, mask.shape)[None], mask[None])
-    reduced.add_cells(values, cells)
+    whole.add(large[None], mask[None])
+    cells = cells_of(large, mask)
+    # Where nothing is drawn it would be interpolated between cells.
+    drawn_there = cells.anomalous.any(axis=1, keepdims=True)
+    normal_map = np.where(drawn_there, cells.normal_map, values)
+    reduced.add_cells(replace(cells, normal_map=normal_map))
     for metrics in (whole, reduced):  # one of the usual size beside it
         metrics.add(values[None], np.zeros(values.shape)[None])
     for name in ("pixel_auroc", "aupro", "aupro_per_image"):
@@ -97,9 +113,9 @@ def test_very_large_masks_are_measured_as_drawn(seed, monkeypatch):
 def test_scratches_that_share_their_cells_stay_two_and_thin():
     mask = np.zeros((70, 70), bool)
     mask[10, 1:69] = mask[12, 1:69] = True
-    found = cells_of(mask)
+    found = cells_of(np.zeros((7, 7), np.float32), mask)
     assert found.regions == 2
-    assert found.weights.sum() == pytest.approx(2)
+    assert found.overlap.sum() == pytest.approx(2)
     assert found.anomalous.sum() == 2 * 68
 
 
@@ -125,13 +141,11 @@ def test_a_metric_of_somebody_else_is_given_cells_as_masks():
     assert np.argwhere(found).tolist() == [[0, 3, 1]]
 
 
-def test_what_does_not_fit_is_refused_and_leaves_no_trace():
-    cells = cells_of(np.eye(20, dtype=bool))
+def test_a_map_that_is_no_number_is_refused_and_leaves_no_trace():
+    cells = cells_of(np.full((7, 7), np.nan, np.float32), np.eye(20, dtype=bool))
     metrics = PixelMetrics()
-    with pytest.raises(ValueError, match=r"the map is \(7, 6\), the cells are \(7, 7\)"):
-        metrics.add_cells(np.zeros((7, 6), np.float32), cells)
     with pytest.raises(ValueError, match="not finite"):
-        metrics.add_cells(np.full((7, 7), np.nan, np.float32), cells)
+        metrics.add_cells(cells)
     assert metrics.result().pixel_auroc is None
 
 
