@@ -28,11 +28,13 @@ from .errors import StorageError as StorageError
 from .errors import SweepError as SweepError
 from .errors import TrainingDivergedError as TrainingDivergedError
 from .models.base import Detector as Detector
-from .models.hyperparameters import Choice as Choice
-from .models.hyperparameters import FloatRange as FloatRange
 from .models.hyperparameters import Hyperparameters as Hyperparameters
-from .models.hyperparameters import IntRange as IntRange
 from .models.hyperparameters import Setting as Setting
+from .models.layers.evidence import Evidence as Evidence
+from .models.ranges import Choice as Choice
+from .models.ranges import FloatRange as FloatRange
+from .models.ranges import IntRange as IntRange
+from .models.scoring import Scoring as Scoring
 from .models.training.batches import BatchOrder as BatchOrder
 from .models.training.gradient_detector import GradientDetector as GradientDetector
 from .models.training.report import Histogram as Histogram

@@ -16,24 +16,25 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anomtune.errors import MethodError, TrainingDivergedError
-from anomtune.models.hyperparameters import Choice, FloatRange, Hyperparameters, IntRange
+from anomtune.models.hyperparameters import Hyperparameters
 from anomtune.models.images.color_transfer import Transfer
 from anomtune.models.images.dead_leaves import dead_leaves
 from anomtune.models.images.negatives import draw_negatives
 from anomtune.models.layers.backbones import Backbone, Weights, prepare_weights
-from anomtune.models.layers.maps import ScoreRule, gaussian_smooth, scaled
+from anomtune.models.layers.evidence import Evidence
 from anomtune.models.layers.mixture_network import (
     MixtureNetwork,
     contrastive_loss,
     outliers,
     some_of,
 )
+from anomtune.models.ranges import Choice, FloatRange, IntRange
+from anomtune.models.scoring import Scoring
 from anomtune.models.training.gradient_detector import GradientDetector
 from anomtune.models.training.report import Histogram, Report
 
@@ -193,15 +194,10 @@ class GMMContrastiveHyperparameters(Hyperparameters):
         description="Share of the negatives, the most outside, that learn if fewer are outside. "
         "Source: supplement; range inferred.",
     )
-    sigma: Annotated[float, Choice(choices=(0.0, 2.0, 4.0, 6.0, 8.0))] = Field(
-        default=4.0,
-        ge=0,
-        description="Smoothing in pixels of a map of 256. Source: inferred, with its range.",
-    )
-    score: Annotated[ScoreRule, Choice(choices=get_args(ScoreRule))] = Field(
-        default="max",
-        description="Image score: the map's maximum, its mean, or the mean of its highest 1 %. "
-        "Source: inferred, with its range.",
+    scoring: Scoring = Field(
+        default=Scoring(sigma=4.0),
+        description="How evidence becomes maps and scores: negative log-densities smoothed by a "
+        "Gaussian of 4 pixels; the maximum. Source: inferred.",
     )
 
     def training_iterations(self, n_images: int) -> int:
@@ -250,11 +246,6 @@ class GMMContrastive(GradientDetector[GMMContrastiveHyperparameters]):
                 "or 'procedural'"
             )
 
-    @property
-    def score_rule(self) -> str:
-        """The hyperparameter ``score``."""
-        return self.hyperparameters.score
-
     def fit(self, images: Tensor, iterations: int) -> Report:
         """Trains on and fits the mixture of the maps; see `Detector.fit`.
 
@@ -280,8 +271,8 @@ class GMMContrastive(GradientDetector[GMMContrastiveHyperparameters]):
         self._finish(images)
         return report | self._misclassified(images, "")
 
-    def maps(self, images: Tensor) -> Tensor:
-        """Returns maps of ``-log G(u)``; see `Detector.anomaly_maps`.
+    def evidence(self, images: Tensor) -> Evidence:
+        """Returns ``-log G(u)``; see `Detector.evidence`.
 
         Raises:
             MethodError: If the detector has not been fitted.
@@ -291,9 +282,7 @@ class GMMContrastive(GradientDetector[GMMContrastiveHyperparameters]):
             raise MethodError("the detector has no mixture yet: fit it first")
         density = network.final.log_densities(network.project(network.patches(images)))
         side = self.input_size // network.features.stride
-        maps = -density.view(-1, 1, side, side)
-        maps = F.interpolate(maps, size=self.image_size, mode="bilinear", align_corners=False)
-        return gaussian_smooth(maps.squeeze(1), scaled(self.hyperparameters.sigma, self.image_size))
+        return Evidence((-density.view(-1, side, side),))
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes over a state; see `Detector.load_state_dict`."""

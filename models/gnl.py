@@ -10,7 +10,7 @@ follow the code: WideResNet50-2, view losses summed over the views, FDM after st
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,18 +18,57 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchvision.transforms.functional import rgb_to_grayscale
 
-from anomtune.models.hyperparameters import Choice, FloatRange, Protocol, Setting
+from anomtune.models.hyperparameters import Protocol, Setting
 from anomtune.models.images.augmix import AugMix, OperationList
 from anomtune.models.layers.feature_matching import MatchedEncoder, Matching
 from anomtune.models.layers.losses import Loss, alpha_schedule, feature_loss, global_loss
 from anomtune.models.layers.maps import Pair
+from anomtune.models.ranges import Choice
 from anomtune.models.rd4ad import ReverseDistillation
+from anomtune.models.scoring import Scoring
 from anomtune.models.training.distillation import DistillationDetector, DistillationHyperparameters
 from anomtune.models.training.report import Report
 
 Stages = Literal["1", "2", "3", "1,2", "1,3", "2,3", "1,2,3"]
 
 _WEIGHTS = (0.0, 0.01, 0.05, 0.1, 0.2)
+
+
+class GNLScoring(Scoring):
+    """What can be set of `GNL` after training."""
+
+    forward = frozenset({"fdm", "fdm_weight", "fdm_stages"})
+
+    fdm: Annotated[Literal[Matching, "none"], Choice(choices=("efdm", "mixstyle", "none"))] = Field(
+        default="efdm",
+        description="How features are matched to the reference at test time: exactly by rank, by "
+        "mean and deviation (mixstyle), the mean of both, or not. Source: supplement, eq. 1; "
+        "choices from the official code.",
+    )
+    fdm_weight: Annotated[float, Choice(choices=(0.25, 0.5, 1.0))] = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of the reference in matched features, alpha in eq. 1. "
+        "Source: official code; choices inferred.",
+    )
+    fdm_stages: Annotated[Stages, Choice(choices=("1", "1,2", "1,2,3"))] = Field(
+        default="1,2",
+        description="Stages of the encoder after which features are matched. "
+        "Source: official code; choices inferred.",
+    )
+
+    @property
+    def matches(self) -> bool:
+        """Whether features are matched at all."""
+        return self.fdm != "none" and self.fdm_weight > 0
+
+    def acting(self, scales: tuple[str, ...]) -> dict[str, Any]:
+        """Returns the fields that take part; see `Scoring.acting`."""
+        values = super().acting(scales)
+        if not self.matches:
+            values = {name: value for name, value in values.items() if name not in self.forward}
+        return values
 
 
 class GNLHyperparameters(DistillationHyperparameters):
@@ -46,7 +85,7 @@ class GNLHyperparameters(DistillationHyperparameters):
         Setting("mnist", {"backbone": "resnet18", "epochs": 5}, "GNL, supplement, section 2.1."),
         Setting(
             "mnist",
-            {"resolution": 32, "pixels": "unit", "sigma": 32.0},
+            {"resolution": 32, "pixels": "unit", "scoring": {"sigma": 32.0}},
             "RD4AD, official code, whose network it trains; GNL's script for MNIST is not public, "
             "and the 28 pixels of its supplement do not fit the network.",
             inferred=True,
@@ -55,7 +94,7 @@ class GNLHyperparameters(DistillationHyperparameters):
             "fashion_mnist",
             {
                 **{"backbone": "resnet18", "epochs": 5},
-                **{"resolution": 32, "pixels": "unit", "sigma": 32.0},
+                **{"resolution": 32, "pixels": "unit", "scoring": {"sigma": 32.0}},
             },
             "as for MNIST.",
             inferred=True,
@@ -100,25 +139,10 @@ class GNLHyperparameters(DistillationHyperparameters):
         description="AugMix operations: autocontrast, equalize, posterize, solarize, colour and "
         "sharpness (mvtec), with contrast and brightness as well (pacs). Source: official code.",
     )
-    fdm: Annotated[Literal[Matching, "none"], Choice(choices=(*get_args(Matching), "none"))] = (
-        Field(
-            default="efdm",
-            description="How features are matched to the reference at test time: exactly by "
-            "rank, by mean and deviation (mixstyle), the mean of both, or not. "
-            "Source: supplement, eq. 1; range from the official code.",
-        )
-    )
-    fdm_weight: Annotated[float, FloatRange(low=0.0, high=1.0)] = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="Share of the reference in matched features, alpha in eq. 1. "
-        "Source: official code; range inferred.",
-    )
-    fdm_stages: Annotated[Stages, Choice(choices=get_args(Stages))] = Field(
-        default="1,2",
-        description="Stages of the encoder after which features are matched. "
-        "Source: official code; range inferred.",
+    scoring: GNLScoring = Field(
+        default=GNLScoring(sigma=4.0),
+        description="How evidence becomes maps and scores, and how features are matched at test "
+        "time. Source: official code.",
     )
     reference: Literal["first", "random"] = Field(
         default="first",
@@ -150,7 +174,8 @@ class GNL(DistillationDetector[GNLHyperparameters]):
         self._has_views = hyperparameters.weight_abs > 0 or hyperparameters.weight_lowf > 0
         #: uint8 ``(1, 3, S, S)``.
         self.reference: Tensor | None = None
-        self._matched: MatchedEncoder | None = None
+        #: The encoder with features matched, and how.
+        self._matched: tuple[MatchedEncoder, tuple[Any, ...]] | None = None
 
     def build(self) -> ReverseDistillation:
         """Returns RD4AD's network; see `Detector.build`."""
@@ -210,18 +235,20 @@ class GNL(DistillationDetector[GNLHyperparameters]):
 
     def pairs(self, images: Tensor) -> Sequence[Pair]:
         """Returns pairs of features that are matched to the reference; see the base class."""
-        hp = self.hyperparameters
-        if hp.fdm == "none" or hp.fdm_weight == 0 or self.reference is None:
+        how = self.hyperparameters.scoring
+        if how.fdm == "none" or not how.matches or self.reference is None:
             return super().pairs(images)
-        if self._matched is None:
-            self._matched = MatchedEncoder(
+        wanted = (how.fdm, how.fdm_weight, how.fdm_stages)
+        if self._matched is None or self._matched[1] != wanted:
+            encoder = MatchedEncoder(
                 self.network.encoder,
                 self.inputs(self.reference),
-                hp.fdm,
-                hp.fdm_weight,
-                [int(stage) for stage in hp.fdm_stages.split(",")],
+                how.fdm,
+                how.fdm_weight,
+                [int(stage) for stage in how.fdm_stages.split(",")],
             )
-        targets = self._matched(images)
+            self._matched = encoder, wanted
+        targets = self._matched[0](images)
         return list(zip(targets, self.network.student(targets)[0], strict=True))
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

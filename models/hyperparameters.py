@@ -1,77 +1,21 @@
-"""Hyperparameters that carry their search ranges.
+"""Hyperparameters: what can be set of a method, with the paper's values as defaults.
 
 This module does not import torch, so that configurations can be read and checked quickly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import GetCoreSchemaHandler, model_validator
-from pydantic_core import CoreSchema
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from anomtune.errors import suggest
+from anomtune.models.ranges import SearchRange, ranges_of
+from anomtune.models.scoring import Scoring
 from anomtune.settings import Settings
-
-
-class _Range(Settings):
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        # In a field's annotation a range describes the field: it must not become its type.
-        return handler(source)
-
-
-class FloatRange(_Range):
-    """Real numbers in ``[low, high]``, sampled uniformly or, with ``log``, log-uniformly."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _check(self) -> FloatRange:
-        _check_bounds(self.low, self.high, self.log)
-        return self
-
-
-class IntRange(_Range):
-    """Integers ``low, low + step, ... <= high``, sampled uniformly or log-uniformly."""
-
-    low: int
-    high: int
-    log: bool = False
-    step: int = 1
-
-    @model_validator(mode="after")
-    def _check(self) -> IntRange:
-        _check_bounds(self.low, self.high, self.log)
-        if self.step < 1 or (self.log and self.step != 1):
-            raise ValueError("step must be 1 or more, and 1 on a log scale")
-        return self
-
-
-class Choice(_Range):
-    """One of a list of values."""
-
-    choices: tuple[bool | int | float | str, ...]
-
-    @model_validator(mode="after")
-    def _check(self) -> Choice:
-        if not self.choices:
-            raise ValueError("choices must not be empty")
-        return self
-
-
-SearchRange = FloatRange | IntRange | Choice
-
-
-def _check_bounds(low: float, high: float, log: bool) -> None:
-    if low > high:
-        raise ValueError(f"low ({low}) is above high ({high})")
-    if log and low <= 0:
-        raise ValueError(f"low ({low}) must be positive on a log scale")
-
 
 #: How images are brought to the size that a method wants; both antialiased.
 Resize = Literal["bilinear", "lanczos"]
@@ -135,6 +79,7 @@ class Hyperparameters(Settings):
     ``description`` that ends with the source of its default and range.
 
     >>> from typing import Annotated
+    >>> from anomtune.models.ranges import FloatRange
     >>> from pydantic import Field
     >>>
     >>> class MineHyperparameters(Hyperparameters):
@@ -150,6 +95,8 @@ class Hyperparameters(Settings):
     30
     >>> MineHyperparameters.search_space()
     {'lr': FloatRange(low=0.001, high=0.01, log=True)}
+    >>> MineHyperparameters.merged({"scoring": {"sigma": 4.0}}, {"scoring": {"reduce": "mean"}})
+    {'scoring': {'sigma': 4.0, 'reduce': 'mean'}}
     """
 
     #: Named settings of the paper (ablation rows and recipes): name -> fields they change.
@@ -160,33 +107,90 @@ class Hyperparameters(Settings):
     protocol: ClassVar[Protocol] = Protocol("not published", inferred=True)
     #: How the images that the method is given are resized, in training and ever after.
     resize: ClassVar[Resize] = "bilinear"
+    scoring: Scoring = Field(
+        default=Scoring(),
+        description="How evidence becomes maps and scores: the only part that training does not "
+        "depend on. Source: the map as it is, and its maximum.",
+    )
+
+    @field_validator("scoring", mode="before")
+    @classmethod
+    def _rest_of_scoring_is_usual(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        return {**cls.model_fields["scoring"].default.model_dump(), **given}
+
+    @model_validator(mode="after")
+    def _scales_exist(self) -> Self:
+        for name in self.scoring.scales or ():
+            if name not in self.scales:
+                known = suggest(name, self.scales)
+                raise _at(("scoring", "scales"), f"no map {name!r}{known}", name)
+        return self
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """Names of the maps of the detector's evidence, from fine to coarse."""
+        return ("map",)
+
+    @staticmethod
+    def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the fields that parts of hyperparameters set: of two that name one the later.
+
+        Of ``scoring`` each part may set a few keys.
+        """
+        whole: dict[str, Any] = {}
+        for part in parts:
+            before, now = whole.get("scoring"), part.get("scoring")
+            whole.update(part)
+            if isinstance(before, Mapping) and isinstance(now, Mapping):
+                whole["scoring"] = {**before, **now}
+        return whole
 
     @classmethod
     def search_space(cls) -> dict[str, SearchRange]:
         """Returns the range of every field that is searched by default, in field order."""
-        return {
-            name: item
-            for name, field in cls.model_fields.items()
-            for item in field.metadata
-            if isinstance(item, SearchRange)
-        }
+        return ranges_of(cls)
+
+    def scorings(self, pinned: Collection[str] | None = ()) -> tuple[Scoring, ...]:
+        """Returns the scorings that a training is judged with, its own first.
+
+        Args:
+            pinned: Fields of the scoring that keep their value; ``None``: all of them.
+        """
+        if pinned is None:
+            return (self.scoring,)
+        return tuple(self.scoring.alternatives(self.scales, pinned))
+
+    def scored(self, scoring: Scoring) -> Self:
+        """Returns the same with another scoring.
+
+        Raises:
+            pydantic.ValidationError: If the method cannot be scored so.
+        """
+        return type(self)(**{**dict(self), "scoring": scoring})
 
     @classmethod
     def settings_for(cls, dataset: str, category: str | None) -> dict[str, Setting]:
         """Returns by field the setting that decides its default for a category.
+
+        Those of the scoring are named apart: ``scoring.sigma``.
 
         Args:
             dataset: Name of the dataset as it is registered.
             category: One of its categories; ``None``: what holds for all of them.
         """
         holding = (setting for setting in cls.settings if setting.holds(dataset, category))
-        return {name: setting for setting in holding for name in setting.values}
+        return {name: setting for setting in holding for name in _names(setting.values)}
 
     @classmethod
     def paper_values(cls, dataset: str, category: str | None) -> dict[str, Any]:
-        """Returns the values of `settings_for`; all other fields have their own defaults."""
-        decided = cls.settings_for(dataset, category)
-        return {name: setting.values[name] for name, setting in decided.items()}
+        """Returns the values that differ for a category; all other fields have their defaults.
+
+        See `settings_for` for the arguments.
+        """
+        holding = (setting for setting in cls.settings if setting.holds(dataset, category))
+        return cls.merged(*(setting.values for setting in holding))
 
     def training_iterations(self, n_images: int) -> int:
         """Returns the total number of optimiser steps of a full training run.
@@ -224,3 +228,20 @@ class Hyperparameters(Settings):
         numeric range.
         """
         return frozenset()
+
+
+def _names(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the names of fields; those of a scoring one by one."""
+    for name, value in values.items():
+        if name == "scoring":
+            yield from (f"scoring.{field}" for field in value)
+        else:
+            yield name
+
+
+def _at(place: tuple[str, ...], message: str, given: Any) -> ValidationError:
+    """Returns an error of a field, for what is only known when all fields are there."""
+    error = PydanticCustomError("value_error", "{message}", {"message": message})
+    return ValidationError.from_exception_data(
+        "Hyperparameters", [InitErrorDetails(type=error, loc=place, input=given)]
+    )

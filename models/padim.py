@@ -17,9 +17,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from anomtune.errors import MethodError
-from anomtune.models.hyperparameters import IntRange
 from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
 from anomtune.models.layers.blocks import block_size
+from anomtune.models.layers.evidence import Evidence
+from anomtune.models.ranges import IntRange
 from anomtune.models.training.one_pass import OnePassDetector, OnePassHyperparameters
 from anomtune.models.training.report import Report
 
@@ -210,8 +211,8 @@ class PaDiM(OnePassDetector[PaDiMHyperparameters]):
         self.network.fill(mean, factor)
         return {"variance": variance}
 
-    def maps(self, images: Tensor) -> Tensor:
-        """Returns maps; see `Detector.anomaly_maps`.
+    def evidence(self, images: Tensor) -> Evidence:
+        """Returns the distances of the positions; see `Detector.evidence`.
 
         Raises:
             MethodError: If there are no Gaussians yet.
@@ -219,7 +220,7 @@ class PaDiM(OnePassDetector[PaDiMHyperparameters]):
         if len(self.network.mean) == 0:
             raise MethodError("there are no Gaussians yet: fit the detector first")
         features = self.network(self.inputs(images))
-        return self._upsample(self.network.distances(features), self.image_size)
+        return Evidence((self.network.distances(features),))
 
 
 def _check_size(n_positions: int, channels: int, n_images: int) -> None:

@@ -9,7 +9,7 @@ is done. The preset ``official`` is the official code in all that it does otherw
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -17,12 +17,15 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from anomtune.errors import MethodError
-from anomtune.models.hyperparameters import Choice, FloatRange, Protocol
+from anomtune.models.hyperparameters import Protocol
 from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
 from anomtune.models.layers.blocks import split_rows
 from anomtune.models.layers.coreset import CoresetBuilder
-from anomtune.models.layers.maps import scaled, surround
+from anomtune.models.layers.evidence import Evidence
+from anomtune.models.layers.maps import scaled
 from anomtune.models.layers.patch_features import PatchFeatures
+from anomtune.models.ranges import Choice, FloatRange
+from anomtune.models.scoring import Scoring
 from anomtune.models.training.one_pass import OnePassDetector, OnePassHyperparameters
 from anomtune.models.training.report import Report
 
@@ -32,6 +35,42 @@ _BLOCK = 1 << 20
 _START = 10
 #: Patches held while the bank is built, for each that it may hold.
 _HELD = 4
+
+
+class PatchCoreScoring(Scoring):
+    """What can be set of `PatchCore` after training."""
+
+    forward = frozenset({"n_neighbours", "squared"})
+    own: ClassVar[Mapping[str, frozenset[str]]] = {"reduce": frozenset({"n_neighbours"})}
+
+    n_neighbours: int = Field(
+        default=9,
+        ge=1,
+        description="Patches of the bank by which an image's own score is re-weighted (b of eq. "
+        "7); 1 = not at all, as in the official code. Source: inferred, the paper gives no value; "
+        "9 is usual.",
+    )
+    squared: bool = Field(
+        default=False,
+        description="Whether distances are squared before maps are interpolated and smoothed. "
+        "Source: paper; the official code's index gives squared ones.",
+    )
+
+    def subsets(self, scales: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        """Yields the scales that are used together: all patches say what their layers do."""
+        joint, *layers = scales
+        yield (joint,)
+        yield from super().subsets(tuple(layers))
+
+    def acting(self, scales: tuple[str, ...]) -> dict[str, Any]:
+        """Returns the fields that take part; see `Scoring.acting`."""
+        values = super().acting(scales)
+        joint, *layers = scales
+        if self.squared and values.get("scales") == (*layers,) and self.combine == "sum":
+            # The squared distance of a patch is the sum of what each layer has of it.
+            values["scales"] = (joint,)
+            del values["combine"]
+        return values
 
 
 class PatchCoreHyperparameters(OnePassHyperparameters):
@@ -52,17 +91,14 @@ class PatchCoreHyperparameters(OnePassHyperparameters):
             "embedding": 1024,
             "coreset": "approximate",
             "max_bank": None,
-            "n_neighbours": 1,
-            "squared": True,
+            "scoring": {"n_neighbours": 1, "squared": True},
         },
     }
 
-    # Not searched: what is searched for is the image score, which takes no part in it.
-    sigma: float = Field(
-        default=4.0,
-        ge=0,
-        description="Gaussian smoothing of the maps in pixels of a map of 256; scores are drawn "
-        "from the patches. Source: paper.",
+    scoring: PatchCoreScoring = Field(
+        default=PatchCoreScoring(scales=("patches",), sigma=4.0, reduce="own"),
+        description="How distances become maps, smoothed by a Gaussian of 4 pixels, and scores: "
+        "of the farthest patch, re-weighted. Source: paper.",
     )
     crop: int | None = Field(
         default=None,
@@ -76,11 +112,6 @@ class PatchCoreHyperparameters(OnePassHyperparameters):
         description="Length of a patch's features, to which both stages are pooled; 0: they are "
         "concatenated, 1536 with wide_resnet50_2. Source: paper; official code 1024.",
     )
-    squared: bool = Field(
-        default=False,
-        description="Whether distances are squared before maps are interpolated and smoothed. "
-        "Source: paper; the official code's index gives squared ones.",
-    )
     neighbourhood: Annotated[int, Choice(choices=(1, 3, 5))] = Field(
         default=3,
         ge=1,
@@ -93,13 +124,6 @@ class PatchCoreHyperparameters(OnePassHyperparameters):
         le=1,
         description="Part of the patches that the bank keeps. Source: paper (0.25, 0.1 and 0.01 "
         "differ by 0.1 % AUROC); 0.1 is the official code's main setting.",
-    )
-    n_neighbours: Annotated[int, Choice(choices=(1, 3, 9, 27))] = Field(
-        default=9,
-        ge=1,
-        description="Patches of the bank by which an image's score is re-weighted (b of eq. 7); "
-        "1 = not at all, as in the official code. Source: inferred, the paper gives no value; 9 "
-        "is usual.",
     )
     coreset: Literal["greedy", "approximate"] = Field(
         default="greedy",
@@ -119,6 +143,11 @@ class PatchCoreHyperparameters(OnePassHyperparameters):
         "many are held; beyond that many patches, coresets of parts of the images are merged. "
         "Source: ours, to bound memory; 25,000 are 154 MB with wide_resnet50_2.",
     )
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """Distances of whole patches, and what each layer has of them."""
+        return ("patches", "layer2", "layer3")
 
     @field_validator("neighbourhood")
     @classmethod
@@ -168,7 +197,10 @@ class MemoryBank(nn.Module):
         return features.permute(0, 2, 3, 1).contiguous()
 
     def nearest(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns distances ``(P,)`` to, and indices ``(P,)`` of, the nearest in the bank.
+        """Returns distances ``(3, P)`` to, and indices ``(P,)`` of, the nearest in the bank.
+
+        The first is the distance, the others are what each layer has of it: their squares sum up
+        to its square.
 
         Args:
             patches: Patches ``(P, D)`` less ``centre``.
@@ -184,7 +216,9 @@ class MemoryBank(nn.Module):
             ]
         )
         # Taken again from the difference, the distance has no error of cancellation.
-        return torch.linalg.vector_norm(patches - self.bank[indices], dim=1), indices
+        away = patches - self.bank[indices]
+        layers = [torch.linalg.vector_norm(part, dim=1) for part in self.features.split(away)]
+        return torch.stack([torch.linalg.vector_norm(away, dim=1), *layers]), indices
 
     def weight(self, patches: Tensor, distances: Tensor, indices: Tensor, n: int) -> Tensor:
         """Returns the weights ``(B,)`` of eq. 7 for the farthest patch of each image.
@@ -253,49 +287,36 @@ class PatchCore(OnePassDetector[PatchCoreHyperparameters]):
         self.network.fill(bank)
         return {"bank_size": float(len(bank)), "covering_radius": radius}
 
-    def maps(self, images: Tensor) -> Tensor:
-        """Returns maps; see `Detector.anomaly_maps`.
+    @property
+    def seen_size(self) -> int:
+        """Side of the middle of a map that the encoder sees."""
+        seen = self.hyperparameters.crop or self.input_size
+        return round(scaled(seen, self.image_size, self.input_size))
+
+    def evidence(self, images: Tensor) -> Evidence:
+        """Returns the distances of the patches to the bank; see `Detector.evidence`.
+
+        The method's own score is the distance of the farthest patch (eq. 6), re-weighted (eq. 7).
 
         Raises:
             MethodError: If the bank is empty.
         """
-        return self.maps_and_scores(images)[0]
-
-    def maps_and_scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns maps and scores; see `Detector.maps_and_scores`.
-
-        A map has the distances of the patches to the bank. The score is that of the farthest patch
-        (eq. 6), re-weighted (eq. 7): the map is left as it is.
-
-        Raises:
-            MethodError: If the bank is empty.
-        """
-        hp, network = self.hyperparameters, self.network
+        how, network = self.hyperparameters.scoring, self.network
         if len(network.bank) == 0:
             raise MethodError("the memory bank is empty: fit the detector first")
         patches = network(self.inputs(images)).sub_(network.centre)
         n_images, height, width, _ = patches.shape
-        flat, indices = network.nearest(patches.flatten(0, 2))
-        distances, indices = flat.view(n_images, -1), indices.view(n_images, -1)
-        farthest, place = distances.max(1, keepdim=True)
+        distances, indices = network.nearest(patches.flatten(0, 2))
+        indices = indices.view(n_images, -1)
+        farthest, place = distances[0].view(n_images, -1).max(1, keepdim=True)
         everywhere = place[:, :, None].expand(-1, -1, patches.shape[-1])
         weight = network.weight(
             patches.flatten(1, 2).gather(1, everywhere).squeeze(1),
             farthest.squeeze(1),
             indices.gather(1, place).squeeze(1),
-            hp.n_neighbours,
+            how.n_neighbours,
         )
-        if hp.squared:
+        if how.squared:
             distances, farthest = distances.square(), farthest.square()
-        seen = scaled(hp.crop or self.input_size, self.image_size, self.input_size)
-        maps = self._upsample(distances.view(n_images, height, width), round(seen))
-        return surround(maps, self.image_size), weight * farthest.squeeze(1)
-
-    @property
-    def score_rule(self) -> str:
-        """``patch``: the distance of an image's farthest patch, re-weighted."""
-        return "patch"
-
-    def image_scores(self, maps: Tensor) -> Tensor:
-        """Refuses: the score is not drawn from the map; see `Detector.predict`."""
-        raise MethodError("PatchCore scores images by their patches, not by maps: use predict")
+        maps = distances.view(-1, n_images, height, width)
+        return Evidence(tuple(maps), weight * farthest.squeeze(1))

@@ -15,15 +15,16 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from anomtune.models.hyperparameters import FloatRange, Protocol, Setting
+from anomtune.models.hyperparameters import Protocol, Setting
 from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
 from anomtune.models.layers.losses import alpha_schedule, feature_loss
 from anomtune.models.layers.maps import Pair
 from anomtune.models.layers.reverse_distillation import Student
+from anomtune.models.ranges import FloatRange
 from anomtune.models.training.distillation import DistillationDetector, DistillationHyperparameters
 
 #: Images of 32 pixels, and maps of 32 smoothed by 4 pixels: 32 of a map of 256.
-_SMALL = {"resolution": 32, "sigma": 32.0}
+_SMALL = {"resolution": 32, "scoring": {"sigma": 32.0}}
 _SMALL_SOURCE = "RD4AD, official code (dataset.py; detection in test.py)."
 
 

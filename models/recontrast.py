@@ -18,12 +18,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from anomtune.models.hyperparameters import Choice, FloatRange, Protocol, Setting
+from anomtune.models.hyperparameters import Protocol, Setting
 from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
 from anomtune.models.layers.batch_norm import use_partial_norm
 from anomtune.models.layers.losses import Loss, alpha_schedule, feature_loss
 from anomtune.models.layers.maps import Pair
 from anomtune.models.layers.reverse_distillation import Student
+from anomtune.models.ranges import Choice, FloatRange
 from anomtune.models.training.distillation import DistillationDetector, DistillationHyperparameters
 from anomtune.models.training.report import Report
 
@@ -71,7 +72,7 @@ class ReContrastHyperparameters(DistillationHyperparameters):
             "reset_every": 500,
             "alpha_ramp": 0.2,
             "drop_last": True,
-            "score": "top1",
+            "scoring": {"reduce": "top"},
         },
     }
 

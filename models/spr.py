@@ -8,7 +8,7 @@ the map. Training and map follow the official code; the paper's text adds the de
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, ClassVar
 
 import torch
@@ -18,17 +18,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from anomtune.models.hyperparameters import (
-    Choice,
-    FloatRange,
-    Hyperparameters,
-    IntRange,
-    Protocol,
-    Resize,
-)
+from anomtune.models.hyperparameters import Hyperparameters, Protocol, Resize
 from anomtune.models.images.pixels import symmetric_range
+from anomtune.models.layers.evidence import Evidence
 from anomtune.models.layers.maps import scaled_window
 from anomtune.models.layers.score_network import ScoreNetwork, perturbation_std
+from anomtune.models.ranges import Choice, FloatRange
+from anomtune.models.scoring import Scoring
 from anomtune.models.training.gradient_detector import GradientDetector
 
 #: Times are drawn from here to 1; at 0 the score is not defined.
@@ -38,6 +34,40 @@ _Score = Callable[[Tensor, Tensor], Tensor]
 
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+class SPRScoring(Scoring):
+    """What can be set of `SPR` after training."""
+
+    forward = frozenset({"t_star", "draws"})
+    own: ClassVar[Mapping[str, frozenset[str]]] = {"sigma": frozenset({"smoothing"})}
+
+    smoothing: int = Field(
+        default=31,
+        ge=1,
+        description="Side of the mean filter in pixels of a map of 256, odd; 1 = none. Source: "
+        "official code.",
+    )
+    t_star: Annotated[float, Choice(choices=(3e-4, 1e-3, 3e-3))] = Field(
+        default=1e-3,
+        ge=_SMALLEST_TIME,
+        le=1,
+        description="Time of the perturbation at test; 1e-3 adds noise of about 4 grey levels. "
+        "Source: official code; choices inferred.",
+    )
+    draws: Annotated[int, Choice(choices=(3, 9))] = Field(
+        default=3,
+        ge=1,
+        description="Perturbations whose maps are averaged. Source: official code; choices "
+        "inferred.",
+    )
+
+    @field_validator("smoothing")
+    @classmethod
+    def _check_smoothing(cls, smoothing: int) -> int:
+        if smoothing % 2 == 0:
+            raise ValueError(f"the filter has a middle: use {smoothing + 1} or another odd number")
+        return smoothing
 
 
 class SPRHyperparameters(Hyperparameters):
@@ -95,31 +125,11 @@ class SPRHyperparameters(Hyperparameters):
         description="Base of the noise: at time t it grows as sigma^t. Source: official code; "
         "range inferred.",
     )
-    t_star: Annotated[float, FloatRange(low=1e-4, high=1e-2, log=True)] = Field(
-        default=1e-3,
-        ge=_SMALLEST_TIME,
-        le=1,
-        description="Time of the perturbation at test; 1e-3 adds noise of about 4 grey levels. "
-        "Source: official code; range inferred.",
+    scoring: SPRScoring = Field(
+        default=SPRScoring(sigma="own"),
+        description="How images are perturbed at test, and how evidence becomes maps and scores: "
+        "the mean over squares, and its maximum. Source: official code.",
     )
-    draws: Annotated[int, IntRange(low=1, high=10)] = Field(
-        default=3,
-        ge=1,
-        description="Perturbations whose maps are averaged. Source: official code; range inferred.",
-    )
-    smoothing: Annotated[int, IntRange(low=15, high=41, step=2)] = Field(
-        default=31,
-        ge=1,
-        description="Side of the mean filter in pixels of a map of 256, odd; 1 = none. Source: "
-        "official code; range inferred.",
-    )
-
-    @field_validator("smoothing")
-    @classmethod
-    def _check_smoothing(cls, smoothing: int) -> int:
-        if smoothing % 2 == 0:
-            raise ValueError(f"the filter has a middle: use {smoothing + 1} or another odd number")
-        return smoothing
 
     def training_iterations(self, n_images: int) -> int:
         """Returns epochs times batches per epoch, the last and smaller one included."""
@@ -193,6 +203,15 @@ def warmed_up_decay(decay: float, updates: int) -> float:
     return min(decay, (1 + updates) / (10 + updates))
 
 
+class _Follow:
+    """Moves averages towards weights, by what the latest decay leaves."""
+
+    decay = 0.0
+
+    def __call__(self, averages: Tensors, weights: Tensors, updates: Tensor | int) -> None:
+        get_ema_multi_avg_fn(self.decay)(averages, weights, updates)  # type: ignore[no-untyped-call]
+
+
 class SPR(GradientDetector[SPRHyperparameters]):
     """The detector of one category; see `Detector` for the arguments.
 
@@ -206,19 +225,14 @@ class SPR(GradientDetector[SPRHyperparameters]):
     def set_up(self) -> None:
         """Begins the average, and draws the noise of the tests; see `Detector.set_up`."""
         super().set_up()
-        self.average = AveragedModel(self.network, multi_avg_fn=self._follow_weights)
+        # Not a method of the detector: it would hold on to itself, and stay until it is collected.
+        self._follow = _Follow()
+        self.average = AveragedModel(self.network, multi_avg_fn=self._follow)
         self.average.update_parameters(self.network)  # The first update only copies.
         self.average.eval().requires_grad_(False)
         # Seeded at each step by the detector's generator.
         self._noise = torch.Generator(self.device)
-        self._test_noise = _test_noise(self.hyperparameters.draws, self.input_size).to(
-            self.device, memory_format=torch.channels_last
-        )
-
-    def _follow_weights(self, averages: Tensors, weights: Tensors, updates: Tensor | int) -> None:
-        # Counted here: to read torch's own count, the CPU would wait for the GPU.
-        decay = warmed_up_decay(self.hyperparameters.ema_decay, self.iteration + 1)
-        get_ema_multi_avg_fn(decay)(averages, weights, updates)  # type: ignore[no-untyped-call]
+        self._test_noise = torch.empty(0)
 
     def build(self) -> ScoreNetwork:
         """Returns the network; see `Detector.build`."""
@@ -241,6 +255,8 @@ class SPR(GradientDetector[SPRHyperparameters]):
 
     def after_step(self, iteration: int, total: int) -> None:
         """Lets the average follow the weights."""
+        # Counted here: to read torch's own count, the CPU would wait for the GPU.
+        self._follow.decay = warmed_up_decay(self.hyperparameters.ema_decay, iteration + 1)
         self.average.update_parameters(self.network)
 
     def loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
@@ -254,25 +270,32 @@ class SPR(GradientDetector[SPRHyperparameters]):
         noise = noise.permute(0, 3, 1, 2)
         return score_matching_loss(self.network, images, t, noise, self.hyperparameters.sigma)
 
-    def maps(self, images: Tensor) -> Tensor:
-        """Returns maps; see `Detector.anomaly_maps`.
+    def evidence(self, images: Tensor) -> Evidence:
+        """Returns squared errors of restoration ``(N, I, I)``; see `Detector.evidence`.
 
         The noise of each draw is the same for every image, seed and batch: maps of two images
         then differ by the images alone.
         """
-        hp = self.hyperparameters
+        how, sigma = self.hyperparameters.scoring, self.hyperparameters.sigma
         batch = symmetric_range(images, self.device)
         total = torch.zeros_like(batch[:, 0])
-        for noise in self._test_noise:
-            error = restoration_error(self.average, batch, hp.t_star, noise, hp.sigma)
+        for noise in self._noise_of_tests(how.draws):
+            error = restoration_error(self.average, batch, how.t_star, noise, sigma)
             total += error.square().mean(1)
-        maps = F.interpolate(
-            (total / hp.draws).unsqueeze(1),
-            size=self.image_size,
-            mode="bilinear",
-            align_corners=False,
-        )
-        return mean_filter(maps.squeeze(1), scaled_window(hp.smoothing, self.image_size))
+        return Evidence((total / how.draws,))
+
+    def own_maps(self, maps: Mapping[str, Tensor], scoring: Scoring, size: int) -> Tensor:
+        """Returns the mean of the errors over squares; see `Detector.own_maps`."""
+        assert isinstance(scoring, SPRScoring)
+        (errors,) = maps.values()
+        return mean_filter(self.resized(errors, size), scaled_window(scoring.smoothing, size))
+
+    def _noise_of_tests(self, draws: int) -> Tensor:
+        """Returns the noise ``(draws, 3, I, I)``; it is kept: drawing it takes its time."""
+        if len(self._test_noise) < draws:
+            noise = _test_noise(draws, self.input_size)
+            self._test_noise = noise.to(self.device, memory_format=torch.channels_last)
+        return self._test_noise[:draws]
 
 
 def _test_noise(draws: int, size: int) -> Tensor:

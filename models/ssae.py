@@ -8,17 +8,16 @@ numbers that the paper does not give are hyperparameters, marked as inferred.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from anomtune.errors import MethodError
-from anomtune.models.hyperparameters import Choice, FloatRange, IntRange, Protocol, Setting
+from anomtune.models.hyperparameters import Protocol, Setting
 from anomtune.models.images.augmentation import Augmentation, augment, random_crops
 from anomtune.models.images.corruption_settings import (
     CorruptionHyperparameters,
@@ -27,10 +26,13 @@ from anomtune.models.images.corruption_settings import (
 from anomtune.models.images.corruptions import Corruptor
 from anomtune.models.images.pixels import unit_range
 from anomtune.models.images.repair_objectives import amplify_objective, filter_objective
+from anomtune.models.layers.evidence import Evidence, combined
 from anomtune.models.layers.maps import scaled_window
 from anomtune.models.layers.sdc_autoencoder import SDCAutoencoder
 from anomtune.models.layers.separable import box_window, filter_maps
 from anomtune.models.layers.ssim import ssim_distance
+from anomtune.models.ranges import Choice, FloatRange
+from anomtune.models.scoring import Combine, Scoring
 from anomtune.models.training.gradient_detector import GradientDetector
 from anomtune.models.training.report import Report
 
@@ -47,6 +49,70 @@ _REFERENCE_SIDE = 512
 _STAGES = 4
 
 
+def _squared_difference(pixels: Tensor, output: Tensor) -> Tensor:
+    """Returns the squared difference of images ``(B, 3, H, W)``, ``(B, H, W)`` (equation 2)."""
+    return (pixels - output).square().mean(1)
+
+
+_DIFFERENCES = {"squared": _squared_difference, "ssim": ssim_distance}
+
+
+class SSAEScoring(Scoring):
+    """What can be set of `SSAE` after training."""
+
+    forward = frozenset({"diff"})
+    own: ClassVar[Mapping[str, frozenset[str]]] = {"sigma": frozenset({"n", "k", "t"})}
+
+    combine: Combine = Field(
+        default="maximum",
+        description="How the maps of two networks become one. Source: paper (ensemble).",
+    )
+    diff: Annotated[Literal["squared", "ssim"], Choice(choices=("squared", "ssim"))] = Field(
+        default="squared",
+        description="Difference between an image and its reconstruction: squared, or by "
+        "structural similarity. Source: paper (ssim for some categories).",
+    )
+    n: int = Field(
+        default=1,
+        ge=0,
+        description="How often the map is smoothed, where sigma is own. Source: paper (a natural "
+        "number); default inferred.",
+    )
+    k: int = Field(
+        default=21,
+        ge=1,
+        description="Side of the averaging filter in pixels of an input of 512, odd. Source: paper "
+        "(a natural number); default inferred.",
+    )
+    t: Annotated[int, Choice(choices=(0, 1, 4))] = Field(
+        default=0,
+        ge=0,
+        description="Exponent of the weight that lowers a map where validation images have high "
+        "errors, where sigma is own; 0 = no weight. Source: paper (objects only, a natural "
+        "number); choices inferred.",
+    )
+
+    @field_validator("k")
+    @classmethod
+    def _is_odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("must be odd: the filter has a middle")
+        return value
+
+    def subsets(self, scales: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        """Yields all: an ensemble is one detector."""
+        yield scales
+
+    def acting(self, scales: tuple[str, ...]) -> dict[str, Any]:
+        """Returns the fields that take part; see `Scoring.acting`."""
+        values = super().acting(scales)
+        if self.sigma == "own" and self.t == 0 and self.is_mean:
+            # Nor does a filter that is mirrored at the edges move the mean.
+            for name in ("sigma", *self.own["sigma"]):
+                del values[name]
+        return values
+
+
 class SSAEHyperparameters(CorruptionHyperparameters):
     """What can be set of `SSAE`."""
 
@@ -57,19 +123,19 @@ class SSAEHyperparameters(CorruptionHyperparameters):
 
     #: The kinds of category that the paper tells apart, for products of one's own.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "texture": {"resolution": 512, "f": 3, "augment": "all", "t": 0},
-        "object": {"t": 1},
+        "texture": {"resolution": 512, "f": 3, "augment": "all", "scoring": {"t": 0}},
+        "object": {"scoring": {"t": 1}},
     }
     settings: ClassVar[tuple[Setting, ...]] = (
         Setting(
             "mvtec",
-            {"resolution": 512, "f": 3, "t": 0},
+            {"resolution": 512, "f": 3, "scoring": {"t": 0}},
             "paper, section 4: textures at 512 pixels with f = 3, the average map for objects.",
             categories=_TEXTURES,
         ),
         Setting(
             "mvtec",
-            {"t": 1},
+            {"scoring": {"t": 1}},
             "paper, equation 14: objects alone are weighted by the average map. It gives no t; and "
             "it searched resolution and f per object without saying what it found.",
             categories=_OBJECTS,
@@ -77,7 +143,7 @@ class SSAEHyperparameters(CorruptionHyperparameters):
         ),
         Setting(
             "mvtec",
-            {"diff": "ssim"},
+            {"scoring": {"diff": "ssim"}},
             "paper, section 4.",
             categories=(
                 *("carpet", "tile", "bottle", "cable"),
@@ -169,42 +235,22 @@ class SSAEHyperparameters(CorruptionHyperparameters):
         "three quarters and all of it, for a quarter of the iterations each. Source: paper "
         "(growing inputs of the same resolution); the schedule is inferred.",
     )
-    diff: Annotated[Literal["squared", "ssim"], Choice(choices=("squared", "ssim"))] = Field(
-        default="squared",
-        description="Difference between an image and its reconstruction: squared, or by "
-        "structural similarity. Source: paper (ssim for some categories).",
+    scoring: SSAEScoring = Field(
+        default=SSAEScoring(sigma="own", reduce="sum"),
+        description="How reconstructions become maps, of two networks the larger of theirs, and "
+        "scores: the sum of the map. Source: paper, equations 2, 3 and 14.",
     )
-    n: Annotated[int, IntRange(low=1, high=3)] = Field(
-        default=1,
-        ge=0,
-        description="How often the map is smoothed. Source: paper (a natural number); default "
-        "and range inferred.",
-    )
-    k: Annotated[int, IntRange(low=3, high=31, step=2)] = Field(
-        default=21,
-        ge=1,
-        description="Side of the averaging filter in pixels of an input of 512, odd. Source: paper "
-        "(a natural number); default and range inferred.",
-    )
-    t: Annotated[int, IntRange(low=0, high=10)] = Field(
-        default=0,
-        ge=0,
-        description="Exponent of the weight that lowers a map where validation images have high "
-        "errors; 0 = no weight. Source: paper (objects only, a natural number); range inferred.",
-    )
-
-    @field_validator("k")
-    @classmethod
-    def _is_odd(cls, value: int) -> int:
-        if value % 2 == 0:
-            raise ValueError("must be odd: the filter has a middle")
-        return value
 
     @field_validator("objective", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         # YAML reads 1 as a number.
         return str(value) if isinstance(value, int) else value
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """A map of each network: they are always used together."""
+        return ("filter", "amplify") if self.objective == "ensemble" else ("map",)
 
     def training_iterations(self, n_images: int) -> int:
         """Returns ``iterations``, for any number of images."""
@@ -231,6 +277,7 @@ class SSAE(GradientDetector[SSAEHyperparameters]):
     network: nn.ModuleList
     extra_state = ("split", "average")
     training_state = (*GradientDetector.training_state, "split")
+    antialias = True
 
     def set_up(self) -> None:
         """Makes room for the split and the average maps; see `Detector.set_up`."""
@@ -238,8 +285,11 @@ class SSAE(GradientDetector[SSAEHyperparameters]):
         #: All training images in a random order; the first ones are held out for validation.
         self.split = torch.empty(0, dtype=torch.int64)
         side = self.hyperparameters.resolution
-        #: The mean map of each network over the validation images (equation 13).
-        self.average = torch.zeros(len(self.network), side, side, device=self.device)
+        #: The mean difference over the validation images, for each kind of difference and network,
+        #: before it is smoothed (equation 13; smoothing is linear).
+        self.average = torch.zeros(
+            len(_DIFFERENCES), len(self.network), side, side, device=self.device
+        )
         self._corruptor: Corruptor | None = None
 
     @classmethod
@@ -262,11 +312,6 @@ class SSAE(GradientDetector[SSAEHyperparameters]):
         """The objective of each network."""
         objective = self.hyperparameters.objective
         return ("1", "4") if objective == "ensemble" else (objective,)
-
-    @property
-    def score_rule(self) -> str:
-        """``sum``: the score is the sum of the map."""
-        return "sum"
 
     def fit(self, images: Tensor, iterations: int) -> Report:
         """Trains on; see `Detector.fit`.
@@ -345,7 +390,8 @@ class SSAE(GradientDetector[SSAEHyperparameters]):
         for rows in torch.split(held_out, self.hyperparameters.batch_size):
             pixels = unit_range(images[rows.to(images.device)], self.device)
             for index, output in enumerate(self._reconstruct(pixels)):
-                maps[index] += self._smooth_difference(pixels, output).sum(0)
+                for kind, difference in enumerate(_DIFFERENCES.values()):
+                    maps[kind, index] += difference(pixels, output).sum(0)
                 error += (output - pixels).square().mean((1, 2, 3)).sum()
         self.average = maps / len(held_out)
         return float(error) / (len(held_out) * len(self.network))
@@ -353,32 +399,26 @@ class SSAE(GradientDetector[SSAEHyperparameters]):
     def _reconstruct(self, pixels: Tensor) -> list[Tensor]:
         return [network(pixels) for network in self.network]
 
-    def _smooth_difference(self, pixels: Tensor, output: Tensor) -> Tensor:
-        """Returns the maps of equations 2 and 3, ``(B, H, W)``."""
-        hp = self.hyperparameters
-        if hp.diff == "ssim":
-            maps = ssim_distance(pixels, output)
-        else:
-            maps = (pixels - output).square().mean(1)
-        side = scaled_window(hp.k, hp.resolution, _REFERENCE_SIDE)
-        return filter_maps(maps, box_window(side), hp.n)
-
-    def maps(self, images: Tensor) -> Tensor:
-        """Returns maps; see `Detector.anomaly_maps`."""
+    def evidence(self, images: Tensor) -> Evidence:
+        """Returns the differences of images and reconstructions; see `Detector.evidence`."""
         pixels = unit_range(images, self.device)
-        maps = torch.stack(
-            [self._smooth_difference(pixels, output) for output in self._reconstruct(pixels)]
-        )
-        if self.hyperparameters.t > 0:
-            weights = (1 - self.average).clamp(0, 1) ** self.hyperparameters.t  # equation 14
-            maps = maps * weights.unsqueeze(1)
-        combined = maps.amax(0)
-        size = self.image_size
-        if size == combined.shape[-1]:
-            return combined
-        return F.interpolate(
-            combined.unsqueeze(1), size=(size, size), mode="bilinear", antialias=True
-        ).squeeze(1)
+        difference = _DIFFERENCES[self.hyperparameters.scoring.diff]
+        return Evidence(tuple(difference(pixels, output) for output in self._reconstruct(pixels)))
+
+    def own_maps(self, maps: Mapping[str, Tensor], scoring: Scoring, size: int) -> Tensor:
+        """Returns smooth maps, weighted by the average one (equations 2, 3 and 14)."""
+        assert isinstance(scoring, SSAEScoring)
+        smooth = self._smooth(torch.stack(tuple(maps.values())), scoring)
+        if scoring.t > 0:
+            networks = [self.hyperparameters.scales.index(name) for name in maps]
+            average = self.average[list(_DIFFERENCES).index(scoring.diff)][networks]
+            weights = (1 - self._smooth(average, scoring)).clamp(0, 1) ** scoring.t
+            smooth = smooth * weights.unsqueeze(1)
+        return self.resized(combined(tuple(smooth), scoring.combine), size)
+
+    def _smooth(self, maps: Tensor, scoring: SSAEScoring) -> Tensor:
+        side = scaled_window(scoring.k, self.hyperparameters.resolution, _REFERENCE_SIDE)
+        return filter_maps(maps, box_window(side), scoring.n)
 
 
 def crop_size(resolution: int, progress: float) -> int:

@@ -121,11 +121,17 @@ def check_memory(
 
 
 def _memory() -> tuple[int, int]:
-    """Returns the number of live tensors and, on Linux, the resident memory in bytes."""
+    """Returns the number of live tensors and, on Linux, the resident memory in bytes.
+
+    Without pages of files: the system drops and reads those of libraries as it likes.
+    """
     gc.collect()
     tensors = sum(issubclass(type(item), Tensor) for item in gc.get_objects())
     statm = Path("/proc/self/statm")
-    pages = int(statm.read_text(encoding="ascii").split()[1]) if statm.exists() else 0
+    pages = 0
+    if statm.exists():
+        _, resident, of_files, *_ = map(int, statm.read_text(encoding="ascii").split())
+        pages = resident - of_files
     return tensors, pages * 4096
 
 
@@ -166,6 +172,7 @@ def _check_results(detector: Detector[Any], images: Tensor) -> None:
         kind = type(value).__name__
         assert isinstance(value, float | Histogram), f"fit reports {name} as {kind}"
     assert detector.iteration == 2, "iteration does not count the steps"
+    _check_evidence(detector, images)
     n, size = len(images), detector.image_size
     maps, scores = detector.predict(images)
     assert maps.shape == (n, size, size), f"maps have shape {tuple(maps.shape)}"
@@ -177,9 +184,27 @@ def _check_results(detector: Detector[Any], images: Tensor) -> None:
     torch.testing.assert_close(
         detector.score(images, batch_size=3), scores.cpu(), rtol=1e-3, atol=1e-4
     )
-    assert isinstance(detector.score_rule, str), "score_rule is no string"
     assert torch.equal(images, before), "the images were written to"
     assert torch.equal(torch.get_rng_state(), random_state), "the global random state was used"
+
+
+def _check_evidence(detector: Detector[Any], images: Tensor) -> None:
+    names, own = detector.hyperparameters.scales, detector.scoring
+    evidence = detector.observe(images)
+    assert len(evidence.maps) == len(names), f"{len(evidence.maps)} maps, and scales names {names}"
+    for name, maps in zip(names, evidence.maps, strict=True):
+        assert maps.ndim == 3, f"the evidence's {name} has shape {tuple(maps.shape)}"
+        assert len(maps) == len(images), f"the evidence's {name} has {len(maps)} maps"
+        assert maps.dtype == torch.float32, f"the evidence's {name} is {maps.dtype}"
+    detector.learn_normal(images)
+    kinds = {(s.normalise, s.sigma, s.reduce): s for s in own.alternatives(names)}
+    for scoring in kinds.values():  # each once, on few images
+        detector.scoring = scoring
+        found = detector.score(images[:2])
+        assert found.isfinite().all(), f"scores are not finite with {scoring}"
+    detector.scoring = own
+    again = detector.judge(evidence, own)[1]
+    assert torch.equal(detector.predict(images)[1], again), "another scoring left something behind"
 
 
 def _check_reproducible(

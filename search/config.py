@@ -153,6 +153,7 @@ class Sweep(Settings):
     methods: dict[str, MethodConfig] = Field(min_length=1)
     image_size: ImageSize = 256
     trials: int = Field(50, ge=1)
+    scoring: Literal["search", "paper"] = "search"
     rungs: int = Field(8, ge=1)
     sampler: str = "tpe"
     pruner: str = "successive_halving"

@@ -12,6 +12,7 @@ from anomtune.names import to_text
 from anomtune.search.config import Sweep
 from anomtune.search.decide.pool import Pool
 from anomtune.search.decide.progress import StudyProgress, owed_confirm_runs, study_progress
+from anomtune.search.decide.study import SearchPlan
 from anomtune.search.decide.work import Confirmation, Work
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.events import (
@@ -124,16 +125,17 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
             lock.check()
             # The curve first: should we be killed in between, the trial is run again and its
             # curve is written anew.
-            curves.update(record)
+            shown = pool.read(record) if isinstance(record, TrialRecord) else record
+            curves.update(shown)
             store.write(record)
             if record.state != "RUNNING":
                 delete_checkpoint(storage, record.path)
-            _tell(record, on_event)
+            _tell(shown, on_event)
             if isinstance(record, TrialRecord) and record.state != "RUNNING":
                 study = pool.studies[record.key]
                 if study.finished.total() == pool.target(study):
                     runs = confirmed.get(record.key, ())
-                    owed = owed_confirm_runs(config, study.records.values(), runs)
+                    owed = owed_confirm_runs(config, study.read, runs)
                     on_event(SearchEnded(*record.key, sum(1 for _ in owed)))
 
         confirmed = store.read_confirmed()
@@ -142,21 +144,21 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
         delete_other_checkpoints(storage, {record.path for record in pool.unfinished})
 
         def publish(key: StudyKey) -> None:
-            records = list(pool.studies[key].records.values())
-            publish_winner(storage, key, records, store.read_runs(key), config.confirm)
+            trials, runs = pool.studies[key].read, store.read_runs(key)
+            publish_winner(storage, key, trials, runs, config.confirm)
 
         work = Work(pool, Confirmation(config, pool, confirmed, save, publish))
         if work.remaining == 0:
-            _write_preamble(config, store, splits)
+            _write_preamble(config, store, splits, plans)
         else:
             note("starting Ray")
             with ray_cluster(address):
                 require_shared(storage)
                 capacity = Capacity(config, living_nodes)
-                _write_preamble(config, store, splits)
+                _write_preamble(config, store, splits, plans)
                 on_event(SweepStarted(capacity.slots, _progress(config, pool, confirmed)))
                 try:
-                    run_work(config, work, _spec_maker(config, storage), capacity)
+                    run_work(config, work, _spec_maker(config, storage, pool), capacity)
                 finally:
                     on_event(SweepEnded())
             delete_other_checkpoints(storage, {record.path for record in pool.unfinished})
@@ -173,7 +175,7 @@ def _progress(
         study_progress(
             config,
             key,
-            study.records.values(),
+            study.read,
             confirmed.get(key, ()),
             searched=bool(study.plan.space),
         )
@@ -198,8 +200,16 @@ def _tell(record: AnyRecord, on_event: Observer) -> None:
         on_event(TrialStarted(*where))
 
 
-def _write_preamble(config: Sweep, store: RecordStore, splits: Mapping[str, SearchSplit]) -> None:
+def _write_preamble(
+    config: Sweep,
+    store: RecordStore,
+    splits: Mapping[str, SearchSplit],
+    plans: Mapping[StudyKey, SearchPlan],
+) -> None:
     """Writes what a reader of the directory needs beside the records."""
+    for key, plan in plans.items():
+        if len(plan.scorings) > 1:
+            store.write_scorings(key, plan.scorings)
     write_config(store.storage, config)
     counts = {name: (split.n_test_normal, split.n_test_anomalous) for name, split in splits.items()}
     store.write_test_counts(counts)
@@ -207,10 +217,13 @@ def _write_preamble(config: Sweep, store: RecordStore, splits: Mapping[str, Sear
         store.write_labels(category, split.validation_labels)
 
 
-def _spec_maker(config: Sweep, storage: Storage) -> SpecMaker:
+def _spec_maker(config: Sweep, storage: Storage, pool: Pool) -> SpecMaker:
     local = storage.local_root
 
     def make(record: AnyRecord, gpu: float) -> TrialSpec:
+        study = pool.studies[record.key]
+        confirms = isinstance(record, ConfirmRecord)
+        paper = study.plan.scorings[0]
         return TrialSpec(
             training=TrainingSpec(
                 dataset=config.dataset,
@@ -225,7 +238,10 @@ def _spec_maker(config: Sweep, storage: Storage) -> SpecMaker:
             directory=storage.location if local is None else to_text(local),
             record_path=record.path,
             rungs=config.rungs,
-            keep=isinstance(record, ConfirmRecord) and record.seed == kept_seed(config.confirm),
+            keep=confirms and record.seed == kept_seed(config.confirm),
+            pinned=study.plan.pinned,
+            leading=() if confirms else study.leading,
+            paper=paper if confirms and record.number == 0 and study.scoring else None,
             threads=config.resources.cpu,
             gpu=gpu,
         )

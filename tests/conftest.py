@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -14,11 +16,12 @@ from PIL import Image
 PROJECT = Path(__file__).parent.parent
 SHARED = PROJECT.parent / "shared"
 PLUGIN = Path(__file__).parent / "plugin"
+FORKS = Path(__file__).parent / "forks"
 
 # The toy method is found as any other package's would be, here and in every Ray worker.
 sys.path.append(str(PLUGIN))
 os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, (str(PLUGIN), os.environ.get("PYTHONPATH", "")))
+    filter(None, (str(PLUGIN), str(FORKS), os.environ.get("PYTHONPATH", "")))
 )
 # Else what waits for workers takes the time that they need.
 os.environ |= {"RAY_worker_niceness": "0"}
@@ -28,6 +31,31 @@ if (SHARED / "weights").is_dir():
 # How long an example takes says nothing on a machine that runs other tests meanwhile.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves alone, in the run of Ray's tests, files that have none: importing them takes time."""
+    if config.option.markexpr != "ray" or collection_path.suffix != ".py":
+        return None
+    return "mark.ray" not in collection_path.read_text(encoding="utf-8") or None
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Starts what Ray's processes are forked off, once for all processes of these tests."""
+    if sys.platform != "linux" or not any(item.get_closest_marker("ray") for item in session.items):
+        return
+    in_worker = "PYTEST_XDIST_WORKER" in os.environ
+    owner = os.getppid() if in_worker else os.getpid()
+    place = Path(tempfile.gettempdir()) / f"anomtune-tests-{owner}"
+    place.mkdir(mode=0o700, exist_ok=True)
+    os.environ["ANOMTUNE_TEST_SERVER"] = str(place / "socket")
+    subprocess.Popen(
+        [sys.executable, FORKS / "server.py", place / "socket", str(owner)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=(place / "log").open("a"),
+        start_new_session=True,
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

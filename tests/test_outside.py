@@ -45,8 +45,9 @@ def add_a_method() -> None:
         def loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
             return self.network(images / 255).square().mean()
 
-        def maps(self, images: Tensor) -> Tensor:
-            return (images.float().mean(1) / 255 - self.hyperparameters.level).abs()
+        def evidence(self, images: Tensor) -> at.Evidence:
+            grey = images.float().mean(1) / 255
+            return at.Evidence(((grey - self.hyperparameters.level).abs(),))
 
 
 def add_a_dataset() -> None:

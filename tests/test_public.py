@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import anomtune as at
-from tests.conftest import PROJECT
+from tests.conftest import FORKS, PROJECT
 
 
 def python(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -97,7 +97,7 @@ def test_sub_packages_are_found_from_everywhere(where: str, tmp_path: Path) -> N
 def test_the_example_of_the_documentation(tmp_path: Path, toy_data: Path) -> None:
     """A fresh interpreter runs it as a script, away from the checkout, on a Ray of its own."""
     script = PROJECT / "tests/example/line_3.py"
-    environment = {name: v for name, v in os.environ.items() if name != "PYTHONPATH"}
+    environment = os.environ | {"PYTHONPATH": str(FORKS)}  # and not the toy's
     done = python(script, toy_data, tmp_path, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("all as documented\n")

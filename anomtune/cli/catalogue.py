@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from anomtune.models.hyperparameters import Setting
+    from anomtune.models.scoring import Scoring
+    from anomtune.search.decide.study import SearchPlan
 
 
 def methods(
@@ -40,16 +43,14 @@ def methods(
         kind = METHODS.get(method).Hyperparameters
         plan = plan_search(method, MethodConfig(), dataset or "", category)
         decided = kind.settings_for(dataset or "", category)
-        values = plan.defaults.model_dump()
         title = f"{method} on {place}" if place else method
         table = Table(title=cell(title), title_justify="left", box=None, pad_edge=False)
         for column in ("hyperparameter", "default", "searched over", "meaning"):
             table.add_column(column, overflow="fold")
-        for field, info in kind.model_fields.items():
-            meaning = info.description or ""
-            if field in decided:
-                meaning = f"{_origin(decided[field])}\n{meaning}"
-            row = (field, str(values[field]), _range_text(plan.space.get(field)), meaning)
+        for row in (
+            *_training_rows(plan, decided),
+            *_scoring_rows(plan.defaults.scoring, decided),
+        ):
             table.add_row(*map(cell, row))
         out.print(table, "")
         if dataset is not None and category is not None:
@@ -62,6 +63,30 @@ def methods(
                 _print_setting(out, setting)
         if kind.presets:
             out.print("presets: " + ", ".join(kind.presets) + "\n", highlight=False, markup=False)
+
+
+def _training_rows(plan: SearchPlan, decided: Mapping[str, Setting]) -> Iterator[tuple[str, ...]]:
+    """Yields what can be set of a method's training; a search tries values of the ranges."""
+    for field, info in type(plan.defaults).model_fields.items():
+        meaning = info.description or ""
+        if field in decided:
+            meaning = f"{_origin(decided[field])}\n{meaning}"
+        if field != "scoring":
+            value = str(getattr(plan.defaults, field))
+            yield field, value, _range_text(plan.space.get(field)), meaning
+
+
+def _scoring_rows(scoring: Scoring, decided: Mapping[str, Setting]) -> Iterator[tuple[str, ...]]:
+    """Yields what can be set of a method after training; every trial judges all the choices."""
+    from anomtune.models.ranges import ranges_of
+
+    choices = ranges_of(type(scoring))
+    for name, info in type(scoring).model_fields.items():
+        meaning = info.description or ""
+        if setting := decided.get(f"scoring.{name}"):
+            meaning = f"{_origin(setting)}\n{meaning}"
+        judged = "subsets" if name == "scales" else _range_text(choices.get(name))
+        yield f"scoring.{name}", str(getattr(scoring, name)), judged, meaning
 
 
 def datasets() -> None:
@@ -163,8 +188,17 @@ def _origin(setting: Setting) -> str:
 
 
 def _print_setting(out: Console, setting: Setting) -> None:
-    values = ", ".join(f"{name} {value}" for name, value in setting.values.items())
+    values = ", ".join(f"{name} {value}" for name, value in _by_name(setting.values))
     out.print(f"{values}\n  {_origin(setting)}", highlight=False, markup=False)
+
+
+def _by_name(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields fields and their values; those of a scoring one by one."""
+    for name, value in values.items():
+        if name == "scoring":
+            yield from ((f"scoring.{field}", given) for field, given in value.items())
+        else:
+            yield name, value
 
 
 def _range_text(item: Any) -> str:

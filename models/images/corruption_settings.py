@@ -10,7 +10,8 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from anomtune.models.hyperparameters import Choice, Hyperparameters
+from anomtune.models.hyperparameters import Hyperparameters
+from anomtune.models.ranges import Choice
 
 #: What a patch can be replaced by.
 CONTENTS = ("elastic", "zeros", "patch_swap", "occlusion")

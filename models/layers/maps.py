@@ -1,9 +1,6 @@
-"""From feature pairs to anomaly maps, and from maps to image scores.
+"""What anomaly maps are made with: distances of features, resizing, smoothing.
 
-The map sums `1 - cos` over pairs of feature maps, each brought to the image's size by bilinear
-interpolation with aligned corners, and is smoothed by a Gaussian of 4 pixels; the score is its
-maximum (RD4AD and ReContrast, official code). Papers give such lengths for maps of 256 pixels: they
-scale with the map.
+Papers give lengths for maps of 256 pixels: they scale with the map.
 """
 
 from __future__ import annotations
@@ -12,16 +9,10 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from anomtune.errors import MethodError, suggest
-
-#: The rules of `image_scores` that methods of the reverse distillation kind choose from.
-ScoreRule = Literal["max", "mean", "top1"]
 
 #: Side of the maps, in pixels, that lengths such as ``sigma`` are given for.
 REFERENCE_SIDE = 256
@@ -35,25 +26,33 @@ def cosine_map(target: Tensor, prediction: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(target.float(), prediction.float(), dim=1, eps=1e-8)
 
 
-def anomaly_map(pairs: Sequence[Pair], size: int, sigma: float) -> Tensor:
-    """Returns float32 maps ``(B, size, size)``: the smoothed sum over all pairs.
+def distance_maps(pairs: Sequence[Pair]) -> tuple[Tensor, ...]:
+    """Returns the distances of features, a map ``(B, h, w)`` per scale, from fine to coarse.
 
-    Args:
-        pairs: Target and prediction of every scale and view.
-        size: Side of the maps in pixels.
-        sigma: Standard deviation of the smoothing in pixels of a map of 256; 0 = none.
+    Pairs of the same scale, the views of an image, are summed (RD4AD and ReContrast, official
+    code).
     """
-    # Interpolation is linear: pairs of the same scale are summed before it, not after.
     by_scale: dict[int, list[Tensor]] = defaultdict(list)
     for target, prediction in pairs:
         by_scale[target.shape[-1]].append(cosine_map(target, prediction))
-    maps = [
-        F.interpolate(
-            torch.stack(scale).sum(0).unsqueeze(1), size=size, mode="bilinear", align_corners=True
-        )
-        for scale in by_scale.values()
-    ]
-    return gaussian_smooth(torch.stack(maps).sum(0).squeeze(1), scaled(sigma, size))
+    return tuple(torch.stack(maps).sum(0) for _, maps in sorted(by_scale.items(), reverse=True))
+
+
+def resized(
+    maps: Tensor, size: int, *, align_corners: bool = False, antialias: bool = False
+) -> Tensor:
+    """Returns maps ``(N, h, w)`` interpolated bilinearly to ``(N, size, size)``."""
+    if maps.shape[-2:] == (size, size):
+        return maps
+    found: Tensor = F.interpolate(
+        maps.unsqueeze(1),
+        size=(size, size),
+        mode="bilinear",
+        # torch has no antialiasing with aligned corners; where maps shrink they matter little.
+        align_corners=align_corners and not antialias,
+        antialias=antialias,
+    )
+    return found.squeeze(1)
 
 
 def scaled(length: float, size: int, reference: int = REFERENCE_SIDE) -> float:
@@ -108,27 +107,3 @@ def _smoothing_matrix(n: int, sigma: float, device: torch.device, dtype: torch.d
         source = torch.minimum(source, 2 * n - 1 - source)
         matrix[torch.arange(n), source] += weight / total
     return matrix.to(device, dtype)
-
-
-def image_scores(maps: Tensor, rule: str) -> Tensor:
-    """Returns one score per map: ``(N, H, W)`` -> ``(N,)``.
-
-    Args:
-        maps: Anomaly maps.
-        rule: ``max`` (papers), ``mean`` (ReContrast on ISIC2018), ``top1``, the mean of the
-            highest 1 % of the pixels (ReContrast, official "stable" scripts), or ``sum`` (SSAE).
-
-    Raises:
-        MethodError: If there is no such rule.
-    """
-    pixels = maps.flatten(1)
-    match rule:
-        case "max":
-            return pixels.amax(1)
-        case "mean":
-            return pixels.mean(1)
-        case "top1":
-            return pixels.topk(max(1, pixels.shape[1] // 100), dim=1).values.mean(1)
-        case "sum":
-            return pixels.sum(1)
-    raise MethodError(f"no score rule {rule!r}{suggest(rule, ('max', 'mean', 'top1', 'sum'))}")

@@ -62,6 +62,15 @@ class PatchFeatures(nn.Module):
         pooled = F.adaptive_avg_pool1d(features.flatten(2).mT, self._pooled).mT
         return pooled.reshape(len(images), self._pooled, *grid)
 
+    def split(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Returns features ``(N, channels)`` by the stage that they come from."""
+        widths = [self.encoder.channels[stage] for stage in self._stages]
+        if self._pooled:
+            # Both stages are as long when they are pooled together.
+            widths = [self._pooled // len(widths)] * (len(widths) - 1)
+            widths.append(self._pooled - sum(widths))
+        return torch.split(features, widths, dim=1)
+
     def _average(self, stage: Tensor) -> Tensor:
         n = self._neighbourhood
         # Zeros beyond the border count, as in PatchCore's official code: means of fewer values

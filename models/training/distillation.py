@@ -8,11 +8,14 @@ from typing import Annotated, ClassVar, Literal, TypeVar, cast, get_args
 from pydantic import Field
 from torch import Tensor
 
-from anomtune.models.hyperparameters import Choice, Hyperparameters, Setting
+from anomtune.models.hyperparameters import Hyperparameters, Setting
 from anomtune.models.images.pixels import normalise, unit_range
 from anomtune.models.layers.backbones import Backbone, Weights, prepare_weights
+from anomtune.models.layers.evidence import Evidence
 from anomtune.models.layers.losses import Loss
-from anomtune.models.layers.maps import Pair, ScoreRule, anomaly_map
+from anomtune.models.layers.maps import Pair, distance_maps
+from anomtune.models.ranges import Choice
+from anomtune.models.scoring import Scoring
 from anomtune.models.training.batches import BatchOrder
 from anomtune.models.training.gradient_detector import GradientDetector
 
@@ -23,7 +26,7 @@ class DistillationHyperparameters(Hyperparameters):
     settings: ClassVar[tuple[Setting, ...]] = (
         Setting(
             "isic2018",
-            {"score": "mean"},
+            {"scoring": {"reduce": "mean"}},
             "ReContrast, appendix B: the mean of the map, for it and for all reproduced methods.",
         ),
     )
@@ -67,17 +70,17 @@ class DistillationHyperparameters(Hyperparameters):
         "with hard-normal mining (global_hm). Source: RD4AD's code; range from ReContrast, "
         "Table 5.",
     )
-    sigma: Annotated[float, Choice(choices=(0.0, 2.0, 4.0, 6.0, 8.0))] = Field(
-        default=4.0,
-        ge=0,
-        description="Gaussian smoothing of the maps in pixels of a map of 256. Source: both "
-        "official codes; range inferred.",
+    scoring: Scoring = Field(
+        default=Scoring(sigma=4.0),
+        description="How evidence becomes maps and scores: the distances of the features of three "
+        "stages, summed, smoothed by a Gaussian of 4 pixels; the maximum. Source: both official "
+        "codes.",
     )
-    score: Annotated[ScoreRule, Choice(choices=get_args(ScoreRule))] = Field(
-        default="max",
-        description="Image score: the map's maximum, its mean, or the mean of its highest 1 %. "
-        "Source: both papers; range from ReContrast's official scripts.",
-    )
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """The stages of the encoder."""
+        return ("layer1", "layer2", "layer3")
 
     def input_size(self, image_size: int) -> int:
         """Returns ``resolution``, or the size of the maps."""
@@ -103,6 +106,7 @@ class DistillationDetector(GradientDetector[D]):
     # The network halves images five times.
     multiple_of = 32
     smallest_input = 32
+    align_corners = True
 
     @classmethod
     def prepare(cls, hyperparameters: D) -> None:
@@ -126,15 +130,9 @@ class DistillationDetector(GradientDetector[D]):
         return convert(images, self.device)
 
     def pairs(self, images: Tensor) -> Sequence[Pair]:
-        """Returns the pairs that the maps of images, as `inputs` gives them, are made of."""
+        """Returns the pairs that the evidence of images, as `inputs` gives them, is made of."""
         return cast(Sequence[Pair], self.network(images))
 
-    def maps(self, images: Tensor) -> Tensor:
-        """Returns maps; see `Detector.anomaly_maps`."""
-        pairs = self.pairs(self.inputs(images))
-        return anomaly_map(pairs, self.image_size, self.hyperparameters.sigma)
-
-    @property
-    def score_rule(self) -> str:
-        """The hyperparameter ``score``."""
-        return self.hyperparameters.score
+    def evidence(self, images: Tensor) -> Evidence:
+        """Returns the distances of features; see `Detector.evidence`."""
+        return Evidence(distance_maps(self.pairs(self.inputs(images))))

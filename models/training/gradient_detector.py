@@ -26,13 +26,14 @@ class GradientDetector(Detector[H]):
     """A detector that is trained by gradient descent; see `Detector` for the arguments.
 
     A subclass writes its network (`build`), the loss of a batch (`loss`) and what is anomalous
-    about an image (`maps`). Seeds, batches, optimiser steps, the check of the images and the state
-    are done here. An autoencoder:
+    about an image (`evidence`). Seeds, batches, optimiser steps, the check of the images and the
+    state are done here. An autoencoder:
 
     >>> import torch.nn.functional as F
     >>> from pydantic import Field
     >>> from torch import Tensor, nn
     >>> from anomtune.models.hyperparameters import Hyperparameters
+    >>> from anomtune.models.layers.evidence import Evidence
     >>>
     >>> class MineHyperparameters(Hyperparameters):
     ...     steps: int = Field(default=200, description="Optimiser steps.")
@@ -48,8 +49,9 @@ class GradientDetector(Detector[H]):
     ...     def loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
     ...         return F.mse_loss(self.network(images / 255), images / 255)
     ...
-    ...     def maps(self, images: Tensor) -> Tensor:
-    ...         return (self.network(images / 255) - images / 255).square().mean(1)
+    ...     def evidence(self, images: Tensor) -> Evidence:
+    ...         error = self.network(images / 255) - images / 255
+    ...         return Evidence((error.square().mean(1),))
     >>>
     >>> detector = Mine(MineHyperparameters(), image_size=32)
     >>> images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, TypeVar, get_args
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from anomtune.models.base import Detector
-from anomtune.models.hyperparameters import Choice, Hyperparameters
+from anomtune.models.hyperparameters import Hyperparameters
 from anomtune.models.images.pixels import normalise
 from anomtune.models.layers.backbones import Backbone, Weights, prepare_weights
-from anomtune.models.layers.maps import gaussian_smooth, scaled
+from anomtune.models.ranges import Choice
+from anomtune.models.scoring import Scoring
 from anomtune.models.training.report import Report
 
 #: Training images that go through the encoder at a time.
@@ -39,11 +39,10 @@ class OnePassHyperparameters(Hyperparameters):
         description="Side of the images that the encoder sees, in pixels; null: the sweep's "
         "image_size. Source: both papers (256, of which PatchCore sees the middle 224).",
     )
-    sigma: Annotated[float, Choice(choices=(0.0, 2.0, 4.0, 6.0, 8.0))] = Field(
-        default=4.0,
-        ge=0,
-        description="Gaussian smoothing of the maps in pixels of a map of 256. Source: both "
-        "papers; range inferred.",
+    scoring: Scoring = Field(
+        default=Scoring(sigma=4.0),
+        description="How evidence becomes maps and scores: distances smoothed by a Gaussian of 4 "
+        "pixels; the maximum. Source: both papers.",
     )
 
     def input_size(self, image_size: int) -> int:
@@ -108,12 +107,6 @@ class OnePassDetector(Detector[H]):
         """Yields all images as the encoder sees them, batch by batch."""
         for batch in torch.split(images, _BATCH):
             yield self.inputs(batch)
-
-    def _upsample(self, distances: Tensor, size: int) -> Tensor:
-        """Returns smooth maps ``(B, size, size)`` of distances ``(B, h, w)`` of positions."""
-        # Both official and common code: bilinear between pixel centres, then the Gaussian.
-        maps = F.interpolate(distances.unsqueeze(1), (size, size), mode="bilinear")
-        return gaussian_smooth(maps.squeeze(1), scaled(self.hyperparameters.sigma, self.image_size))
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes over a state; see `Detector.load_state_dict`."""

@@ -43,6 +43,12 @@ class Confirmed:
         """Mean AUROC on held-out images of the training images' domain, if there are any."""
         return self.test_mean("auroc")
 
+    @property
+    def paper_test_auroc(self) -> float | None:
+        """`test_auroc` with the paper's scoring; of the paper's own config alone."""
+        tests = (run.test if run.paper is None else run.paper.test for run in self.runs)
+        return _mean(None if test is None else test.auroc for test in tests)
+
     def test_mean(self, metric: str) -> float | None:
         """Mean of a metric on those images; ``None`` if it was not measured."""
         return _mean(run.test.figures.get(metric) for run in self.runs if run.test is not None)

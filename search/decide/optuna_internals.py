@@ -67,11 +67,22 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
         return False
 
 
-def pruner_state(study: optuna.Study, number: int) -> Mapping[str, float]:
-    """Returns what a study's pruner has noted about a trial.
+def running_trial(
+    study: optuna.Study,
+    number: int,
+    point: Mapping[str, Any],
+    distributions: Mapping[str, BaseDistribution],
+) -> optuna.Trial:
+    """Adds a trial that has begun, with its place in the space, as if it had been asked for.
 
-    Successive halving and Hyperband keep the rungs that a trial has completed in its system
-    attributes, and compare by them: a study that is rebuilt without would prune others.
+    Optuna makes trials that can be reported to by `ask` alone, which takes waiting ones first.
     """
-    attributes = study.get_trials(deepcopy=False)[number].system_attrs
-    return {name: value for name, value in attributes.items() if isinstance(value, float)}
+    study.add_trial(
+        optuna.trial.create_trial(
+            state=optuna.trial.TrialState.RUNNING,
+            params=dict(point),
+            distributions=dict(distributions),
+        )
+    )
+    added = study.get_trials(deepcopy=False)[number]
+    return optuna.Trial(study, added._trial_id)

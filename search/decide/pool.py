@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -21,14 +22,15 @@ from anomtune.search.decide.factories import blamed
 from anomtune.search.decide.optuna_internals import (
     contains,
     fast_truncated_normal,
-    pruner_state,
     quiet,
+    running_trial,
 )
 from anomtune.search.decide.pace import Candidate, Pace
 from anomtune.search.decide.progress import trial_target
 from anomtune.search.decide.pruners import make_pruner
 from anomtune.search.decide.samplers import make_sampler, startup_trials
-from anomtune.search.decide.study import SearchPlan, optuna_trial
+from anomtune.search.decide.scoring import leading_scorings, pooled_scoring, read_with
+from anomtune.search.decide.study import SearchPlan
 from anomtune.search.store.records import (
     Cost,
     Facts,
@@ -46,6 +48,10 @@ _OPTUNA_STATE = {
 }
 
 
+#: So many of the scorings that are best so far have their scores kept with every trial.
+_LEADING = 32
+
+
 @dataclass
 class Study:
     """One (category, method): its Optuna study and its trials.
@@ -55,7 +61,8 @@ class Study:
         plan: What is searched.
         split_hash: The images that its trials train and validate on.
         search: The Optuna study; its trial numbers are those of the records.
-        records: Trials by number.
+        scoring: Number of the scoring that its trials are read with.
+        records: Trials by number, as they are kept.
         finished: How many trials ended in each state.
         running: Trials that have been handed out, by number.
         again: Numbers that an earlier run began and did not finish, in order.
@@ -65,10 +72,29 @@ class Study:
     plan: SearchPlan
     split_hash: str
     search: optuna.Study
+    scoring: int = 0
     records: dict[int, TrialRecord] = field(default_factory=dict)
     finished: Counter[State] = field(default_factory=Counter)
     running: dict[int, optuna.Trial] = field(default_factory=dict)
     again: deque[int] = field(default_factory=deque)
+
+    @property
+    def read(self) -> list[TrialRecord]:
+        """The trials as the study's scoring reads them."""
+        return [self.read_one(record) for record in self.records.values()]
+
+    def read_one(self, record: TrialRecord) -> TrialRecord:
+        """Returns one of its trials as its scoring reads it."""
+        return read_with(record, self.scoring, self.plan.scorings)
+
+    def pooled_scoring(self) -> int:
+        """Returns the scoring that is best for its trials as they are now."""
+        return pooled_scoring(self.records.values(), self.plan.neighbours)
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """The scorings that may come to be chosen, the best first."""
+        return leading_scorings(self.records.values(), self.plan.neighbours, _LEADING)
 
     @property
     def started(self) -> int:
@@ -129,6 +155,10 @@ class Pool:
             if record.state == "RUNNING"
         ]
 
+    def read(self, record: TrialRecord) -> TrialRecord:
+        """Returns a trial as the scoring of its study reads it."""
+        return self.studies[record.key].read_one(record)
+
     def ask(self) -> TrialRecord | None:
         """Starts the next trial of the study whose turn it is (`Pace`).
 
@@ -158,10 +188,10 @@ class Pool:
         prune = False
         # A retried trial starts over; what Optuna has seen of it already, it has decided.
         if rung.step not in study.search.get_trials(deepcopy=False)[number].intermediate_values:
-            trial.report(rung.auroc, rung.step)
+            latest = record.model_copy(update={"curve": [rung]})
+            trial.report(study.read_one(latest).curve[0].auroc, rung.step)
             with blamed(PRUNERS, self._config.pruner):
                 prune = trial.should_prune() and number > 0
-        record.pruner_state = dict(pruner_state(study.search, number))
         self._save(record)
         return not prune
 
@@ -190,12 +220,9 @@ class Pool:
         self._candidates[key] = self._candidate(study)
         self._pace.learn(record)
         self._save(record)
-        told = self._told_state(study, record)
-        study.search.tell(
-            trial,
-            values=record.value if told is TrialState.COMPLETE else None,
-            state=told,
-        )
+        self._tell(study, record, trial)
+        if study.pooled_scoring() != study.scoring:
+            self._read_anew(study)
 
     def target(self, study: Study) -> int:
         """Returns how many trials a study is to have."""
@@ -255,10 +282,14 @@ class Pool:
         return record
 
     @staticmethod
-    def _told_state(study: Study, record: TrialRecord) -> TrialState:
+    def _tell(study: Study, record: TrialRecord, trial: optuna.Trial) -> None:
+        """Tells Optuna how a trial has ended."""
+        state = _OPTUNA_STATE[record.state]
         if record.number == 0 and not study.plan.anchor()[1]:
-            return TrialState.FAIL  # outside the space: no lesson for the sampler
-        return _OPTUNA_STATE[record.state]
+            state = TrialState.FAIL  # outside the space: no lesson for the sampler
+        complete = state is TrialState.COMPLETE
+        value = study.read_one(record).value if complete else None
+        study.search.tell(trial, values=value, state=state)
 
     def _load_study(
         self,
@@ -267,37 +298,69 @@ class Pool:
         split_hash: str,
         records: Mapping[StudyKey, Sequence[TrialRecord]],
     ) -> Study:
+        study = Study(key, plan, split_hash, self._new_search(key))
+        study.records = {record.number: record for record in records.get(key, ())}
+        for record in study.records.values():
+            _check_record(study, record)
+            if record.state != "RUNNING":
+                study.finished[record.state] += 1
+                self._pace.learn(record)
+        study.scoring = study.pooled_scoring()
+        last = max(study.records, default=0)
+        # Waiting trials (the defaults, interrupted ones, those whose file was deleted).
+        study.again = deque(
+            number
+            for number in range(last + 1)
+            if number not in study.records or study.records[number].state == "RUNNING"
+        )
+        self._replay(study, last + 1)
+        return study
+
+    def _new_search(self, key: StudyKey) -> optuna.Study:
         with quiet():
-            search = optuna.create_study(
+            return optuna.create_study(
                 study_name=f"{self._config.dataset.name}/{key}",
                 direction="maximize",
                 pruner=make_pruner(self._config),
+                sampler=optuna.samplers.RandomSampler(),  # each trial brings its own
             )
-            study = Study(key, plan, split_hash, search)
-            study.records = {record.number: record for record in records.get(key, ())}
-            for record in study.records.values():
-                _check_record(study, record)
-            for number in range(max(study.records, default=0) + 1):
-                self._replay(study, number)
-        return study
 
-    def _replay(self, study: Study, number: int) -> None:
-        """Adds a trial of an earlier run, so that Optuna's numbers stay those of the records."""
+    def _read_anew(self, study: Study) -> None:
+        """Shows Optuna all trials of a study with the scoring that is best for it by now."""
+        study.scoring = study.pooled_scoring()
+        study.search = self._new_search(study.key)
+        self._replay(study, study.started + len(study.again))
+
+    def _replay(self, study: Study, count: int) -> None:
+        """Lets Optuna live through the trials so far, so that its numbers are those of the records.
+
+        Those of an earlier start that did not end wait to be asked again.
+        """
+        waiting = set(study.again)
+        space = study.plan.distributions
+        for number in range(count):
+            point = self._point(study, number)
+            if number in waiting:
+                study.search.enqueue_trial(point)
+                continue
+            trial = running_trial(study.search, number, point, space)
+            record = study.records[number]
+            for rung in study.read_one(record).curve:
+                trial.report(rung.auroc, rung.step)
+                with blamed(PRUNERS, self._config.pruner):
+                    trial.should_prune()  # notes what it compares later trials with
+            if record.state == "RUNNING":
+                study.running[number] = trial
+            else:
+                self._tell(study, record, trial)
+
+    @staticmethod
+    def _point(study: Study, number: int) -> dict[str, Any]:
+        """Returns where in the space a trial is; nothing for one that is to be suggested anew."""
         record = study.records.get(number)
         if number == 0:
-            point = study.plan.anchor()[0]
-        elif record is None:  # its file was deleted: run that number again
-            point = {}
-        else:
-            point = {name: record.params[name] for name in study.plan.space}
-        if record is None or record.state == "RUNNING":
-            study.search.enqueue_trial(point)
-            study.again.append(number)
-            return
-        study.finished[record.state] += 1
-        self._pace.learn(record)
-        told = self._told_state(study, record)
-        study.search.add_trial(optuna_trial(record, told, point, study.plan.distributions))
+            return study.plan.anchor()[0]
+        return {} if record is None else {name: record.params[name] for name in study.plan.space}
 
 
 def check_deciders(config: Sweep, plans: Mapping[StudyKey, SearchPlan]) -> None:

@@ -23,7 +23,7 @@ class StudyProgress:
         failed: Trials that failed.
         running: Trials that were started and have not ended; after a kill, those of then.
         best: Highest validation AUROC of a completed trial, in [0, 1].
-        default: That of the paper's own config.
+        default: That of the paper's own config with its own scoring.
         confirmed: Confirm runs that have ended.
         confirm_target: How many there are to be; while the search goes on, at most.
         confirming: Confirm runs that were started and have not ended.
@@ -107,7 +107,7 @@ def study_progress(
         failed=states["FAIL"],
         running=states["RUNNING"],
         best=best.value if best else None,
-        default=by_number[0].value if 0 in by_number else None,
+        default=by_number[0].paper_value if 0 in by_number else None,
         confirmed=len(current) - confirming,
         confirm_target=most_confirm_runs(config) if searching else len(wanted),
         confirming=confirming,

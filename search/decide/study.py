@@ -7,27 +7,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import optuna
+import numpy as np
+import numpy.typing as npt
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from anomtune.errors import MethodError, SweepError, suggest
-from anomtune.models.hyperparameters import (
-    Choice,
-    FloatRange,
-    Hyperparameters,
-    IntRange,
-    SearchRange,
-)
+from anomtune.models.hyperparameters import Hyperparameters
+from anomtune.models.ranges import Choice, FloatRange, IntRange, SearchRange
 from anomtune.registry import METHODS
 from anomtune.search.config import MethodConfig, Sweep, explain
-from anomtune.search.store.records import StudyKey, TrialRecord
+from anomtune.search.decide.scoring import neighbours
+from anomtune.search.store.records import StudyKey
 
 
 @dataclass(frozen=True)
@@ -39,11 +35,24 @@ class SearchPlan:
         defaults: Trial 0: the paper's values for that dataset and category, changed only by
             ``preset`` and ``fixed``.
         space: The range of every hyperparameter that is searched.
+        pinned: Fields of the scoring that keep their value; ``None``: all of them.
     """
 
     method: str
     defaults: Hyperparameters
     space: dict[str, SearchRange]
+    pinned: tuple[str, ...] | None = None
+
+    @cached_property
+    def scorings(self) -> tuple[dict[str, Any], ...]:
+        """The scorings that every training is judged with, the paper's first."""
+        judged = self.defaults.scorings(self.pinned)
+        return tuple(scoring.model_dump(mode="json") for scoring in judged)
+
+    @cached_property
+    def neighbours(self) -> npt.NDArray[np.float64]:
+        """Which of them are alike; see `anomtune.search.decide.scoring.neighbours`."""
+        return neighbours(self.scorings)
 
     @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -88,14 +97,21 @@ def plan_studies(config: Sweep) -> dict[StudyKey, SearchPlan]:
         SweepError: As `plan_search`.
     """
     return {
-        StudyKey(category, name): plan_search(name, method, config.dataset.name, category)
+        StudyKey(category, name): plan_search(
+            name, method, config.dataset.name, category, paper_scoring=config.scoring == "paper"
+        )
         for category in config.dataset.categories or ()
         for name, method in config.methods.items()
     }
 
 
 def plan_search(
-    method: str, config: MethodConfig, dataset: str = "", category: str | None = None
+    method: str,
+    config: MethodConfig,
+    dataset: str = "",
+    category: str | None = None,
+    *,
+    paper_scoring: bool = False,
 ) -> SearchPlan:
     """Checks what a sweep file says of a method against the method itself.
 
@@ -104,6 +120,7 @@ def plan_search(
         config: What the sweep file says of it; that overrides what a paper set.
         dataset: Name of the dataset; "": any.
         category: The category; ``None``: any.
+        paper_scoring: Whether there is no scoring but the paper's.
 
     Raises:
         SweepError: Naming the key that is wrong and what would be right.
@@ -116,9 +133,21 @@ def plan_search(
     kind = detector.Hyperparameters
     for section in ("fixed", "space"):
         for name in getattr(config, section):
+            if name in type(kind.model_fields["scoring"].default).model_fields and (
+                name not in kind.model_fields
+            ):
+                raise SweepError(
+                    f"{where}.{section}.{name}: part of the scoring, which every trial judges "
+                    f"whole; to fix it set {where}.fixed.scoring.{name}"
+                )
             if name not in kind.model_fields:
                 known = suggest(name, list(kind.model_fields))
                 raise SweepError(f"{where}.{section}.{name}: unknown hyperparameter{known}")
+    if "scoring" in config.space:
+        raise SweepError(
+            f"{where}.space.scoring: every trial judges all scorings; to fix a part of it set "
+            f"{where}.fixed.scoring"
+        )
     both = sorted(set(config.fixed) & set(config.space))
     if both:
         raise SweepError(f"{where}: {both[0]} is both fixed and searched; remove one of the two")
@@ -130,9 +159,11 @@ def plan_search(
         preset = kind.presets[config.preset]
     usual = kind.paper_values(dataset, category)
     try:
-        defaults = kind(**{**usual, **preset, **config.fixed})
+        defaults = kind(**kind.merged(usual, preset, config.fixed))
     except ValidationError as error:
         raise SweepError(f"{where}.fixed.{explain(error, kind)}") from None
+    given = config.fixed.get("scoring", {})
+    pinned = None if paper_scoring else tuple(sorted(given))
     space = {
         name: _with(item, getattr(defaults, name)) if name in usual else item
         for name, item in kind.search_space().items()
@@ -140,7 +171,7 @@ def plan_search(
     }
     for name, given in config.space.items():
         space[name] = _parse_range(f"{where}.space.{name}", given, kind, name)
-    return SearchPlan(method, defaults, space)
+    return SearchPlan(method, defaults, space, pinned)
 
 
 def _with(item: SearchRange, value: Any) -> SearchRange:
@@ -198,31 +229,3 @@ def _nearest(item: SearchRange, value: Any) -> Any:
             return item.low + min(max(round((value - item.low) / item.step), 0), last) * item.step
         case Choice():
             return value if value in item.choices else item.choices[0]
-
-
-def optuna_trial(
-    record: TrialRecord,
-    state: TrialState,
-    point: Mapping[str, Any],
-    distributions: Mapping[str, BaseDistribution],
-) -> FrozenTrial:
-    """Returns a trial that has begun as Optuna would keep it: a pruned one with its last value.
-
-    Args:
-        record: The trial.
-        state: How Optuna is to see it.
-        point: Its place in the space.
-        distributions: The space.
-
-    Raises:
-        ValueError: If the point does not lie in the space.
-    """
-    valued = state in (TrialState.COMPLETE, TrialState.PRUNED) and record.curve
-    return optuna.trial.create_trial(
-        state=state,
-        params=dict(point),
-        distributions=dict(distributions),
-        intermediate_values={rung.step: rung.auroc for rung in record.curve},
-        system_attrs=dict(record.pruner_state),
-        value=record.curve[-1].auroc if valued else None,
-    )

@@ -89,6 +89,7 @@ class Confirmation:
         if result is not None:
             record.val_auroc, record.facts = result.val_auroc, result.facts
             record.test, record.shifted = result.test, result.shifted
+            record.paper = result.paper
             record.examples = result.examples
         record.state = "FAIL" if result is None else "COMPLETE"
         self._save(record)
@@ -110,7 +111,7 @@ class Confirmation:
 
     def _new_runs(self, study: Study) -> Iterator[ConfirmRecord]:
         runs = self._earlier.get(study.key, ())
-        for number, seed in owed_confirm_runs(self._config, study.records.values(), runs):
+        for number, seed in owed_confirm_runs(self._config, study.read, runs):
             yield ConfirmRecord(
                 dataset=self._config.dataset.name,
                 category=study.key.category,
@@ -118,7 +119,7 @@ class Confirmation:
                 number=number,
                 seed=seed,
                 state="RUNNING",
-                params=study.records[number].params,
+                params=study.read_one(study.records[number]).params,
                 split_hash=study.split_hash,
             )
 

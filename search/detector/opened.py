@@ -55,13 +55,17 @@ class OpenedDetector:
     split_hash: str
     notes: tuple[str, ...] = ()
 
+    def make_ready(self) -> None:
+        """Makes a trained detector ready to predict as its scoring wants."""
+        if self.detector.scoring.normalise != "none":
+            self.detector.learn_normal(self.train)
+
     def facts(self) -> Facts:
         """Returns what is known of the detector, apart from its scores."""
         return Facts(
             n_val_normal=int((self.labels == 0).sum()),
             n_val_anomalous=int((self.labels == 1).sum()),
             parameters=sum(p.numel() for p in self.detector.network.parameters()),
-            score_rule=self.detector.score_rule,
         )
 
 

@@ -34,7 +34,7 @@ from anomtune.settings import Settings
 CONFIG, WEIGHTS = "config.yaml", "weights.safetensors"
 
 #: Raise it when a folder is read otherwise.
-FORMAT = 3
+FORMAT = 4
 
 _BATCH = 32
 _LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "safetensors")
@@ -150,7 +150,7 @@ def make_saved_config(spec: TrainingSpec, opened: OpenedDetector) -> SavedConfig
         seed=spec.seed,
         dataset=spec.dataset.name,
         category=spec.category,
-        score_rule=detector.score_rule,
+        score_rule=detector.scoring.rule,
         threshold=threshold.value,
         map_low=float(np.median(usual[labels == 0])),
         map_high=float(highest.max()),

@@ -72,7 +72,7 @@ def train(
 
 
 def fit_whole(opened: OpenedDetector, on_progress: OnProgress | None = None) -> None:
-    """Trains a new detector to its end.
+    """Trains a new detector to its end, and makes it ready to predict.
 
     Args:
         opened: The detector and its images.
@@ -90,6 +90,7 @@ def fit_whole(opened: OpenedDetector, on_progress: OnProgress | None = None) -> 
         check_loss(report)
         if on_progress is not None:
             on_progress(detector.iteration, total, report)
+    opened.make_ready()
 
 
 def read_spec(source: str | os.PathLike[str] | Mapping[str, Any]) -> TrainingSpec:
@@ -119,7 +120,7 @@ def _complete(spec: TrainingSpec, source: object) -> TrainingSpec:
     try:
         kind = METHODS.get(spec.method).Hyperparameters
         usual = kind.paper_values(spec.dataset.name, spec.category)
-        hyperparameters = kind(**{**usual, **spec.hyperparameters})
+        hyperparameters = kind(**kind.merged(usual, spec.hyperparameters))
     except MethodError as error:
         raise SweepError(f"{origin}: {error}") from None
     except ValidationError as error:

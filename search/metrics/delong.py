@@ -68,7 +68,7 @@ def intervals(labels: npt.NDArray[np.integer], scores: Array) -> Interval:
         Arrays of shape ``(...)``.
     """
     smaller = _smaller(labels)
-    anomalous, normal, areas = _placements(labels, scores)
+    anomalous, normal, areas = placements(labels, scores)
     value = areas.mean(-1)
     images = _of_images(anomalous.mean(-2), normal.mean(-2))
     squared = _squared_half(images) + _squared_half(_of_seeds(areas))
@@ -103,7 +103,7 @@ def p_values(labels: npt.NDArray[np.integer], first: Array, second: Array) -> Ar
     """
     smaller = _smaller(labels)
     (anomalous, normal, areas), (anomalous2, normal2, areas2) = (
-        _placements(labels, scores) for scores in (first, second)
+        placements(labels, scores) for scores in (first, second)
     )
     difference = np.abs(areas.mean(-1) - areas2.mean(-1))
     images = _of_images(
@@ -154,7 +154,7 @@ def _smaller(labels: npt.NDArray[np.integer]) -> int:
     return min(n_anomalous, len(labels) - n_anomalous)
 
 
-def _placements(labels: npt.NDArray[np.integer], scores: Array) -> tuple[Array, Array, Array]:
+def placements(labels: npt.NDArray[np.integer], scores: Array) -> tuple[Array, Array, Array]:
     """Returns DeLong's structural components and the areas, of scores ``(..., N)``.
 
     For every anomalous image the share of normal images that it outscores ``(..., m)``, for every

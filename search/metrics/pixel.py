@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
-from scipy.integrate import trapezoid
 
 from anomtune.search.metrics.cells import Cells
 
@@ -259,7 +258,7 @@ def _aupro(normal: Floats, overlap: Floats) -> float:
     part = (_LIMIT - rates[end - 1]) / (rates[end] - rates[end - 1])
     overlaps[end] = overlaps[end - 1] + part * (overlaps[end] - overlaps[end - 1])
     rates[end] = _LIMIT
-    return float(trapezoid(overlaps[: end + 1], rates[: end + 1])) / _LIMIT
+    return float(np.trapezoid(overlaps[: end + 1], rates[: end + 1])) / _LIMIT
 
 
 def _image_aupro(
@@ -295,7 +294,7 @@ def _image_aupro(
         return 0.0
     if rates[-1] == 0:
         return float(overlaps.mean())
-    return float(trapezoid(overlaps, rates)) / float(rates[-1])
+    return float(np.trapezoid(overlaps, rates)) / float(rates[-1])
 
 
 def _above(values: npt.NDArray[np.float32], weights: Floats, thresholds: Floats) -> Floats:

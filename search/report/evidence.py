@@ -12,9 +12,10 @@ import pyarrow as pa
 from anomtune.search.config import Sweep
 from anomtune.search.decide.confirm import Confirmed, choose, summarise
 from anomtune.search.decide.progress import StudyProgress, study_progress
+from anomtune.search.decide.scoring import read_studies
 from anomtune.search.decide.study import SearchPlan, plan_studies
 from anomtune.search.metrics.image import Auroc, Labels, Scores, are_tied, auroc
-from anomtune.search.report.verdict import Verdict, judge
+from anomtune.search.report.verdict import Verdict, is_papers, judge
 from anomtune.search.results.column import Row
 from anomtune.search.results.leaderboard import compile_leaderboard
 from anomtune.search.store.records import ConfirmRecord, RecordStore, StudyKey, TrialRecord
@@ -86,7 +87,7 @@ def gather(config: Sweep, store: RecordStore) -> Evidence:
         SweepError: If a record cannot be understood or a method is not there.
     """
     plans = plan_studies(config)
-    trials, runs = store.read_all(), store.read_confirmed()
+    trials, runs = read_studies(store), store.read_confirmed()
     board = compile_leaderboard(config, store, trials)
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in board.to_pylist():
@@ -133,20 +134,28 @@ def _tied_with_paper(store: RecordStore, study: StudyEvidence) -> bool | None:
     ``None`` where that is not known.
     """
     default = study.confirmed.get(0)
-    if study.winner is None or default is None or study.winner.number == 0:
+    if study.winner is None or default is None or is_papers(study.row):
         return None
-    chosen, own = _held_out(store, study.winner), _held_out(store, default)
+    chosen, own = _held_out(store, study.winner), _held_out(store, default, paper=True)
     if chosen is None or own is None or not np.array_equal(chosen[0], own[0]):
         return None
     return are_tied(chosen[0], chosen[1], own[1])
 
 
-def _held_out(store: RecordStore, confirmed: Confirmed) -> tuple[Labels, Scores] | None:
+def _held_out(
+    store: RecordStore, confirmed: Confirmed, *, paper: bool = False
+) -> tuple[Labels, Scores] | None:
     """Returns held-out labels ``(K,)`` and scores ``(S, K)`` of the runs of a config.
 
     ``None`` if some are missing, or they do not give the AUROC of their records.
+
+    Args:
+        store: The sweep directory.
+        confirmed: The config.
+        paper: Whether with the paper's scoring; of the paper's config.
     """
-    found = [store.read_held_out(run) for run in confirmed.runs]
+    expected = confirmed.paper_test_auroc if paper else confirmed.test_auroc
+    found = [store.read_held_out(run, paper=paper) for run in confirmed.runs]
     known = [held_out for held_out in found if held_out is not None]
     if len(known) < len(found) or not known:
         return None
@@ -154,8 +163,8 @@ def _held_out(store: RecordStore, confirmed: Confirmed) -> tuple[Labels, Scores]
     if len(np.unique(labels)) < 2 or any(not np.array_equal(labels, k.labels) for k in known):
         return None
     scores = np.stack([held_out.scores for held_out in known])
-    if confirmed.test_auroc is None or not np.isfinite(scores).all():
+    if expected is None or not np.isfinite(scores).all():
         return None
     # Of other scores than the figure's nothing is to be said.
-    same = abs(auroc(labels, scores).value - confirmed.test_auroc) < 1e-9
+    same = abs(auroc(labels, scores).value - expected) < 1e-9
     return (labels, scores) if same else None

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from anomtune.search.report.accuracy_figures import ranked_interval, ranked_value
 from anomtune.search.report.evidence import CategoryEvidence, Evidence, StudyEvidence
-from anomtune.search.report.verdict import confirmed, count, deviation, spread
+from anomtune.search.report.verdict import confirmed, count, deviation, is_papers, spread
 from anomtune.search.results.column import Row
 from anomtune.search.results.columns import columns_named, is_of_plugin, ranked_by_both
 from anomtune.search.results.figures import figure, interval, signed
@@ -212,7 +212,7 @@ def agreement_in_words(evidence: Evidence) -> list[str]:
     gains = [
         row["test_auroc_mean"] - row["default_test_auroc_mean"]
         for row in rows
-        if row["trial_number"] != 0 and row["default_test_auroc_mean"] is not None
+        if not is_papers(row) and row["default_test_auroc_mean"] is not None
     ]
     if gains:
         better = sum(gain > 0 for gain in gains)
@@ -220,7 +220,7 @@ def agreement_in_words(evidence: Evidence) -> list[str]:
             f"Chosen instead of the paper's own config ({count(len(gains), 'config')}): better on "
             f"held-out images in {better}, {signed(mean(gains))} on average."
         )
-    papers = sum(row["trial_number"] == 0 for row in rows)
+    papers = sum(map(is_papers, rows))
     if papers:
         sentences.append(f"The paper's own config was chosen in {papers} of {len(rows)}.")
     return sentences

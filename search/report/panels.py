@@ -20,6 +20,7 @@ from anomtune.search.report.search_figures import short, time_unit
 from anomtune.search.report.traces import Figure
 from anomtune.search.report.verdict import confirmed, spread
 from anomtune.search.results.figures import figure as auroc
+from anomtune.search.results.figures import signed
 from anomtune.search.store.held_out import Example
 from anomtune.search.store.records import RecordStore
 
@@ -273,6 +274,9 @@ def _facts(study: StudyEvidence) -> list[tuple[str, str]]:
         facts.append(("validation AUROC", f"{auroc(row['val_auroc'])} ({low}-{high})"))
     if row["default_val_auroc"] is not None:
         facts.append(("the paper's own config", auroc(row["default_val_auroc"])))
+    if row["scoring_gain"] is not None and row["gain"] is not None:
+        scoring, training = row["scoring_gain"], row["gain"] - row["scoring_gain"]
+        facts.append(("gain of scoring, of training", f"{signed(scoring)}, {signed(training)}"))
     if row["n_seeds"]:
         facts.append((f"retrained, {row['n_seeds']} seeds", confirmed(row)))
     if row["test_auroc_mean"] is not None:
@@ -284,9 +288,21 @@ def _params(study: StudyEvidence) -> list[tuple[str, str, str, bool]]:
     if study.row["params"] is None:
         return []
     chosen: dict[str, Any] = json.loads(study.row["params"])
-    papers = next((record.params for record in study.records if record.number == 0), {})
-    searched = [name for name in study.plan.space if name in chosen]
+    papers = study.plan.defaults.model_dump(mode="json")
+    changed = {f"scoring.{name}" for scoring in study.plan.scorings for name in scoring
+               if scoring[name] != papers["scoring"][name]}  # fmt: skip
+    chosen, papers = _flat(chosen), _flat(papers)
+    searched = [name for name in chosen if name in study.plan.space or name in changed]
     names = [*searched, *(name for name in chosen if name not in searched)]
     return [
         (name, short(chosen[name]), short(papers.get(name, "")), name in searched) for name in names
     ]
+
+
+def _flat(params: dict[str, Any]) -> dict[str, Any]:
+    """Returns hyperparameters with those of the scoring one by one, at the end."""
+    scoring = params.pop("scoring", {})
+    return params | {
+        f"scoring.{name}": "+".join(value) if isinstance(value, list) else value
+        for name, value in scoring.items()
+    }

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from anomtune.models.hyperparameters import Choice, SearchRange
+from anomtune.models.ranges import Choice, SearchRange
 from anomtune.search.decide.optuna_internals import fast_truncated_normal, quiet
 from anomtune.search.report.traces import (
     BEST,
@@ -57,7 +57,7 @@ def history(records: Sequence[TrialRecord], *, by_time: bool = False) -> Figure 
         markers("completed", completed, COMPLETE),
         line("best so far", best_so_far(records, place), BEST, shape="hv"),
     ]
-    default = next((record.value for record in records if record.number == 0), None)
+    default = next((record.paper_value for record in records if record.number == 0), None)
     if default is not None:
         begin = 0 if by_time else min(place.values())
         ends = [(begin, default), (max(place.values()), default)]

@@ -153,14 +153,15 @@ def _accuracy(row: Row) -> Finding:
 
 def _against_paper(row: Row, tied: bool | None) -> Finding:
     """Whether the search was worth it: the chosen config against the paper's own."""
-    if row["trial_number"] == 0:
+    if is_papers(row):
         return (
             "It is the paper's own config: the search found nothing better on validation.",
             Mark("plain", "the paper's own config"),
         )
     test, default = row["test_auroc_mean"], row["default_test_auroc_mean"]
     if test is not None and default is not None:
-        return _gain(test - default, tied)
+        sentence, mark = _gain(test - default, tied)
+        return f"{sentence} {_parts(row)}".strip(), mark
     if test is not None:
         return "The paper's own config is not confirmed, so the gain over it is not known.", None
     if row["gain"] is None:
@@ -169,6 +170,26 @@ def _against_paper(row: Row, tied: bool | None) -> Finding:
         f"{signed(row['gain'])} over the paper's own config on validation, which flatters the "
         "config that it chose.",
         None,
+    )
+
+
+def is_papers(row: Row) -> bool:
+    """Whether a row's config is the paper's own, trained and scored as it says."""
+    return row["trial_number"] == 0 and bool(row["paper_scoring"])
+
+
+def _parts(row: Row) -> str:
+    """Says what training and what scoring have won on validation."""
+    if row["gain"] is None or row["scoring_gain"] is None:
+        return ""
+    if row["trial_number"] == 0:
+        return "Its training is the paper's, its scoring is not."
+    if row["paper_scoring"]:
+        return "Its scoring is the paper's, its training is not."
+    scoring, training = row["scoring_gain"], row["gain"] - row["scoring_gain"]
+    return (
+        f"On validation the scoring alone gives the paper's config {signed(scoring)}, and other "
+        f"training {signed(training)} more."
     )
 
 

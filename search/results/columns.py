@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from anomtune.models.scoring import score_rule
 from anomtune.search.config import Sweep
 from anomtune.search.decide.confirm import Confirmed
 from anomtune.search.metrics.image import Auroc
@@ -89,8 +90,13 @@ class Standing:
 
     @property
     def default_val_auroc(self) -> float | None:
-        """AUROC of the paper's own config on the validation images."""
-        return next((record.value for record in self.records if record.number == 0), None)
+        """AUROC of the paper's own config, with its own scoring, on the validation images."""
+        return None if self.first is None else self.first.paper_value
+
+    @property
+    def first(self) -> TrialRecord | None:
+        """Trial 0."""
+        return next((record for record in self.records if record.number == 0), None)
 
     @property
     def gain(self) -> float | None:
@@ -98,6 +104,13 @@ class Standing:
         if self.last is None or self.default_val_auroc is None:
             return None
         return self.last.auroc - self.default_val_auroc
+
+    @property
+    def scoring_gain(self) -> float | None:
+        """What the study's scoring gives the paper's own config."""
+        if self.first is None or self.first.value is None or self.default_val_auroc is None:
+            return None
+        return self.first.value - self.default_val_auroc
 
     @property
     def shifted(self) -> dict[str, float | None]:
@@ -233,9 +246,11 @@ _BEFORE_METRICS: tuple[Column[Standing], ...] = (
             "without scores, if one of the two is confirmed and the other is not, and if there is "
             "one training of each and the images tell these apart: other seeds may not."),
     _hidden("params", pa.string(), _best(lambda record: canonical(record.params)),
-            "The chosen config as JSON: all hyperparameters."),
+            "The chosen config as JSON: all hyperparameters, scoring included."),
     _hidden("trial_number", pa.int32(), _best(lambda record: record.number),
             "Number of its trial; 0 is the paper's own config."),
+    _hidden("paper_scoring", pa.bool_(), _best(lambda record: record.scoring == 0),
+            "Whether the chosen scoring is the paper's own."),
     Column("val_auroc", pa.float64(), _last(lambda rung: rung.auroc), "AUROC", _auroc("val_auroc"),
            "Image AUROC of the search on the validation images."),
     Column("val_auroc_low", pa.float64(), _last(lambda rung: rung.auroc_low), "95 % interval",
@@ -251,7 +266,11 @@ _BEFORE_METRICS: tuple[Column[Standing], ...] = (
     _hidden("default_val_auroc", pa.float64(), lambda study: study.default_val_auroc,
             "val_auroc of the paper's own config."),
     Column("gain", pa.float64(), lambda study: study.gain, "gain", _signed("gain"),
-           "val_auroc over that of the paper's own config."),
+           "val_auroc over that of the paper's own config with its own scoring."),
+    Column("scoring_gain", pa.float64(), lambda study: study.scoring_gain, "of scoring",
+           _signed("scoring_gain"),
+           "The part of gain that the choice of a scoring gives the paper's own config, without "
+           "training anything else; the rest is that of other training."),
     Column("confirmed_auroc_mean", pa.float64(), _winner(lambda winner: winner.val_auroc),
            "confirmed", _spread("confirmed_auroc"),
            "Image AUROC on the validation images when retrained, mean over the seeds."),
@@ -272,9 +291,9 @@ _TEST_AUROC_STD = _hidden(
 
 _AFTER_METRICS: tuple[Column[Standing], ...] = (
     Column("default_test_auroc_mean", pa.float64(),
-           lambda study: study.default and study.default.test_auroc,
+           lambda study: study.default and study.default.paper_test_auroc,
            "paper, held out", _spread("default_test_auroc"),
-           "test_auroc_mean of the paper's own config."),
+           "test_auroc_mean of the paper's own config with its own scoring."),
     Column("shifted_auroc_mean", pa.float64(), _shifted_mean, "shifted", _spread("shifted_auroc"),
            "Image AUROC on the shifted domains, mean over domains and seeds."),
     _hidden("shifted_auroc", pa.string(),
@@ -292,7 +311,7 @@ _AFTER_METRICS: tuple[Column[Standing], ...] = (
             "How validation images were chosen: labelled, synthetic or test."),
     _hidden("split_hash", pa.string(), _best(lambda record: record.split_hash),
             "Names the exact images of training and validation."),
-    _hidden("score_rule", NAME, _facts(lambda facts: facts.score_rule),
+    _hidden("score_rule", NAME, _best(lambda record: score_rule(record.params.get("scoring", {}))),
             "How an image's score is drawn from its map."),
     Column("trials", pa.int32(), lambda study: len(study.records), "trials", _trials,
            "Trials of the study, in whatever state."),

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from anomtune.search.config import Sweep
 from anomtune.search.decide.confirm import choose, summarise
+from anomtune.search.decide.scoring import read_studies
 from anomtune.search.metrics.image import Labels, Scores, are_tied, auroc
 from anomtune.search.results.column import row_of, schema_of
 from anomtune.search.results.columns import Standing, leaderboard_columns
@@ -44,7 +45,7 @@ def compile_leaderboard(
         store: Its directory.
         studies: Its records, if they have been read already.
     """
-    studies = store.read_all() if studies is None else studies
+    studies = read_studies(store) if studies is None else studies
     confirmed = store.read_confirmed()
     counts = store.read_test_counts()
     columns = leaderboard_columns(_recorded_metrics(confirmed))
@@ -79,7 +80,7 @@ def compile_trials(config: Sweep, records: Iterable[TrialRecord]) -> pa.Table:
 
 def write_tables(config: Sweep, store: RecordStore) -> pa.Table:
     """Compiles both tables, writes them into the sweep directory and returns the leaderboard."""
-    studies = store.read_all()
+    studies = read_studies(store)
     board = compile_leaderboard(config, store, studies)
     records = [record for study in studies.values() for record in study]
     for name, table in (("leaderboard", board), ("trials", compile_trials(config, records))):

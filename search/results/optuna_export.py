@@ -30,9 +30,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from anomtune.datasets.io.remote import mask_uri
 from anomtune.errors import StorageError, SweepError
+from anomtune.models.scoring import score_rule
 from anomtune.search.config import Sweep
 from anomtune.search.decide.optuna_internals import quiet
-from anomtune.search.decide.study import SearchPlan, optuna_trial, plan_studies
+from anomtune.search.decide.scoring import read_studies
+from anomtune.search.decide.study import SearchPlan, plan_studies
 from anomtune.search.store.directory import read_sweep
 from anomtune.search.store.records import StudyKey, TrialRecord
 
@@ -94,7 +96,7 @@ def export_studies(directory: str | os.PathLike[str], url: str) -> int:
             another sweep; then nothing of it is touched.
     """
     config, store = read_sweep(directory)
-    rebuilt = rebuild_studies(config, store.read_all())
+    rebuilt = rebuild_studies(config, read_studies(store))
     with quiet(), _one_line_errors(url):
         storage = _open_storage(url)
         known = set(optuna.get_all_study_names(storage))
@@ -128,7 +130,15 @@ def _trial(
     plan: SearchPlan, record: TrialRecord, distributions: Mapping[str, BaseDistribution]
 ) -> FrozenTrial:
     point = {name: record.params[name] for name in plan.space}
-    trial = optuna_trial(record, TrialState[record.state], point, distributions)
+    state = TrialState[record.state]
+    valued = state in (TrialState.COMPLETE, TrialState.PRUNED) and record.curve
+    trial = optuna.trial.create_trial(
+        state=state,
+        params=point,
+        distributions=dict(distributions),
+        intermediate_values={rung.step: rung.auroc for rung in record.curve},
+        value=record.curve[-1].auroc if valued else None,
+    )
     trial.datetime_start = _local_time(record.cost.started_at) or trial.datetime_start
     if record.state != "RUNNING":
         ended = _local_time(record.cost.finished_at)
@@ -137,7 +147,7 @@ def _trial(
         "seed": record.seed,
         "error": record.error,
         "parameters": record.facts and record.facts.parameters,
-        "score_rule": record.facts and record.facts.score_rule,
+        "score_rule": score_rule(record.params.get("scoring", {})),
         "image_ms": record.cost.image_ms,
         "train_seconds": record.cost.train_seconds,
         "peak_memory_bytes": record.cost.peak_memory_bytes,

@@ -20,6 +20,7 @@ import pyarrow as pa
 from anomtune.errors import SweepError, suggest
 from anomtune.search.config import Sweep
 from anomtune.search.decide.progress import StudyProgress
+from anomtune.search.decide.scoring import read_studies, read_study
 from anomtune.search.detector.spec import Found, TrainingSpec
 from anomtune.search.results.leaderboard import compile_leaderboard, compile_trials
 from anomtune.search.results.status import sweep_status
@@ -129,7 +130,7 @@ class SweepResult:
     @property
     def trials(self) -> pa.Table:
         """One row per trial, in order of study and number."""
-        studies = self._store.read_all()
+        studies = read_studies(self._store)
         return compile_trials(self.config, [record for key in studies for record in studies[key]])
 
     @property
@@ -154,7 +155,7 @@ class SweepResult:
 
     def __iter__(self) -> Iterator[StudyResult]:
         """Yields every study."""
-        trials, runs = self._store.read_all(), self._store.read_confirmed()
+        trials, runs = read_studies(self._store), self._store.read_confirmed()
         for category in self.categories:
             for method in self.methods:
                 key = StudyKey(category, method)
@@ -171,12 +172,8 @@ class SweepResult:
         self._check("category", category, self.categories)
         self._check("method", method, self.methods)
         key = StudyKey(category, method)
-        return StudyResult(
-            category,
-            method,
-            tuple(self._store.read_trials(key)),
-            tuple(self._store.read_runs(key)),
-        )
+        trials = read_study(self._store.read_trials(key), self._store.read_scorings(key))
+        return StudyResult(category, method, tuple(trials), tuple(self._store.read_runs(key)))
 
     def best(self, category: str, method: str | None = None) -> Best:
         """Returns the config that a category is answered with.

@@ -10,6 +10,7 @@ from statistics import mean
 from anomtune.errors import SweepError
 from anomtune.search.config import MethodConfig, Sweep
 from anomtune.search.decide.progress import StudyProgress, study_progress
+from anomtune.search.decide.scoring import read_studies
 from anomtune.search.decide.study import plan_search
 from anomtune.search.results.duration import duration
 from anomtune.search.store.records import (
@@ -50,7 +51,7 @@ def sweep_status(config: Sweep, store: RecordStore, now: datetime) -> SweepStatu
     Raises:
         SweepError: If a record cannot be understood.
     """
-    trials, runs = store.read_all(), store.read_confirmed()
+    trials, runs = read_studies(store), store.read_confirmed()
     keys = [
         StudyKey(category, method)
         for category in config.dataset.categories or ()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from anomtune.models.scoring import score_rule
 from anomtune.search.results.column import NAME, TIME, Column, as_time, plain
 from anomtune.search.store.records import Rung, TrialRecord, canonical
 
@@ -34,8 +35,11 @@ TRIAL_COLUMNS: tuple[Column[TrialRecord], ...] = (
             lambda record: canonical(record.params)),
     _column("seed", pa.int64(), "What it was trained with."),
     _column("split_hash", pa.string(), "Names the exact images of training and validation."),
-    _column("val_auroc", pa.float64(), "Image AUROC on the validation images at its last rung.",
+    _column("val_auroc", pa.float64(),
+            "Image AUROC on the validation images at its last rung, with the study's scoring.",
             _last(lambda rung: rung.auroc)),
+    _column("paper_scoring_auroc", pa.float64(), "The same with the paper's scoring.",
+            _last(lambda rung: rung.auroc if rung.paper_auroc is None else rung.paper_auroc)),
     _column("val_auroc_low", pa.float64(), "Lower end of its 95 % DeLong interval.",
             _last(lambda rung: rung.auroc_low)),
     _column("val_auroc_high", pa.float64(), "Upper end.", _last(lambda rung: rung.auroc_high)),
@@ -45,7 +49,7 @@ TRIAL_COLUMNS: tuple[Column[TrialRecord], ...] = (
     _column("losses", pa.list_(pa.float64()), "Mean training loss up to each rung.",
             lambda record: [rung.loss for rung in record.curve]),
     _column("score_rule", NAME, "How an image's score is drawn from its map.",
-            lambda record: record.facts and record.facts.score_rule),
+            lambda record: score_rule(record.params.get("scoring", {}))),
     _column("parameters", pa.int64(), "Parameters of the network.",
             lambda record: record.facts and record.facts.parameters),
     _column("train_seconds", pa.float64(), "Training time in seconds.",

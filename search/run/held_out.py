@@ -6,10 +6,10 @@ validation alone, and so is which of them wins.
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.metrics.image import auroc
 from anomtune.search.run.trial import TrialSpec, open_trial
 from anomtune.search.store.held_out import DomainFigures, Example, ExampleKind
-from anomtune.search.store.records import ConfirmResult, Cost, npy_bytes
+from anomtune.search.store.records import ConfirmResult, Cost, PaperScored, npz_bytes
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class _Evaluation:
 def run_confirm(spec: TrialSpec) -> Iterator[ConfirmResult]:
     """Trains a config to its end and yields its figures on validation and held-out images.
 
-    Beside the record go the validation scores (``.npy``), the held-out ones (``.npz``) and, of the
-    run that the sweep keeps, the detector (a folder) and a sheet of examples (``.png``).
+    Beside the record go the validation and the held-out scores (``.npz``) and, of the run that the
+    sweep keeps, the detector (a folder) and a sheet of examples (``.png``).
 
     Args:
         spec: What to train on what; its ``rungs`` do not matter.
@@ -65,19 +65,21 @@ def run_confirm(spec: TrialSpec) -> Iterator[ConfirmResult]:
     training, trial = spec.training, open_trial(spec)
     begin = time.perf_counter()
     check_loss(trial.detector.fit(trial.train, trial.iterations))
+    trial.make_ready()
     fitted = time.perf_counter()
-    scores = trial.detector.score(trial.validation).numpy()
+    scores = _validation_scores(trial)
     evaluated = time.perf_counter()
-    if not np.isfinite(scores).all():
-        raise TrainingDivergedError("anomaly scores are not finite")
     saved = make_saved_config(training, trial) if spec.keep else None
-    evaluation = _evaluate(training, trial, saved) if trial.n_held_out else None
-    _write(spec, trial, scores, saved, evaluation)
+    held_out = _open_held_out(training, trial) if trial.n_held_out else None
+    evaluation = None if held_out is None else _evaluate(trial, held_out, saved)
+    paper, paper_scores = _as_the_paper(spec.paper, trial, held_out)
+    _write(spec, trial, scores, saved, evaluation=evaluation, paper=paper_scores)
     figures = dict(evaluation.figures) if evaluation else {}
     yield ConfirmResult(
         val_auroc=auroc(trial.labels, scores).value,
         test=figures.pop("", None),
         shifted=figures,
+        paper=paper,
         examples=evaluation.examples if evaluation else [],
         facts=trial.facts(),
         cost=Cost(
@@ -92,8 +94,34 @@ def run_confirm(spec: TrialSpec) -> Iterator[ConfirmResult]:
     )
 
 
-def _evaluate(spec: TrainingSpec, trial: OpenedDetector, saved: SavedConfig | None) -> _Evaluation:
-    """Scores the held-out images, batch by batch: they may be larger than the device's memory."""
+def _validation_scores(trial: OpenedDetector) -> npt.NDArray[np.float32]:
+    scores: npt.NDArray[np.float32] = trial.detector.score(trial.validation).numpy()
+    if not np.isfinite(scores).all():
+        raise TrainingDivergedError("anomaly scores are not finite")
+    return scores
+
+
+def _as_the_paper(
+    scoring: dict[str, Any] | None, trial: OpenedDetector, held_out: TestSplit | None
+) -> tuple[PaperScored | None, npt.NDArray[np.float32] | None]:
+    """Returns what the paper's scoring finds with the same training, and its held-out scores."""
+    if scoring is None:
+        return None, None
+    detector = trial.detector
+    chosen, detector.scoring = detector.scoring, detector.scoring.changed(scoring)
+    try:
+        value = auroc(trial.labels, _validation_scores(trial)).value
+        if held_out is None:
+            return PaperScored(val_auroc=value, test=None), None
+        found = evaluate(detector, held_out)
+        own = np.array(held_out.domains) == ""
+        return PaperScored(val_auroc=value, test=found.figures.get("")), found.scores[own]
+    finally:
+        detector.scoring = chosen
+
+
+def _open_held_out(spec: TrainingSpec, trial: OpenedDetector) -> TestSplit:
+    """Returns the held-out images."""
     held_out = load_test_split(
         spec.dataset.open(),
         spec.category,
@@ -104,6 +132,11 @@ def _evaluate(spec: TrainingSpec, trial: OpenedDetector, saved: SavedConfig | No
     )
     if held_out.split_hash != trial.split_hash:
         raise images_changed(spec)
+    return held_out
+
+
+def _evaluate(trial: OpenedDetector, held_out: TestSplit, saved: SavedConfig | None) -> _Evaluation:
+    """Scores the held-out images, batch by batch: they may be larger than the device's memory."""
     found = evaluate(trial.detector, held_out)
     scores = found.scores
     own = np.flatnonzero(np.array(held_out.domains) == "")
@@ -179,16 +212,22 @@ def _write(
     trial: OpenedDetector,
     scores: npt.NDArray[np.float32],
     saved: SavedConfig | None,
+    *,
     evaluation: _Evaluation | None,
+    paper: npt.NDArray[np.float32] | None,
 ) -> None:
     """Writes what lies beside the record, which is written when it is all there."""
     storage = spec.storage()
-    storage.write(f"{spec.record_path}.npy", npy_bytes(scores), durable=True)
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "scorings": np.zeros(1, np.intp),
+        "validation": scores[None],
+    }
     if evaluation is not None:
-        buffer = io.BytesIO()
-        np.savez(buffer, labels=evaluation.labels, scores=evaluation.scores)
-        storage.write(f"{spec.record_path}.npz", buffer.getvalue(), durable=True)
+        arrays |= {"labels": evaluation.labels, "held_out": evaluation.scores}
         if evaluation.sheet is not None:
             storage.write(f"{spec.record_path}.png", evaluation.sheet)
+    if paper is not None:
+        arrays["paper_held_out"] = paper
+    storage.write(f"{spec.record_path}.npz", npz_bytes(**arrays), durable=True)
     if saved is not None:
         save_model(storage, spec.record_path, trial.detector, saved)

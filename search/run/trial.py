@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict
 
@@ -25,13 +26,20 @@ from anomtune.search.detector.devices import (
     peak_memory,
     reset_peak_memory,
 )
+from anomtune.search.detector.judging import judge
 from anomtune.search.detector.opened import OpenedDetector, check_loss, open_detector
 from anomtune.search.detector.spec import TrainingSpec
-from anomtune.search.metrics.image import auroc
+from anomtune.search.metrics.delong import intervals
 from anomtune.search.run.checkpoint import Checkpoints
 from anomtune.search.run.packing import memory_limit
-from anomtune.search.store.records import Cost, Facts, Rung, canonical, npy_bytes
+from anomtune.search.store.judged import Judged
+from anomtune.search.store.records import Cost, Facts, Rung, canonical, npz_bytes
 from anomtune.search.store.storage import Storage
+
+#: So many of the best scorings have their scores kept.
+_LEADING = 32
+#: So many images are scored to see how long that takes.
+_TIMED = 32
 
 
 class TrialSpec(BaseModel):
@@ -45,6 +53,9 @@ class TrialSpec(BaseModel):
         threads: CPU threads.
         gpu: GPUs, below 1 a share of one.
         keep: Whether the trained detector is kept; for confirm runs alone.
+        pinned: Fields of the scoring that keep their value; ``None``: all of them.
+        leading: Numbers of the scorings whose scores are kept whatever they are.
+        paper: The paper's scoring, for a confirm run of the paper's config with another.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,6 +67,9 @@ class TrialSpec(BaseModel):
     threads: int
     gpu: float
     keep: bool = False
+    pinned: tuple[str, ...] | None = None
+    leading: tuple[int, ...] = ()
+    paper: dict[str, Any] | None = None
 
     def storage(self) -> Storage:
         """Returns the sweep directory.
@@ -69,7 +83,7 @@ class TrialSpec(BaseModel):
         """Returns a hash of all that makes a training the same training, wherever it runs."""
         fields = {"category", "method", "hyperparameters", "seed", "split_hash", "image_size"}
         content = self.training.model_dump(mode="json", include=fields)
-        content |= {"rungs": self.rungs, "code": version("anomtune")}
+        content |= {"rungs": self.rungs, "pinned": self.pinned, "code": version("anomtune")}
         return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 
@@ -118,6 +132,7 @@ def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
     trial, results = _resume(spec, checkpoints)
     yield from results
     detector, total = trial.detector, trial.iterations
+    scorings = detector.hyperparameters.scorings(spec.pinned)
     cost = results[-1].cost if results else Cost()
     for step in range(1, spec.rungs + 1):
         # Whole iterations, spread as evenly as they go: rung k ends at floor(k T / R). With fewer
@@ -132,15 +147,16 @@ def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
         report = detector.fit(trial.train, iterations)
         check_loss(report)
         fitted = time.perf_counter()
-        scores = detector.score(trial.validation).numpy()
+        if any(scoring.normalise != "none" for scoring in scorings):
+            detector.learn_normal(trial.train)
+        scores = judge(detector, trial.validation, scorings, fine=step == spec.rungs)
         evaluated = time.perf_counter()
-        if not np.isfinite(scores).all():
+        if not np.isfinite(scores[0]).all():
             raise TrainingDivergedError(f"anomaly scores are not finite at rung {step}")
-        area = auroc(trial.labels, scores)
         cost = Cost(
             train_seconds=cost.train_seconds + fitted - begin,
             evaluate_seconds=cost.evaluate_seconds + evaluated - fitted,
-            image_ms=(evaluated - fitted) / len(scores) * 1e3,
+            image_ms=_image_ms(trial) if step == spec.rungs else None,
             peak_memory_bytes=max(peak_memory(detector.device), cost.peak_memory_bytes or 0),
             iterations=(cost.iterations or 0) + iterations,
             gpu=spec.gpu or None,
@@ -148,16 +164,16 @@ def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
         )
         rung = Rung(
             step=step,
-            auroc=area.value,
-            auroc_low=area.low,
-            auroc_high=area.high,
+            **_figures(trial.labels, scores, whole=step == spec.rungs),
             **_monitoring(report),
         )
         if step < spec.rungs:
             results.append(TrialResult(rung=rung, cost=cost))
             yield results[-1]
             continue
-        storage.write(f"{spec.record_path}.npy", npy_bytes(scores), durable=True)
+        kept = _leading(rung, spec.leading)
+        content = npz_bytes(scorings=kept, validation=scores[kept])
+        storage.write(f"{spec.record_path}.npz", content, durable=True)
         yield TrialResult(rung=rung, cost=cost, facts=trial.facts())
 
 
@@ -180,6 +196,43 @@ def _keep(detector: Detector[Any], results: list[TrialResult], checkpoints: Chec
     with suppress(torch.OutOfMemoryError):
         state = detector.state_dict()
         checkpoints.write(state, [result.model_dump_json() for result in results])
+
+
+def _figures(
+    labels: npt.NDArray[np.int8], scores: npt.NDArray[np.float32], *, whole: bool
+) -> dict[str, Any]:
+    """Returns the AUROCs of scores ``(G, N)`` as fields of a rung; a whole one has all intervals.
+
+    A scoring whose scores are no numbers is the worst there can be.
+    """
+    usable = np.asarray(np.isfinite(scores).all(axis=1))
+    found = intervals(labels, np.where(usable[:, None], scores, 0.0)[:, None].astype(np.float64))
+    values, low, high = (np.where(usable, part, 0.0) for part in found)
+    judged = None
+    if len(scores) > 1:
+        judged = Judged.of(labels, values, *((low, high) if whole else ()))
+    return {
+        "auroc": float(values[0]),
+        "auroc_low": float(low[0]),
+        "auroc_high": float(high[0]),
+        "judged": judged,
+    }
+
+
+def _leading(rung: Rung, wanted: Sequence[int]) -> npt.NDArray[np.intp]:
+    """Returns the numbers of the scorings whose scores are kept: the paper's, the best, more."""
+    if rung.judged is None:
+        return np.zeros(1, np.intp)
+    best = np.argsort(-rung.judged.values(), kind="stable")[:_LEADING]
+    return np.unique(np.concatenate([[0], best, wanted]).astype(np.intp))
+
+
+def _image_ms(trial: OpenedDetector) -> float:
+    """Returns the time to score one image in a batch, in milliseconds."""
+    images = trial.validation[:_TIMED]
+    begin = time.perf_counter()
+    trial.detector.score(images)
+    return (time.perf_counter() - begin) / len(images) * 1e3
 
 
 def _monitoring(report: Report) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from anomtune.errors import SweepError
 from anomtune.models.training.report import Histogram
 from anomtune.search.store.held_out import DomainFigures, Example, HeldOutScores
+from anomtune.search.store.judged import Judged
 from anomtune.search.store.part import MessageText, Part
 from anomtune.search.store.storage import Storage
 
@@ -39,9 +40,12 @@ class Rung(Part):
 
     Attributes:
         step: 1-based index of the rung.
-        auroc: Image AUROC on the validation images, in [0, 1].
-        auroc_low: Lower end of its 95 % DeLong interval.
+        auroc: Image AUROC on the validation images, in [0, 1], with the paper's scoring; in a
+            trial that `anomtune.search.decide.scoring` has read, with that of the study.
+        auroc_low: Lower end of its 95 % DeLong interval; of other scorings at the last rung alone.
         auroc_high: Upper end.
+        judged: The AUROCs of all scorings; ``None`` if there is only the paper's.
+        paper_auroc: With the paper's scoring, where ``auroc`` is with another.
         loss: Mean training loss since the rung before; ``None`` for methods without one.
         figures: What else the method reports, by name.
         histograms: The same, for figures that are distributions.
@@ -49,8 +53,10 @@ class Rung(Part):
 
     step: int
     auroc: float
-    auroc_low: float
-    auroc_high: float
+    auroc_low: float | None
+    auroc_high: float | None
+    judged: Judged | None = None
+    paper_auroc: float | None = None
     loss: float | None = None
     figures: dict[str, float] = {}
     histograms: dict[str, Histogram] = {}
@@ -62,7 +68,6 @@ class Facts(Part):
     n_val_normal: int
     n_val_anomalous: int
     parameters: int
-    score_rule: str
 
 
 class Cost(Part):
@@ -100,7 +105,7 @@ class TrialRecord(Part):
         number: Index of the trial within its study; 0 is the paper's own config.
         params: The complete hyperparameters, searched and fixed.
         split_hash: Names the exact images of training and validation.
-        pruner_state: What Optuna's pruner noted about the trial.
+        scoring: Number of the scoring that it is read with; 0, the paper's, as it is kept.
         error: Why a FAIL failed, in one line.
         traceback: Where, if it was not expected.
     """
@@ -115,7 +120,7 @@ class TrialRecord(Part):
     split_hash: str
     curve: list[Rung] = []
     facts: Facts | None = None
-    pruner_state: dict[str, float] = {}
+    scoring: int = 0
     error: MessageText | None = None
     traceback: MessageText | None = None
     cost: Cost = Cost()
@@ -131,17 +136,38 @@ class TrialRecord(Part):
         return self.curve[-1].auroc if self.state == "COMPLETE" and self.curve else None
 
     @property
+    def paper_value(self) -> float | None:
+        """The same with the paper's scoring, whatever it is read with."""
+        if self.value is None:
+            return None
+        last = self.curve[-1]
+        return last.auroc if last.paper_auroc is None else last.paper_auroc
+
+    @property
     def path(self) -> str:
         """Where the record lies below the sweep directory, without extension."""
         return f"trials/{self.category}/{self.method}/{self.number:05d}"
 
 
+class PaperScored(Part):
+    """What a confirm run of the paper's own config found with the paper's own scoring.
+
+    Attributes:
+        val_auroc: AUROC on the validation images.
+        test: Figures on the held-out images of the training images' domain.
+    """
+
+    val_auroc: float
+    test: DomainFigures | None
+
+
 class ConfirmResult(Part):
-    """What a confirm run found."""
+    """What a confirm run found; see `ConfirmRecord`."""
 
     val_auroc: float
     test: DomainFigures | None
     shifted: dict[str, DomainFigures]
+    paper: PaperScored | None = None
     examples: list[Example] = []
     facts: Facts
     cost: Cost
@@ -150,8 +176,7 @@ class ConfirmResult(Part):
 class ConfirmRecord(Part):
     """One confirm run: a config of the search, trained with a seed, on held-out images.
 
-    Beside it lie its validation scores (``.npy``, as beside a trial) and the held-out ones
-    (``.npz``).
+    Beside it lie its validation scores and the held-out ones (``.npz``).
 
     Attributes:
         number: Of the trial whose config it is.
@@ -160,6 +185,7 @@ class ConfirmRecord(Part):
         test: Figures on the held-out images of the training images' domain; ``None`` if there
             are none.
         shifted: The same for each shifted domain.
+        paper: Of the paper's own config: the same with the paper's scoring, if that is another.
         examples: The held-out images on the sheet beside the record, from top to bottom.
     """
 
@@ -174,6 +200,7 @@ class ConfirmRecord(Part):
     val_auroc: float | None = None
     test: DomainFigures | None = None
     shifted: dict[str, DomainFigures] = {}
+    paper: PaperScored | None = None
     examples: list[Example] = []
     facts: Facts | None = None
     error: MessageText | None = None
@@ -270,16 +297,26 @@ class RecordStore:
     def read_scores(self, records: Sequence[AnyRecord]) -> list[npt.NDArray[np.float32] | None]:
         """Returns the validation scores of completed runs, in the order of the split.
 
-        ``None`` stands where there are none, or they cannot be read.
+        Those of the scoring that a trial is read with, if it was among the leading ones. ``None``
+        stands where there are none, or they cannot be read.
         """
-        contents = self.storage.read_many(f"{record.path}.npy" for record in records)
-        return [_array(content) for content in contents]
+        contents = self.storage.read_many(f"{record.path}.npz" for record in records)
+        return [
+            _scores(content, record.scoring if isinstance(record, TrialRecord) else 0)
+            for record, content in zip(records, contents, strict=True)
+        ]
 
-    def read_held_out(self, record: ConfirmRecord) -> HeldOutScores | None:
-        """Returns the held-out labels and scores of a confirm run, ``None`` if there are none."""
+    def read_held_out(self, record: ConfirmRecord, *, paper: bool = False) -> HeldOutScores | None:
+        """Returns the held-out labels and scores of a confirm run, ``None`` if there are none.
+
+        Args:
+            record: The run.
+            paper: Whether with the paper's scoring, of a run of the paper's config.
+        """
+        name = "held_out" if record.paper is None or not paper else "paper_held_out"
         arrays = _load(self.storage.read(f"{record.path}.npz"))
         try:
-            return HeldOutScores(arrays["labels"], arrays["scores"])
+            return HeldOutScores(arrays["labels"], arrays[name])
         except (KeyError, TypeError, ValueError, zipfile.BadZipFile):
             return None
 
@@ -289,6 +326,30 @@ class RecordStore:
         A row per example: the image, the image with its true defect outlined, and the heat map.
         """
         return self.storage.read(f"{record.path}.png") if record.examples else None
+
+    def write_scorings(self, key: StudyKey, scorings: Sequence[Mapping[str, Any]]) -> None:
+        """Keeps the scorings that every training of a study is judged with, the paper's first.
+
+        Raises:
+            SweepError: If its trials were judged with others.
+        """
+        path = f"scorings/{key}.json"
+        content = json.dumps(list(scorings)).encode()
+        found = self.storage.read(path)
+        if found not in (None, content):
+            raise SweepError(
+                f"{self.storage.location}/{path}: trials were judged with other scorings than this "
+                f"version of {key.method} has; install the version that they were run with, or "
+                "start another directory with --dir"
+            )
+        if found is None:
+            self.storage.write(path, content)
+
+    def read_scorings(self, key: StudyKey) -> list[dict[str, Any]]:
+        """Returns the scorings of a study, none if there is only the paper's."""
+        content = self.storage.read(f"scorings/{key}.json")
+        scorings: list[dict[str, Any]] = json.loads(content or b"[]")
+        return scorings
 
     def write_labels(self, category: str, labels: npt.NDArray[np.int8]) -> None:
         """Keeps the validation labels of a category, for paired tests."""
@@ -306,6 +367,16 @@ class RecordStore:
     def read_labels(self, category: str) -> npt.NDArray[np.int8] | None:
         """Returns the validation labels of a category, in the order of the split."""
         return _array(self.storage.read(f"trials/{category}/labels.npy"))
+
+
+def _scores(content: bytes | None, scoring: int) -> npt.NDArray[np.float32] | None:
+    """Returns the validation scores with a scoring, of all that a run has kept."""
+    arrays = _load(content)
+    try:
+        kept = dict(zip(arrays["scorings"].tolist(), arrays["validation"], strict=True))
+    except (KeyError, TypeError, ValueError, AttributeError, zipfile.BadZipFile):
+        return None
+    return kept.get(scoring)
 
 
 def _array(content: bytes | None) -> npt.NDArray[Any] | None:
@@ -331,6 +402,13 @@ def best_record(records: Iterable[TrialRecord]) -> TrialRecord | None:
         (record.value, -record.number, record) for record in records if record.value is not None
     ]
     return max(completed, key=lambda item: item[:2])[2] if completed else None
+
+
+def npz_bytes(**arrays: npt.NDArray[Any]) -> bytes:
+    """Returns arrays in NumPy's file format for several."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
 
 
 def npy_bytes(array: npt.NDArray[Any]) -> bytes:

@@ -50,7 +50,7 @@ METHODS: dict[str, tuple[float, bool]] = {
 SIGMA = 0.5  # of the logarithm of a trial's duration
 FAIL, LOST = 0.02, 0.002  # of the trials, and of the rungs
 
-FACTS = Facts(n_val_normal=30, n_val_anomalous=60, parameters=10**7, score_rule="max")
+FACTS = Facts(n_val_normal=30, n_val_anomalous=60, parameters=10**7)
 T = TypeVar("T")
 
 

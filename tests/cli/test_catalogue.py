@@ -12,7 +12,7 @@ def rows(out: str) -> dict[str, str]:
     found: dict[str, str] = {}
     name = ""
     for line in out.splitlines():
-        if re.match(r"[a-z]\w* ", line):
+        if re.match(r"[a-z][\w.]* ", line):
             name = line.split()[0]
         found[name] = " ".join((found.get(name, "") + " " + line.strip()).split())
     return found
@@ -43,10 +43,10 @@ def test_what_is_inferred_is_marked(run) -> None:
     table = rows(out)
     assert table["augment"].startswith("augment all fixed For mvtec/")
     assert "(inferred): paper, section 4" in table["augment"]
-    assert "(inferred)" in table["t"]
+    assert "(inferred)" in table["scoring.t"]
     assert "published: auroc 1" in out
     _, out, _ = run("methods", "ssae", "--dataset", "mvtec", "--category", "cable")
-    assert "(inferred)" not in rows(out)["diff"]
+    assert "(inferred)" not in rows(out)["scoring.diff"]
 
 
 def test_a_dataset_alone_shows_what_holds_for_all_of_it_and_what_differs(run) -> None:
@@ -62,7 +62,7 @@ def test_without_a_dataset_every_difference_is_listed(run) -> None:
     assert code == 0
     assert rows(out)["backbone"].startswith("backbone wide_resnet50_2 ")
     assert "backbone resnet18, epochs 5\n  For mnist: GNL, supplement" in out
-    assert "resolution 32, pixels unit, sigma 32.0\n  For mnist (inferred): " in out
+    assert "resolution 32, pixels unit, scoring.sigma 32.0\n  For mnist (inferred): " in out
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,10 @@ sys.path[:0] = [str(PROJECT)]
 import psutil  # noqa: E402
 
 from tests.cluster.invariants import finished_records, violations  # noqa: E402
-from tests.conftest import PLUGIN, draw_category  # noqa: E402
+from tests.conftest import FORKS, PLUGIN, draw_category  # noqa: E402
 
 FAULTS = ("driver", "worker", "node", "write", "slow")
+INJECTED = Path(__file__).parent / "injected"
 _NODE = {"num_cpus": 1}
 #: Seconds that one start may take: many times what it needs.
 _PATIENCE = 600.0
@@ -67,7 +68,7 @@ class Campaign:
             "ANOMTUNE_CACHE": str(scratch / "cache"),
             "ANOMTUNE_CHECKPOINT_SECONDS": "0.05",
             "ANOMTUNE_TEST_FAULTS": str(self.plan),
-            "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parent / "injected", PLUGIN))),
+            "PYTHONPATH": os.pathsep.join(map(str, (INJECTED, PLUGIN, FORKS))),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_TMPDIR": str(scratch),
@@ -191,7 +192,7 @@ class Campaign:
                 for raylet in self._raylets()
                 for worker in raylet.children()
                 # Not the agents: without them a node gives up, and with the head's the cluster.
-                if re.match(r"ray::(?!\w*Agent)", _command(worker))
+                if re.search(r"^ray::(?!\w*Agent)|/setup_worker.py", _command(worker))
             ]
             if workers:
                 generator.choice(workers).send_signal(signal.SIGKILL)

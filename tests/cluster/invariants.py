@@ -13,6 +13,7 @@ import safetensors.numpy
 from sklearn.metrics import roc_auc_score
 
 from anomtune.search.decide.confirm import choose, to_confirm
+from anomtune.search.decide.scoring import read_studies
 from anomtune.search.detector.saved import load_detector
 from anomtune.search.results.leaderboard import write_tables
 from anomtune.search.results.winners import kept_seed, model_folder
@@ -27,6 +28,7 @@ from anomtune.search.store.records import (
 
 #: All that may lie at the top of a sweep directory.
 _TOP = {
+    "scorings",
     ".lock",
     "confirm",
     "held_out.json",
@@ -61,7 +63,7 @@ def violations(directory: Path, before: dict[str, bytes]) -> Iterator[str]:
     config, store = read_sweep(directory)
     yield from _changed(directory, before)
     yield from _left_over(directory)
-    trials, runs = store.read_all(), store.read_confirmed()
+    trials, runs = read_studies(store), store.read_confirmed()
     wanted = {
         StudyKey(category, method)
         for category in config.dataset.categories or ()

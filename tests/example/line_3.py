@@ -44,9 +44,10 @@ class Mine(at.GradientDetector[MineHyperparameters]):
         """Returns the error of the reconstruction."""
         return F.mse_loss(self.network(images / 255), images / 255)
 
-    def maps(self, images: Tensor) -> Tensor:
+    def evidence(self, images: Tensor) -> at.Evidence:
         """Returns the squared error of each pixel."""
-        return (self.network(images / 255) - images / 255).square().mean(1)
+        error = self.network(images / 255) - images / 255
+        return at.Evidence((error.square().mean(1),))
 
 
 @at.register_dataset("stripes")

@@ -200,7 +200,7 @@ def test_directions_without_variance_are_left_out() -> None:
             },
             32,
         ),
-        ({"fine_tune": False, "score": "top1"}, 48),
+        ({"fine_tune": False, "scoring": {"reduce": "top"}}, 48),
     ],
 )
 def test_gmm_contrastive_keeps_the_contract(fields: dict[str, Any], image_size: int) -> None:
@@ -218,7 +218,8 @@ def test_defaults_are_those_of_the_reconstruction() -> None:
     assert (hp.batch_size, hp.features_per_step, hp.eta) == (8, 4096, 0.01)
     assert (hp.rho, hp.random_rho, hp.transfer) == (1, False, "monge_kantorovich")
     assert (hp.outlier_filter, hp.outlier_fraction, hp.quantile, hp.alpha) == (True, 0.1, 0.01, 0.5)
-    assert (hp.covariance_floor, hp.sigma, hp.score, hp.negatives) == (1e-3, 4, "max", "procedural")
+    assert (hp.covariance_floor, hp.negatives) == (1e-3, "procedural")
+    assert (hp.scoring.sigma, hp.scoring.reduce, hp.scales) == (4, "max", ("map",))
     assert (hp.training_iterations(37), hp.foreign_images()) == (1000, None)
     searched = hp.search_space().keys()
     assert {"lr", "eta", "rho", "components", "dimensions", "outlier_fraction"} <= searched
@@ -283,7 +284,7 @@ def test_the_online_mixture_follows_the_normal_features_of_the_step(
 
 
 def test_maps_come_from_a_mixture_that_is_fitted_to_all_features_again() -> None:
-    detector = build(lr=1e-3, em_steps=3, sigma=2.0)
+    detector = build(lr=1e-3, em_steps=3, scoring={"sigma": 2.0})
     detector.fit(images(), 3)
     with torch.no_grad():
         features = detector.network.features_of(images(), 10**6)
@@ -503,11 +504,15 @@ def test_gradients_are_clipped_and_the_optimiser_is_as_asked() -> None:
 
 
 def test_scores_follow_their_rule() -> None:
-    maps = torch.rand(2, 64, 64, generator=torch.Generator().manual_seed(0))
-    for rule, expected in (("max", maps.amax((1, 2))), ("mean", maps.mean((1, 2)))):
-        detector = build(score=rule)
-        assert detector.score_rule == rule
-        torch.testing.assert_close(detector.image_scores(maps), expected)
+    detector = build()
+    detector.fit(images(), 1)
+    for rule in ("max", "mean"):
+        detector.scoring = detector.scoring.changed({"reduce": rule})
+        assert detector.scoring.rule == rule
+        maps, scores = detector.predict(images(2, seed=5))
+        torch.testing.assert_close(
+            scores, getattr(maps, f"a{rule}" if rule == "max" else rule)((1, 2))
+        )
 
 
 def test_drawn_negatives_are_as_large_as_the_images() -> None:

@@ -9,15 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from anomtune.errors import MethodError
-from anomtune.models.gnl import GNL, GNLHyperparameters
+from anomtune.models.gnl import GNL, GNLHyperparameters, GNLScoring
 from anomtune.models.images.augmix import AugMix
 from anomtune.models.images.pixels import normalise
 from anomtune.models.layers.backbones import load_backbone
+from anomtune.models.layers.evidence import Evidence
 from anomtune.models.layers.feature_matching import MatchedEncoder
 from anomtune.models.layers.losses import global_loss
-from anomtune.models.layers.maps import anomaly_map
+from anomtune.models.layers.maps import distance_maps
 from anomtune.models.layers.reverse_distillation import Student
+from anomtune.models.ranges import ranges_of
 from anomtune.models.rd4ad import RD4AD, RD4ADHyperparameters
+from anomtune.models.scoring import Scoring
 from anomtune.models.testing import check_method
 
 pytestmark = pytest.mark.slow
@@ -40,9 +43,16 @@ def images(n: int = 6, seed: int = 1) -> Tensor:
     ("fields", "image_size"),
     [
         ({}, 64),
-        ({"fdm": "both", "fdm_stages": "1,2,3", "reference": "random", "augmix": "pacs"}, 64),
-        ({"fdm": "none", "weight_lowf": 0.0, "loss": "global_hm"}, 32),
-        ({"backbone": "resnet18", "fdm": "mixstyle", "weight_abs": 0.0}, 32),
+        (
+            {
+                "scoring": {"fdm": "both", "fdm_stages": "1,2,3"},
+                "reference": "random",
+                "augmix": "pacs",
+            },
+            64,
+        ),
+        ({"scoring": {"fdm": "none"}, "weight_lowf": 0.0, "loss": "global_hm"}, 32),
+        ({"backbone": "resnet18", "scoring": {"fdm": "mixstyle"}, "weight_abs": 0.0}, 32),
     ],
 )
 def test_gnl_keeps_the_contract(fields: dict[str, Any], image_size: int) -> None:
@@ -59,11 +69,12 @@ def test_defaults_are_the_papers() -> None:
     hp = GNLHyperparameters()
     assert (hp.weight_ori, hp.weight_abs, hp.weight_lowf) == (0.9, 0.05, 0.05)
     assert (hp.epochs, hp.lr, hp.batch_size, hp.loss) == (20, 5e-3, 16, "global")
-    assert (hp.backbone, hp.augmix, hp.sigma, hp.score) == ("wide_resnet50_2", "mvtec", 4, "max")
-    assert (hp.fdm, hp.fdm_weight, hp.fdm_stages, hp.reference) == ("efdm", 0.5, "1,2", "first")
+    how = hp.scoring
+    assert (hp.backbone, hp.augmix, how.sigma, how.reduce) == ("wide_resnet50_2", "mvtec", 4, "max")
+    assert (how.fdm, how.fdm_weight, how.fdm_stages, hp.reference) == ("efdm", 0.5, "1,2", "first")
     assert hp.training_iterations(37) == 60
-    searched = {"weight_abs", "weight_lowf", "fdm", "fdm_weight", "fdm_stages"}
-    assert searched <= hp.search_space().keys()
+    assert {"weight_abs", "weight_lowf"} <= hp.search_space().keys()
+    assert {"fdm", "fdm_weight", "fdm_stages"} <= ranges_of(GNLScoring).keys()
     fixed = {"weight_ori", "epochs", "lr", "loss", "augmix", "reference", "batch_size"}
     assert not fixed & hp.search_space().keys()
     optimizer = build().optimizers[0]
@@ -80,7 +91,7 @@ def test_the_network_is_rd4ads() -> None:
 
 
 def test_without_views_it_is_rd4ad_to_the_bit() -> None:
-    gnl = build(weight_ori=1.0, weight_abs=0.0, weight_lowf=0.0, fdm="none")
+    gnl = build(weight_ori=1.0, weight_abs=0.0, weight_lowf=0.0, scoring={"fdm": "none"})
     rd4ad = RD4AD(RD4ADHyperparameters(**SMALL), image_size=64)
     gnl.fit(images(), 3)
     rd4ad.fit(images(), 3)
@@ -200,7 +211,7 @@ def test_the_teacher_stays_as_it_is() -> None:
 @pytest.mark.parametrize("fdm", ["efdm", "mixstyle", "both"])
 @pytest.mark.parametrize("stages", ["2", "1,2", "1,2,3"])
 def test_maps_are_of_matched_features(fdm: str, stages: str) -> None:
-    detector = build(fdm=fdm, fdm_stages=stages, fdm_weight=0.3)
+    detector = build(scoring={"fdm": fdm, "fdm_stages": stages, "fdm_weight": 0.3})
     detector.fit(images(), 1)
     maps = detector.anomaly_maps(images(4, seed=2))
     network = detector.network
@@ -215,11 +226,12 @@ def test_maps_are_of_matched_features(fdm: str, stages: str) -> None:
         # Matched maps are both what the student decodes and what it is compared with.
         targets = matched(normalise(images(4, seed=2), CPU))
         pairs = list(zip(targets, network.student(targets)[0], strict=True))
-    torch.testing.assert_close(maps, anomaly_map(pairs, 64, 4.0))
+        expected, _ = detector.judge(Evidence(distance_maps(pairs)), Scoring(sigma=4.0))
+    torch.testing.assert_close(maps, expected)
 
 
-def maps_with(state: dict[str, Tensor], **fields: Any) -> Tensor:
-    detector = build(**fields)
+def maps_with(state: dict[str, Tensor], **scoring: Any) -> Tensor:
+    detector = build(scoring=scoring)
     detector.load_state_dict(state)
     return detector.anomaly_maps(images(4, seed=2))
 
@@ -245,15 +257,15 @@ def test_every_setting_of_the_matching_changes_the_maps() -> None:
 def test_a_shift_of_brightness_and_contrast_moves_matched_maps_less() -> None:
     """FDM is there to take a style off; with all of the reference's style least is left of it."""
 
-    def moved(**fields: Any) -> float:
-        detector = build(**fields)
+    def moved(weight: float) -> float:
+        detector = build(scoring={"fdm_weight": weight})
         detector.fit(images(), 1)
         test = images(4, seed=2)
         shifted = (test.float() * 0.4 + 90).to(torch.uint8)
         maps = detector.anomaly_maps(test)
         return float((detector.anomaly_maps(shifted) - maps).abs().mean() / maps.mean())
 
-    plain, half, whole = (moved(fdm_weight=weight) for weight in (0.0, 0.5, 1.0))
+    plain, half, whole = (moved(weight) for weight in (0.0, 0.5, 1.0))
     assert whole < half < plain
 
 

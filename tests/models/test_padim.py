@@ -64,13 +64,15 @@ def test_it_keeps_the_contract(channels: int) -> None:
 
 
 def test_a_resnet_keeps_the_contract() -> None:
-    hp = PaDiMHyperparameters(backbone="resnet18", weights="random", channels=6, sigma=0.0)
+    hp = PaDiMHyperparameters(
+        backbone="resnet18", weights="random", channels=6, scoring={"sigma": 0.0}
+    )
     check_method(PaDiM, hp, image_size=52)
 
 
 def test_defaults_are_the_papers() -> None:
     hp = PaDiMHyperparameters()
-    assert (hp.backbone, hp.weights, hp.channels, hp.sigma) == (
+    assert (hp.backbone, hp.weights, hp.channels, hp.scoring.sigma) == (
         "wide_resnet50_2",
         "imagenet",
         550,
@@ -138,14 +140,14 @@ def test_maps_are_smooth_and_the_score_is_their_maximum() -> None:
     detector = build(size=64)
     detector.fit(images(size=64), 1)
     test = images(3, size=64, seed=2)
-    maps = detector.anomaly_maps(test)
+    maps, scores = detector.predict(test)
     with torch.no_grad():
         distances = detector.network.distances(
             detector.network(normalise(test, detector.device))
         ).unsqueeze(1)
     expected = torch.nn.functional.interpolate(distances, (64, 64), mode="bilinear")
     torch.testing.assert_close(maps, gaussian_smooth(expected, 4.0 * 64 / 256).squeeze(1))
-    torch.testing.assert_close(detector.image_scores(maps), maps.amax((1, 2)))
+    torch.testing.assert_close(scores, maps.amax((1, 2)))
 
 
 def test_channels_are_chosen_at_random_from_all_stages_and_taken_to_the_finest_grid() -> None:

@@ -52,7 +52,7 @@ def test_recontrast_elsewhere(
 ) -> None:
     hp = paper(ReContrastHyperparameters, dataset, category)
     assert (hp.iterations, hp.batch_size) == (iterations, batch)
-    assert (hp.encoder_bn, hp.score) == (encoder_bn, score)
+    assert (hp.encoder_bn, hp.scoring.reduce, hp.scoring.sigma) == (encoder_bn, score, 4)
     assert hp.input_size(256) == size
     if dataset == "isic2018":
         assert hp.input_size(128) == 224, "whatever the sweep's size"
@@ -65,14 +65,15 @@ def test_ssae_on_mvtec(category: str) -> None:
         *("carpet", "tile", "bottle", "cable"),
         *("capsule", "metal_nut", "transistor", "zipper"),
     }
-    assert hp.diff == ("ssim" if category in ssim else "squared")
+    assert hp.scoring.diff == ("ssim" if category in ssim else "squared")
     mixes = {
         "cable": "elastic+occlusion",
         "screw": "elastic+occlusion",
         "transistor": "elastic+occlusion+rotation",
     }
     assert hp.corruption == mixes.get(category, "elastic")
-    assert (hp.t > 0) == (category in OBJECTS), "the average map is for objects only"
+    assert (hp.scoring.sigma, hp.scoring.combine, hp.scoring.reduce) == ("own", "maximum", "sum")
+    assert (hp.scoring.t > 0) == (category in OBJECTS), "the average map is for objects only"
     if category in TEXTURES:
         assert (hp.resolution, hp.f, hp.augment) == (512, 3, "all")
     if category in {"cable", "transistor", "capsule"}:
@@ -81,12 +82,16 @@ def test_ssae_on_mvtec(category: str) -> None:
 
 def test_what_the_paper_of_ssae_does_not_list_is_marked() -> None:
     decided = SSAEHyperparameters.settings_for("mvtec", "hazelnut")
-    assert {name for name, setting in decided.items() if setting.inferred} == {"t", "augment"}
+    assert {name for name, setting in decided.items() if setting.inferred} == {
+        "scoring.t",
+        "augment",
+    }
     decided = SSAEHyperparameters.settings_for("mvtec", "cable")
     assert {name for name, setting in decided.items() if not setting.inferred} == {
-        "diff",
+        "scoring.diff",
         "corruption",
     }
+    assert decided["scoring.t"].inferred, "beside what the paper tells of the scoring"
 
 
 @pytest.mark.parametrize("kind", [RD4ADHyperparameters, GNLHyperparameters])
@@ -95,7 +100,7 @@ def test_digits_are_small_and_not_normalised(kind: type[Hyperparameters], datase
     hp = paper(kind, dataset, "3")
     assert hp.pixels == "unit"
     assert hp.input_size(256) == hp.input_size(64) == 32
-    assert hp.sigma * 32 / 256 == 4
+    assert hp.scoring.sigma * 32 / 256 == 4
     if kind is GNLHyperparameters:
         assert (hp.backbone, hp.epochs) == ("resnet18", 5)
 

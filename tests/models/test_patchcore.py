@@ -15,6 +15,7 @@ from torch import Tensor
 from anomtune.errors import MethodError
 from anomtune.models import patchcore
 from anomtune.models.images.pixels import normalise
+from anomtune.models.layers.evidence import image_scores
 from anomtune.models.layers.maps import gaussian_smooth, surround
 from anomtune.models.patchcore import MemoryBank, PatchCore, PatchCoreHyperparameters
 from anomtune.models.testing import check_method
@@ -44,7 +45,8 @@ def test_it_keeps_the_contract() -> None:
 
 
 def test_a_resnet_with_a_small_bank_and_no_weights_keeps_the_contract() -> None:
-    fields = {"neighbourhood": 1, "n_neighbours": 1, "max_bank": 10, "sigma": 0.0}
+    scoring = {"n_neighbours": 1, "sigma": 0.0}
+    fields: dict[str, Any] = {"neighbourhood": 1, "max_bank": 10, "scoring": scoring}
     hp = PatchCoreHyperparameters(backbone="resnet18", weights="random", **fields)
     check_method(PatchCore, hp, image_size=52)
 
@@ -52,7 +54,8 @@ def test_a_resnet_with_a_small_bank_and_no_weights_keeps_the_contract() -> None:
 def test_defaults_are_the_papers() -> None:
     hp = PatchCoreHyperparameters()
     assert (hp.backbone, hp.weights, hp.neighbourhood) == ("wide_resnet50_2", "imagenet", 3)
-    assert (hp.coreset_ratio, hp.projected_channels, hp.sigma) == (0.1, 128, 4)
+    assert (hp.coreset_ratio, hp.projected_channels, hp.scoring.sigma) == (0.1, 128, 4)
+    assert (hp.scoring.scales, hp.scoring.reduce) == (("patches",), "own")
     assert hp.training_iterations(1) == hp.training_iterations(1000) == 1
     assert {"weights", "max_bank", "projected_channels"}.isdisjoint(hp.search_space())
 
@@ -63,7 +66,7 @@ def test_defaults_are_the_papers() -> None:
         {"coreset_ratio": 0},
         {"coreset_ratio": 1.1},
         {"neighbourhood": 2},
-        {"n_neighbours": 0},
+        {"scoring": {"n_neighbours": 0}},
         {"max_bank": 0},
     ],
 )
@@ -81,7 +84,12 @@ def test_nearest_neighbours_are_exact_far_from_the_origin_too(
     patches = torch.randn(90, 128, generator=generator) + 100
     bank = bank_of(patches[:50])
     with torch.no_grad():
-        distances, indices = bank.nearest(patches - bank.centre)
+        parts, indices = bank.nearest(patches - bank.centre)
+    distances = parts[0]
+    # What each layer has of a distance: 32 channels of the one stage, 96 of the other.
+    away = patches - patches[:50][indices]
+    for part, channels in zip(parts[1:], (away[:, :32], away[:, 32:]), strict=True):
+        torch.testing.assert_close(part, channels.norm(dim=1), rtol=1e-4, atol=1e-4)
     expected = cdist(patches.double(), patches[:50].double())
     assert (indices.numpy() == expected.argmin(1)).all()
     np.testing.assert_allclose(distances, expected.min(1), rtol=1e-4, atol=1e-4)
@@ -95,7 +103,7 @@ def test_weights_are_those_of_equation_7(n: int) -> None:
     tests = torch.randn(5, 128, generator=generator) / 8
     bank = bank_of(bank_patches)
     shifted = tests - bank.centre
-    distances, indices = bank.nearest(shifted)
+    (distances, *_), indices = bank.nearest(shifted)
     weights = bank.weight(shifted, distances, indices, n)
     for row, test in enumerate(tests.double().numpy()):
         to_bank = np.linalg.norm(bank_patches.double().numpy() - test, axis=1)
@@ -109,10 +117,10 @@ def test_weights_are_those_of_equation_7(n: int) -> None:
 def test_no_neighbours_no_weight() -> None:
     bank = bank_of(torch.randn(4, 128))
     patches = torch.randn(2, 128)
-    distances, indices = bank.nearest(patches)
+    (distances, *_), indices = bank.nearest(patches)
     assert bank.weight(patches, distances, indices, 1).tolist() == [1, 1]
     lonely = bank_of(torch.randn(1, 128))
-    distances, indices = lonely.nearest(patches)
+    (distances, *_), indices = lonely.nearest(patches)
     assert lonely.weight(patches, distances, indices, 9).tolist() == [1, 1]
 
 
@@ -120,7 +128,7 @@ def test_equal_patches_in_the_bank_count_the_nearest_once() -> None:
     patch = torch.randn(1, 128)
     bank = bank_of(torch.cat([patch, patch, patch, patch + 0.1]))
     test = patch + 0.01 - bank.centre
-    distances, indices = bank.nearest(test)
+    (distances, *_), indices = bank.nearest(test)
     weight = bank.weight(test, distances, indices, 3)
     assert float(weight) == pytest.approx(2 / 3, rel=1e-4)
 
@@ -128,13 +136,13 @@ def test_equal_patches_in_the_bank_count_the_nearest_once() -> None:
 def test_large_distances_do_not_overflow_the_weights() -> None:
     bank = bank_of(torch.randn(20, 128))
     patches = torch.randn(2, 128) * 1e4
-    distances, indices = bank.nearest(patches)
+    (distances, *_), indices = bank.nearest(patches)
     assert bank.weight(patches, distances, indices, 9).isfinite().all()
 
 
 @pytest.mark.parametrize("n_neighbours", [1, 9])
 def test_scores_and_maps_are_those_of_the_formulas(n_neighbours: int) -> None:
-    detector = build(n_neighbours=n_neighbours, backbone="resnet18")
+    detector = build(scoring={"n_neighbours": n_neighbours}, backbone="resnet18")
     detector.fit(images(), 1)
     test = images(3, seed=2)
     maps, scores = detector.predict(test)
@@ -161,7 +169,7 @@ def test_scores_and_maps_are_those_of_the_formulas(n_neighbours: int) -> None:
         torch.testing.assert_close(maps[image].double(), shape, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(detector.score(test, batch_size=2), scores)
     with pytest.raises(MethodError, match="use predict"):
-        detector.image_scores(maps)
+        image_scores(maps, detector.scoring)
 
 
 def test_patches_of_the_bank_are_normal() -> None:
@@ -179,7 +187,7 @@ def test_the_bank_covers_the_training_patches() -> None:
     network = detector.network
     with torch.no_grad():
         patches = network(normalise(images(20), detector.device)).flatten(0, 2)
-        distances, _ = network.nearest(patches - network.centre)
+        (distances, *_), _ = network.nearest(patches - network.centre)
     # 128 channels: the selection sees them as they are.
     assert float(distances.max()) == pytest.approx(report["covering_radius"], rel=1e-2)
 
@@ -276,7 +284,8 @@ def test_the_official_preset_is_that_of_the_official_code() -> None:
         224,
     )
     assert (hp.embedding, hp.coreset, hp.max_bank) == (1024, "approximate", None)
-    assert (hp.n_neighbours, hp.coreset_ratio, hp.sigma) == (1, 0.1, 4)
+    assert (hp.scoring.n_neighbours, hp.scoring.squared, hp.coreset_ratio) == (1, True, 0.1)
+    assert (hp.scoring.sigma, hp.scoring.scales, hp.scoring.reduce) == (4, ("patches",), "own")
 
 
 def test_the_official_preset_keeps_the_contract() -> None:
@@ -316,9 +325,10 @@ def test_a_crop_that_is_larger_than_the_images_is_refused() -> None:
         build(crop=224)
 
 
-def test_the_smoothing_takes_no_part_in_scores_and_is_not_searched() -> None:
-    assert "sigma" not in PatchCoreHyperparameters.search_space()
-    plain, smooth = build(sigma=0.0), build(sigma=8.0)
+def test_the_smoothing_takes_no_part_in_its_own_scores_and_is_not_searched_with_them() -> None:
+    judged = PatchCoreHyperparameters().scorings()
+    assert [scoring.sigma for scoring in judged if scoring.reduce == "own"] == [4]
+    plain, smooth = (build(scoring={"sigma": sigma}) for sigma in (0.0, 8.0))
     for detector in (plain, smooth):
         detector.fit(images(), 1)
     test = images(3, seed=2)

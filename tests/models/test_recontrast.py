@@ -40,7 +40,9 @@ def test_the_stable_recipe_is_that_of_the_official_scripts() -> None:
     hp = detector.hyperparameters
     assert (hp.loss, hp.train_encoder, hp.stop_grad, hp.dual) == ("global_hm", True, True, True)
     assert (hp.reset_every, hp.encoder_pause, hp.alpha_ramp, hp.drop_last) == (500, 99, 0.2, True)
-    assert hp.score == detector.score_rule == "top1"
+    assert hp.scoring == detector.scoring
+    assert (hp.scoring.reduce, hp.scoring.share, hp.scoring.rule) == ("top", 0.01, "top 1 %")
+    assert hp.scoring.sigma == 4, "the rest of the scoring is that of all recipes"
     norms = [m for m in detector.network.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms
     assert all(isinstance(norm, PartialNorm) and norm.eps == 1e-6 for norm in norms)

@@ -13,11 +13,12 @@ from scipy.ndimage import uniform_filter
 from torch import Tensor
 
 from anomtune.errors import MethodError
-from anomtune.models.hyperparameters import Choice, FloatRange, IntRange
 from anomtune.models.layers.score_network import perturbation_std
+from anomtune.models.ranges import Choice, FloatRange, ranges_of
 from anomtune.models.spr import (
     SPR,
     SPRHyperparameters,
+    SPRScoring,
     decayed_lr,
     mean_filter,
     restoration_error,
@@ -54,8 +55,8 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
     "fields",
     [
         {},
-        {"draws": 1, "ema_decay": 0.0, "smoothing": 1, "epochs": 2},
-        {"width": 6, "t_star": 1e-2, "sigma": 10.0, "batch_size": 7, "epochs": 3},
+        {"scoring": {"draws": 1, "smoothing": 1}, "ema_decay": 0.0, "epochs": 2},
+        {"width": 6, "scoring": {"t_star": 1e-2}, "sigma": 10.0, "batch_size": 7, "epochs": 3},
     ],
 )
 def test_it_keeps_the_contract(fields: dict[str, Any]) -> None:
@@ -66,17 +67,19 @@ def test_defaults_and_ranges_are_the_papers() -> None:
     hp = SPRHyperparameters()
     assert (hp.resolution, hp.width, hp.epochs, hp.batch_size) == (192, 64, 3000, 16)
     assert (hp.lr, hp.weight_decay, hp.ema_decay, hp.sigma) == (1e-4, 1e-3, 0.9999, 25.0)
-    assert (hp.t_star, hp.draws, hp.smoothing) == (1e-3, 3, 31)
+    how = hp.scoring
+    assert (how.t_star, how.draws, how.smoothing) == (1e-3, 3, 31)
+    assert (how.sigma, how.reduce) == ("own", "max")
     assert hp.training_iterations(209) == 3000 * 14
     assert hp.input_size(256) == 192
     assert hp.foreign_images() is None
     assert SPRHyperparameters.search_space() == {
         "resolution": Choice(choices=(128, 192, 256)),
         "sigma": FloatRange(low=10, high=50, log=True),
-        "t_star": FloatRange(low=1e-4, high=1e-2, log=True),
-        "draws": IntRange(low=1, high=10),
-        "smoothing": IntRange(low=15, high=41, step=2),
     }
+    judged = ranges_of(SPRScoring)
+    assert judged["t_star"] == Choice(choices=(3e-4, 1e-3, 3e-3))
+    assert judged["draws"] == Choice(choices=(3, 9))
 
 
 @pytest.mark.parametrize(
@@ -85,10 +88,10 @@ def test_defaults_and_ranges_are_the_papers() -> None:
         {"resolution": 100},
         {"resolution": 0},
         {"width": 5},
-        {"smoothing": 30},
-        {"t_star": 1e-6},
-        {"t_star": 2.0},
-        {"draws": 0},
+        {"scoring": {"smoothing": 30}},
+        {"scoring": {"t_star": 1e-6}},
+        {"scoring": {"t_star": 2.0}},
+        {"scoring": {"draws": 0}},
         {"ema_decay": 1.0},
         {"sigma": 1.0},
     ],
@@ -100,7 +103,7 @@ def test_settings_that_make_no_sense_are_refused(fields: dict[str, Any]) -> None
 
 def test_an_even_filter_is_told_the_next_odd_one() -> None:
     with pytest.raises(ValidationError, match="use 31 or another odd number"):
-        settings(smoothing=30)
+        settings(scoring={"smoothing": 30})
 
 
 def test_no_images_is_an_error() -> None:
@@ -294,7 +297,7 @@ def test_the_restoration_error_of_correlated_gaussian_data_is_tweedies() -> None
 
 
 def test_the_map_averages_squared_errors_over_channels_and_draws() -> None:
-    detector = build(image_size=48, draws=2, smoothing=15, t_star=2e-3)
+    detector = build(image_size=48, scoring={"draws": 2, "smoothing": 15, "t_star": 2e-3})
     detector.fit(images(), 2)
     pixels = images(2)
     x = pixels.float() / 127.5 - 1
@@ -308,9 +311,10 @@ def test_the_map_averages_squared_errors_over_channels_and_draws() -> None:
     resized = F.interpolate(maps[:, None], size=(48, 48), mode="bilinear", align_corners=False)
     # 15 pixels of a map of 256 are 2.8 of one of 48.
     expected = F.avg_pool2d(resized, 3, 1, padding=1).squeeze(1)
-    torch.testing.assert_close(detector.anomaly_maps(pixels), expected, rtol=1e-4, atol=1e-9)
-    assert detector.score_rule == "max"
-    assert torch.equal(detector.image_scores(expected), expected.flatten(1).amax(1))
+    found, scores = detector.predict(pixels)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
+    assert detector.scoring.rule == "max"
+    assert torch.equal(scores, found.flatten(1).amax(1))
 
 
 @pytest.mark.parametrize("side", [1, 3, 15, 31])
@@ -333,15 +337,18 @@ def test_equal_images_have_equal_maps_whatever_is_beside_them() -> None:
 
 
 def test_more_draws_begin_with_the_same_noise() -> None:
-    few, many = build(draws=2), build(draws=5, seed=3)
-    assert torch.equal(few._test_noise, many._test_noise[:2])
-    assert len({float(noise[0, 0, 0]) for noise in many._test_noise}) == 5
+    few, many = build(), build(seed=3)
+    assert torch.equal(few._noise_of_tests(2), many._noise_of_tests(5)[:2])
+    assert len({float(noise[0, 0, 0]) for noise in many._noise_of_tests(5)}) == 5
+    # What is kept of more draws serves fewer, and fewer are not mistaken for more.
+    assert torch.equal(many._noise_of_tests(2), few._noise_of_tests(2))
+    assert torch.equal(few._noise_of_tests(5), many._noise_of_tests(5))
 
 
 @pytest.mark.parametrize("field", ["t_star", "draws", "smoothing"])
 def test_settings_of_the_map_change_its_scores(field: str) -> None:
     values = {"t_star": 5e-3, "draws": 1, "smoothing": 3}
-    first, second = build(), build(**{field: values[field]})
+    first, second = build(), build(scoring={field: values[field]})
     second.load_state_dict(first.state_dict())
     scores = first.score(images())
     assert not torch.allclose(scores, second.score(images()), rtol=1e-3, atol=0)

@@ -13,15 +13,19 @@ from anomtune.models import ssae
 from anomtune.models.images.augmentation import augment
 from anomtune.models.images.repair_objectives import filter_objective
 from anomtune.models.layers.sdc_autoencoder import SDCAutoencoder
-from anomtune.models.ssae import SSAE, SSAEHyperparameters, crop_size
+from anomtune.models.ranges import ranges_of
+from anomtune.models.ssae import SSAE, SSAEHyperparameters, SSAEScoring, crop_size
 from anomtune.models.testing import check_method
 
-SMALL: dict[str, Any] = {"resolution": 32, "width": 2, "batch_size": 3, "iterations": 4, "k": 3}
+SMALL: dict[str, Any] = {
+    **{"resolution": 32, "width": 2, "batch_size": 3, "iterations": 4},
+    "scoring": {"k": 3},
+}
 EVERYTHING = "elastic+zeros+patch_swap+occlusion+brightness+rotation"
 
 
 def build(image_size: int = 32, seed: int = 0, **fields: Any) -> SSAE:
-    hp = SSAEHyperparameters(**{**SMALL, **fields})
+    hp = SSAEHyperparameters(**SSAEHyperparameters.merged(SMALL, fields))
     return SSAE(hp, image_size=image_size, seed=seed)
 
 
@@ -42,26 +46,35 @@ def uniform(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"corruption": EVERYTHING, "augment": "all", "t": 3},
+        {"corruption": EVERYTHING, "augment": "all", "scoring": {"t": 3}},
         {"objective": "4", "f": 5, "squared": True, "progressive": False, "clean": 0.3},
-        {"objective": "ensemble", "diff": "ssim", "t": 1, "n": 2, "augment": "flips"},
+        {
+            "objective": "ensemble",
+            "augment": "flips",
+            "scoring": {"diff": "ssim", "t": 1, "n": 2},
+        },
     ],
 )
 def test_ssae_keeps_the_contract(fields: dict[str, Any]) -> None:
-    hp = SSAEHyperparameters(**SMALL, **fields)
-    diverging = SSAEHyperparameters(**SMALL, **fields, lr=1e30)
+    hp = SSAEHyperparameters(**SSAEHyperparameters.merged(SMALL, fields))
+    diverging = hp.model_copy(update={"lr": 1e30})
     check_method(SSAE, hp, diverging=diverging, image_size=24)
 
 
 def test_defaults_are_the_papers() -> None:
     hp = SSAEHyperparameters()
     assert (hp.lr, hp.resolution, hp.width, hp.f, hp.lam) == (1e-4, 512, 64, 3, 0.5)
-    assert (hp.objective, hp.squared, hp.corruption, hp.diff) == ("1", False, "elastic", "squared")
+    assert (hp.objective, hp.squared, hp.corruption) == ("1", False, "elastic")
+    how = hp.scoring
+    assert (how.diff, how.t, how.sigma, how.combine, how.reduce) == (
+        *("squared", 0, "own", "maximum", "sum"),
+    )
     assert hp.training_iterations(5) == hp.training_iterations(500) == hp.iterations
     assert hp.input_size(256) == 512
     assert set(hp.search_space()) == {
-        *("corruption", "resolution", "f", "objective", "lam", "diff", "n", "k", "t"),
+        *("corruption", "resolution", "f", "objective", "lam"),
     }
+    assert {"diff", "t"} <= ranges_of(SSAEScoring).keys()
 
 
 def test_yaml_may_write_objectives_as_numbers() -> None:
@@ -175,8 +188,7 @@ def test_a_network_learns_to_repair() -> None:
     assert last < 0.1 * first
     defect = stripes[:1].clone()
     defect[:, :, 10:18, 10:18] = 0
-    maps = detector.anomaly_maps(torch.cat([stripes[:1], defect]))
-    scores = detector.image_scores(maps)
+    maps, scores = detector.predict(torch.cat([stripes[:1], defect]))
     assert scores[1] > 3 * scores[0]
     assert maps[1, 12:16, 12:16].mean() > 10 * maps[1, :, 24:].mean()
 
@@ -275,5 +287,6 @@ def test_construction_leaves_the_global_random_state_alone() -> None:
 def test_presets_are_the_kinds_of_category_that_the_paper_tells_apart() -> None:
     presets = SSAEHyperparameters.presets
     made = {name: SSAEHyperparameters(**fields) for name, fields in presets.items()}
-    assert (made["texture"].resolution, made["texture"].f, made["texture"].t) == (512, 3, 0)
-    assert made["object"].t > 0
+    texture = made["texture"]
+    assert (texture.resolution, texture.f, texture.scoring.t) == (512, 3, 0)
+    assert made["object"].scoring.t > 0

@@ -95,20 +95,20 @@ def fixed(networks: list[nn.Module], **fields: Any) -> SSAE:
 def test_the_score_of_a_grey_image_without_smoothing_is_its_squared_distance() -> None:
     grey = photos(4)[:, :1].expand(-1, 3, -1, -1)
     target = uniform(1, 1, 32, 32).expand(-1, 3, -1, -1)
-    detector = fixed([Fixed(1, target)], n=0)
+    detector = fixed([Fixed(1, target)], scoring={"n": 0})
     expected = (grey[:, 0] / 255 - target[:, 0]).flatten(1).norm(dim=1) ** 2
     torch.testing.assert_close(detector.score(grey), expected)
 
 
 def test_the_score_is_the_sum_of_the_map() -> None:
     detector = build()
-    assert detector.score_rule == "sum"
-    maps = uniform(3, 32, 32)
-    torch.testing.assert_close(detector.image_scores(maps), maps.sum((1, 2)))
+    assert detector.scoring.rule == "sum"
+    maps, scores = detector.predict(photos())
+    torch.testing.assert_close(scores, maps.sum((1, 2)))
 
 
 def test_colour_differences_are_averaged() -> None:
-    detector = fixed([Fixed(0.0)], n=0)
+    detector = fixed([Fixed(0.0)], scoring={"n": 0})
     expected = (photos() / 255).square().mean(1)
     torch.testing.assert_close(detector.anomaly_maps(photos()), expected)
 
@@ -116,7 +116,7 @@ def test_colour_differences_are_averaged() -> None:
 @pytest.mark.parametrize("diff", ["squared", "ssim"])
 def test_the_map_is_the_smoothed_difference(diff: str) -> None:
     pixels = photos() / 255
-    detector = fixed([Fixed(0.5)], diff=diff, n=2, k=81)
+    detector = fixed([Fixed(0.5)], scoring={"diff": diff, "n": 2, "k": 81})
     plain = (
         (0.5 * pixels).square().mean(1) if diff == "squared" else ssim_distance(pixels, pixels / 2)
     )
@@ -126,17 +126,21 @@ def test_the_map_is_the_smoothed_difference(diff: str) -> None:
 
 
 def test_the_average_map_of_one_validation_image_is_its_own() -> None:
-    detector = build(n=1)
+    detector = build(scoring={"n": 1})
     images = photos(5)
     detector.fit(images, 2)
     (held_out,) = detector._held_out(5)
-    plain = detector.anomaly_maps(images[held_out : held_out + 1])
-    torch.testing.assert_close(detector.average, plain)
+    for kind, diff in enumerate(("squared", "ssim")):
+        detector.scoring = detector.scoring.changed({"diff": diff})
+        plain = detector.anomaly_maps(images[held_out : held_out + 1])
+        torch.testing.assert_close(
+            detector._smooth(detector.average[kind], detector.scoring), plain
+        )
 
 
 @pytest.mark.parametrize("t", [0, 1, 4])
 def test_the_average_map_weights_the_maps(t: int) -> None:
-    plain, weighted = build(), build(t=t)
+    plain, weighted = build(), build(scoring={"t": t})
     images = photos(60)
     for detector in (plain, weighted):
         detector.fit(images, 2)
@@ -150,7 +154,7 @@ def test_the_average_map_weights_the_maps(t: int) -> None:
 
 
 def test_the_average_map_follows_the_weights() -> None:
-    detector = build(t=1)
+    detector = build(scoring={"t": 1})
     detector.fit(photos(), 1)
     before = detector.average.clone()
     detector.fit(photos(), 3)
@@ -170,14 +174,18 @@ def test_the_ensemble_is_the_larger_map_of_each_pixel() -> None:
 
 def test_the_ensemble_weights_each_map_by_its_own_average() -> None:
     networks: list[nn.Module] = [Fixed(0.5), Fixed(0.9)]
-    detector = fixed(networks, objective="ensemble", t=2, n=0)
+    detector = fixed(networks, objective="ensemble", scoring={"t": 2, "n": 0})
     detector._validate(photos(20), torch.tensor([3, 4]))
     alone = []
     for network in networks:
-        single = fixed([network], t=2, n=0)
+        single = fixed([network], scoring={"t": 2, "n": 0})
         single._validate(photos(20), torch.tensor([3, 4]))
         alone.append(single.anomaly_maps(photos()))
     torch.testing.assert_close(detector.anomaly_maps(photos()), torch.maximum(*alone))
+    # Also where one of the two is judged alone.
+    for name, maps in zip(("filter", "amplify"), alone, strict=True):
+        detector.scoring = detector.scoring.changed({"scales": (name,)})
+        torch.testing.assert_close(detector.anomaly_maps(photos()), maps)
 
 
 def test_networks_of_an_ensemble_learn_as_they_would_alone() -> None:
@@ -193,7 +201,7 @@ def test_networks_of_an_ensemble_learn_as_they_would_alone() -> None:
 
 
 def test_maps_have_the_size_that_is_asked_for() -> None:
-    same, larger, smaller = (build(image_size=size, n=0) for size in (32, 48, 8))
+    same, larger, smaller = (build(image_size=size, scoring={"n": 0}) for size in (32, 48, 8))
     maps = same.anomaly_maps(photos())
     assert larger.anomaly_maps(photos()).shape == (6, 48, 48)
     shrunk = smaller.anomaly_maps(photos())
@@ -210,7 +218,7 @@ def test_images_of_another_size_than_the_resolution_are_refused() -> None:
 
 
 def test_the_validation_error_is_the_mean_squared_error_of_the_reconstructions() -> None:
-    detector = fixed([Fixed(0.0)], n=1, k=5)
+    detector = fixed([Fixed(0.0)], scoring={"n": 1, "k": 5})
     images = photos(10)
     assert detector._validate(images, torch.tensor([2, 7])) == pytest.approx(
         float((images[[2, 7]] / 255).square().mean()), rel=1e-5

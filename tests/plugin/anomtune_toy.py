@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from anomtune.errors import TrainingDivergedError
 from anomtune.models.base import Detector
-from anomtune.models.hyperparameters import Choice, FloatRange, Hyperparameters
+from anomtune.models.hyperparameters import Hyperparameters
+from anomtune.models.layers.evidence import Evidence
+from anomtune.models.ranges import Choice, FloatRange
 from anomtune.models.training.report import Histogram, Report
 
 
@@ -99,11 +100,9 @@ class Toy(Detector[ToyHyperparameters]):
         while not Path(self.hyperparameters.marker + ".go").exists():
             time.sleep(0.02)
 
-    def maps(self, images: Tensor) -> Tensor:
+    def evidence(self, images: Tensor) -> Evidence:
         maps = images.float().mean(1) / 255
-        if self.input_size != self.image_size:
-            maps = F.interpolate(maps[:, None], self.image_size)[:, 0]
         trained = self.hyperparameters.quality * self.iteration / self.hyperparameters.iterations
         # Noise of the image itself: the same image gets the same score in every process.
         noise = torch.sin(images.float().sum((1, 2, 3)) * 12.9898).abs()
-        return maps * trained + noise.view(-1, 1, 1) * (1 - trained)
+        return Evidence((maps * trained + noise.view(-1, 1, 1) * (1 - trained),))

@@ -7,14 +7,16 @@ import math
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from anomtune.search.config import Sweep, parse_sweep
 from anomtune.search.decide.pool import Pool
 from anomtune.search.decide.study import plan_search
+from anomtune.search.store.judged import Judged
 from anomtune.search.store.records import Cost, Facts, Rung, StudyKey, TrialRecord
 
-FACTS = Facts(n_val_normal=3, n_val_anomalous=3, parameters=2, score_rule="max")
+FACTS = Facts(n_val_normal=3, n_val_anomalous=3, parameters=2)
 
 
 def sweep_dict(root: object = "/nowhere", **changes) -> dict:
@@ -35,11 +37,21 @@ def make_sweep() -> Callable[..., Sweep]:
     return lambda root="/nowhere", **changes: parse_sweep(sweep_dict(root, **changes), "test")
 
 
+#: Labels of as many images as it takes for an AUROC to be any number.
+_MANY = np.repeat([0, 1], 10**4)
+
+
+def _possible(value: float) -> float:
+    """Returns an AUROC that these images can have."""
+    return round(min(1.0, max(0.0, value)) * 2 * 10**8) / (2 * 10**8)
+
+
 class Simulation:
     """Runs pools with workers and a clock that exist only here.
 
     A trial's value grows with ``quality`` and its rungs; its duration depends on its parameters
-    alone. The records live in a dict, as they would in a directory.
+    alone. Each scoring adds or takes something, and luck of its own. The records live in a dict,
+    as they would in a directory.
     """
 
     def __init__(self, categories=("a", "b"), duration: Callable[[dict], float] | None = None):
@@ -58,9 +70,15 @@ class Simulation:
             found.setdefault(record.key, []).append(record)
         return found
 
+    def read(self, config: Sweep) -> dict[StudyKey, list[TrialRecord]]:
+        """Returns the records as the scoring of their study reads them."""
+        return {key: study.read for key, study in self.pool(config).studies.items()}
+
     def pool(self, config: Sweep) -> Pool:
         plans = {
-            StudyKey(category, name): plan_search(name, method)
+            StudyKey(category, name): plan_search(
+                name, method, paper_scoring=config.scoring == "paper"
+            )
             for category in self.categories
             for name, method in config.methods.items()
         }
@@ -89,7 +107,9 @@ class Simulation:
             if fail(record):
                 pool.finish(record.key, record.number, "FAIL", error="simulated")
                 continue
-            goes_on = pool.report(record.key, record.number, self._rung(record, step, config))
+            count = len(pool.studies[record.key].plan.scorings)
+            rung = self._rung(record, step, config, count)
+            goes_on = pool.report(record.key, record.number, rung)
             if step == config.rungs:
                 pool.finish(record.key, record.number, "COMPLETE", facts=FACTS, cost=Cost())
             elif not goes_on:
@@ -108,10 +128,22 @@ class Simulation:
         }
 
     @staticmethod
-    def _rung(record: TrialRecord, step: int, config: Sweep) -> Rung:
-        luck = random.Random(f"{record.path}{step}").random() * 0.05
-        value = min(1.0, record.params["quality"] * step / config.rungs * 0.9 + luck)
-        return Rung(step=step, auroc=value, auroc_low=0, auroc_high=1, loss=1 / step)
+    def _rung(record: TrialRecord, step: int, config: Sweep, scorings: int) -> Rung:
+        chance = random.Random(f"{record.path}{step}")
+        luck = chance.random() * 0.05
+        value = _possible(record.params["quality"] * step / config.rungs * 0.9 + luck)
+        judged = [
+            _possible(value + 0.05 * math.sin(number) + 0.1 * (chance.random() - 0.5))
+            for number in range(1, scorings)
+        ]
+        return Rung(
+            step=step,
+            auroc=value,
+            auroc_low=0,
+            auroc_high=1,
+            judged=Judged.of(_MANY, np.array([value, *judged])) if judged else None,
+            loss=1 / step,
+        )
 
 
 @pytest.fixture

@@ -27,6 +27,6 @@ class Brightness(at.GradientDetector[BrightnessHyperparameters]):
         """Returns how far the prediction is from the mean."""
         return self.network(images / 255).square().mean()
 
-    def maps(self, images: Tensor) -> Tensor:
+    def evidence(self, images: Tensor) -> at.Evidence:
         """Returns the brightness of every pixel."""
-        return images.float().mean(1) / 255 - self.hyperparameters.margin
+        return at.Evidence((images.float().mean(1) / 255 - self.hyperparameters.margin,))

@@ -14,7 +14,13 @@ from anomtune.models import ssae
 from anomtune.models.images.repair_objectives import amplify_objective, filter_objective
 from anomtune.models.ssae import SSAE, SSAEHyperparameters
 
-SMALL: dict[str, Any] = {"resolution": 32, "width": 2, "batch_size": 3, "iterations": 4, "k": 3}
+SMALL: dict[str, Any] = {
+    "resolution": 32,
+    "width": 2,
+    "batch_size": 3,
+    "iterations": 4,
+    "scoring": {"k": 3},
+}
 lams = st.floats(0, 1)
 
 

@@ -10,10 +10,10 @@ from scipy.ndimage import gaussian_filter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anomtune.models.layers.maps import (
-    anomaly_map,
     cosine_map,
+    distance_maps,
     gaussian_smooth,
-    image_scores,
+    resized,
     scaled_window,
     surround,
 )
@@ -51,46 +51,49 @@ def test_smoothing_copies_its_matrices_once() -> None:
     assert maps.grad is not None
 
 
-@pytest.mark.parametrize("size", [64, 96, 256])
-def test_the_map_is_the_smoothed_sum_of_interpolated_distances(size: int) -> None:
-    """The papers' Gaussian of 4 pixels belongs to maps of 256: it scales with the map."""
+def test_views_of_a_scale_are_summed_and_the_finest_scale_comes_first() -> None:
     torch.manual_seed(0)
     pairs = [
         (torch.randn(2, c, s, s), torch.randn(2, c, s, s))
-        for c, s in ((4, 16), (8, 8), (6, 4), (4, 16), (8, 8), (6, 4))
+        for c, s in ((6, 4), (4, 16), (8, 8), (6, 4), (4, 16), (8, 8))
     ]
-    expected = np.zeros((2, size, size), dtype=np.float32)
-    for target, prediction in pairs:
-        distance = 1 - F.cosine_similarity(target, prediction, dim=1)
-        one = F.interpolate(distance[:, None], size=size, mode="bilinear", align_corners=True)
-        expected += one[:, 0].numpy()
-    expected = np.stack([gaussian_filter(m, 4 * size / 256) for m in expected])
-    np.testing.assert_allclose(anomaly_map(pairs, size, 4.0).numpy(), expected, atol=1e-5)
+    maps = distance_maps(pairs)
+    assert [tuple(one.shape) for one in maps] == [(2, 16, 16), (2, 8, 8), (2, 4, 4)]
+    for one in maps:
+        expected = sum(
+            1 - F.cosine_similarity(target, prediction, dim=1)
+            for target, prediction in pairs
+            if target.shape[-1] == one.shape[-1]
+        )
+        torch.testing.assert_close(one, expected, rtol=0, atol=1e-6)
 
 
-def test_maps_are_bounded() -> None:
-    # Three non-negative pairs: at most 3. Six pairs of any sign: at most 12.
-    ones, zeros = torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
-    orthogonal = (torch.cat([ones, zeros], 1), torch.cat([zeros, ones], 1))
-    assert anomaly_map([orthogonal] * 3, 8, 0).max() == pytest.approx(3)
-    assert anomaly_map([(ones, -ones)] * 6, 8, 0).max() == pytest.approx(12)
-    torch.manual_seed(0)
-    random = [(torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4)) for _ in range(3)]
-    assert 0 <= anomaly_map(random, 8, 4.0).min() <= anomaly_map(random, 8, 4.0).max() <= 3
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("size", [5, 16, 40])
+def test_maps_are_interpolated_between_pixels(size: int, align_corners: bool) -> None:
+    maps = torch.rand(2, 12, 1).expand(-1, -1, 12)
+    found = resized(maps, size, align_corners=align_corners)
+    for row in range(size):
+        # Where the row lies in the smaller map: corners on each other, or pixels side by side.
+        place = row * 11 / (size - 1) if align_corners else (row + 0.5) * 12 / size - 0.5
+        low = min(int(max(place, 0)), 10)
+        weight = min(max(place - low, 0), 1)
+        expected = torch.lerp(maps[:, low, 0], maps[:, low + 1, 0], weight)
+        torch.testing.assert_close(found[:, row], expected[:, None].expand(-1, size))
+    assert resized(maps, 12, align_corners=align_corners) is maps
+
+
+def test_antialiased_maps_keep_their_mean() -> None:
+    maps = torch.rand(2, 64, 64)
+    small = resized(maps, 8, antialias=True)
+    torch.testing.assert_close(small.mean((1, 2)), maps.mean((1, 2)), rtol=0.02, atol=0)
+    assert small.var() < 0.2 * resized(maps, 8).var()
 
 
 def test_equal_features_have_no_distance_and_zeros_no_nan() -> None:
     features = torch.randn(2, 5, 3, 3)
     assert cosine_map(features, 3 * features).abs().max() < 1e-6
     assert torch.equal(cosine_map(features, torch.zeros_like(features)), torch.ones(2, 3, 3))
-
-
-def test_score_rules() -> None:
-    maps = torch.arange(400.0).reshape(1, 20, 20)
-    assert image_scores(maps, "max").tolist() == [399]
-    assert image_scores(maps, "mean").tolist() == [199.5]
-    assert image_scores(maps, "top1").tolist() == [(399 + 398 + 397 + 396) / 4]
-    assert image_scores(maps[:, :5, :5], "top1").tolist() == [84]
 
 
 def test_filters_scale_with_the_map_and_stay_odd() -> None:

@@ -83,7 +83,7 @@ def test_defaults_are_the_papers() -> None:
     assert (rc.iterations, rc.decoder_lr, rc.encoder_lr) == (2000, 2e-3, 1e-5)
     assert (rc.alpha_final, rc.alpha_ramp, rc.hm_factor, rc.encoder_bn) == (1, 0.1, 0, "train")
     for hp in (rd, rc):
-        assert (hp.backbone, hp.weights, hp.sigma, hp.score) == (
+        assert (hp.backbone, hp.weights, hp.scoring.sigma, hp.scoring.reduce) == (
             *("wide_resnet50_2", "imagenet", 4, "max"),
         )
         unsearched = {"weights", "epochs", "iterations", "batch_size"}

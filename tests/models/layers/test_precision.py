@@ -39,4 +39,7 @@ def test_whatever_predicts_does_so_in_full_precision(monkeypatch: pytest.MonkeyP
     detector = RD4AD(hp, image_size=32)
     detector.fit(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), 1)
     detector.score(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    assert set(entered) == {detector.device}
+    entered.clear()
+    detector.learn_normal(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     assert entered == [detector.device]

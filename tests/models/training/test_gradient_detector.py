@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import pytest
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
@@ -20,7 +20,9 @@ from torch.optim.swa_utils import AveragedModel
 from anomtune.errors import MethodError
 from anomtune.models.base import Detector
 from anomtune.models.hyperparameters import Hyperparameters
+from anomtune.models.layers.evidence import Evidence
 from anomtune.models.rd4ad import RD4AD, RD4ADHyperparameters
+from anomtune.models.scoring import Scoring
 from anomtune.models.testing import check_method
 from anomtune.models.training.gradient_detector import GradientDetector
 
@@ -40,8 +42,8 @@ class Mine(GradientDetector[MineHyperparameters]):
     def loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
         return F.mse_loss(self.network(images / 255), images / 255)
 
-    def maps(self, images: Tensor) -> Tensor:
-        return (self.network(images / 255) - images / 255).square().mean(1)
+    def evidence(self, images: Tensor) -> Evidence:
+        return Evidence(((self.network(images / 255) - images / 255).square().mean(1),))
 
 
 def images(n: int = 5, size: int = 32) -> Tensor:
@@ -128,11 +130,11 @@ class Richer(Mine):
         self.average.update_parameters(self.network)
         self.seen.append(("after", iteration, total))
 
-    def maps(self, images: Tensor) -> Tensor:
+    def evidence(self, images: Tensor) -> Evidence:
         assert not self.network.training
         assert torch.is_inference_mode_enabled()
         shift = 0 if self.mean is None else self.mean
-        return (self.average(images / 255) - images / 255 + shift).square().mean(1)
+        return Evidence(((self.average(images / 255) - images / 255 + shift).square().mean(1),))
 
 
 def test_a_method_that_uses_every_hook_keeps_the_contract() -> None:
@@ -190,18 +192,88 @@ def test_an_image_size_that_does_not_suit_is_told_the_next(side: int, use: int) 
         Halving(MineHyperparameters(), image_size=side)
 
 
-def test_scores_follow_the_named_rule() -> None:
-    class Summed(Mine):
-        score_rule = "sum"
+def test_scores_follow_the_scoring() -> None:
+    class SummedHyperparameters(MineHyperparameters):
+        scoring: Scoring = Field(default=Scoring(reduce="sum"), description="Source: ours.")
 
-    class Odd(Mine):
-        score_rule = "maximum"
+    class Summed(GradientDetector[SummedHyperparameters]):
+        build, loss, evidence = Mine.build, Mine.loss, Mine.evidence
 
-    maps = torch.rand(2, 32, 32)
-    torch.testing.assert_close(build(Summed).image_scores(maps), maps.sum((1, 2)))
-    assert torch.equal(build().image_scores(maps), maps.amax((1, 2)))
-    with pytest.raises(MethodError, match="no score rule 'maximum'"):
-        build(Odd).image_scores(maps)
+    summed, plain = Summed(SummedHyperparameters(), image_size=32), build()
+    maps, scores = summed.predict(images())
+    torch.testing.assert_close(scores, maps.sum((1, 2)))
+    maps, scores = plain.predict(images())
+    assert torch.equal(scores, maps.amax((1, 2)))
+    plain.scoring = Scoring(reduce="sum")
+    torch.testing.assert_close(plain.score(images()), maps.sum((1, 2)))
+    with pytest.raises(ValidationError, match="Input should be 'max', 'top', 'mean'"):
+        MineHyperparameters(scoring={"reduce": "maximum"})
+
+
+@pytest.mark.parametrize("field", ["sigma", "reduce"])
+def test_what_a_method_does_not_do_of_its_own_is_refused_when_it_is_read(field: str) -> None:
+    with pytest.raises(ValidationError, match="this method has none of its own") as refusal:
+        MineHyperparameters(scoring={field: "own"})
+    assert refusal.value.errors()[0]["loc"] == ("scoring", field)
+
+
+class TwoHyperparameters(MineHyperparameters):
+    @property
+    def scales(self) -> tuple[str, ...]:
+        return ("fine", "coarse")
+
+
+class Two(Mine):
+    Hyperparameters = TwoHyperparameters
+
+    def evidence(self, images: Tensor) -> Evidence:
+        (error,) = super().evidence(images).maps
+        return Evidence((error, F.avg_pool2d(error, 4)))
+
+
+def test_a_method_of_two_scales_keeps_the_contract() -> None:
+    check_method(Two, image_size=32)
+
+
+def test_a_scoring_may_be_set_and_must_suit_the_method() -> None:
+    detector = Two(TwoHyperparameters(), image_size=32)
+    both = detector.anomaly_maps(images())
+    detector.scoring = detector.scoring.changed({"scales": ("coarse",)})
+    coarse = detector.anomaly_maps(images())
+    detector.scoring = detector.scoring.changed({"scales": ("fine",)})
+    torch.testing.assert_close(detector.anomaly_maps(images()) + coarse, both)
+    with pytest.raises(ValidationError, match=r"no map 'corse'; .*did you mean 'coarse'"):
+        detector.scoring = Scoring(scales=("corse",))
+    assert detector.scoring.scales == ("fine",)
+
+
+class Less(Two):
+    def evidence(self, images: Tensor) -> Evidence:
+        return Evidence(super().evidence(images).maps[:1])
+
+
+class Flat(Mine):
+    def evidence(self, images: Tensor) -> Evidence:
+        return Evidence((super().evidence(images).maps[0].mean((1, 2)),))
+
+
+class Sticky(Mine):
+    def evidence(self, images: Tensor) -> Evidence:
+        self.smoothed = getattr(self, "smoothed", 0) + (self.scoring.sigma != 0)
+        return Evidence((super().evidence(images).maps[0] + self.smoothed,))
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (Less, "1 maps, and scales names"),
+        (Flat, "the evidence's map has shape"),
+        (Sticky, "left something behind"),
+    ],
+)
+def test_evidence_that_is_none_breaks_the_contract(kind: type[Mine], told: str) -> None:
+    with pytest.raises(AssertionError, match=told):
+        check_method(kind, image_size=32)
 
 
 H = TypeVar("H", bound=Hyperparameters)
@@ -244,7 +316,9 @@ from pydantic import Field, field_validator
 from ray import cloudpickle
 from torch import Tensor, nn
 
-from anomtune.models.hyperparameters import FloatRange, Hyperparameters
+from anomtune.models.hyperparameters import Hyperparameters
+from anomtune.models.layers.evidence import Evidence
+from anomtune.models.ranges import FloatRange
 from anomtune.models.training.gradient_detector import GradientDetector
 
 
@@ -270,8 +344,8 @@ class Mine(GradientDetector[MineHyperparameters]):
     def loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
         return F.mse_loss(self.network(images / 255), images / 255)
 
-    def maps(self, images: Tensor) -> Tensor:
-        return (self.network(images / 255) - images / 255).square().mean(1)
+    def evidence(self, images: Tensor) -> Evidence:
+        return Evidence(((self.network(images / 255) - images / 255).square().mean(1),))
 
 
 images = torch.arange(4 * 3 * 256).view(4, 3, 16, 16).to(torch.uint8)

@@ -18,8 +18,8 @@ from anomtune.search.decide.optuna_internals import (
     FAST_FUNCTIONS,
     contains,
     fast_truncated_normal,
-    pruner_state,
     quiet,
+    running_trial,
 )
 
 
@@ -85,18 +85,29 @@ def test_distributions_say_what_they_contain(distribution, inside, outside):
 
 
 @pytest.mark.parametrize("pruner", [SuccessiveHalvingPruner(min_resource=1), HyperbandPruner(1, 4)])
-def test_pruners_note_completed_rungs_as_numbers_in_system_attributes(pruner):
-    study = optuna.create_study(direction="maximize", pruner=pruner)
-    trial = study.ask()
+def test_a_trial_that_had_begun_goes_on_as_if_it_had_been_asked_for(pruner):
+    space = {"lr": FloatDistribution(0, 1)}
+    asked, added = (optuna.create_study(direction="maximize", pruner=pruner) for _ in range(2))
+    asked.enqueue_trial({"lr": 0.25})
+    added.enqueue_trial({})  # waits, and must not be taken for it
+    first = asked.ask(space)
+    second = running_trial(added, 1, {"lr": 0.25}, space)
+    assert (second.number, second.params) == (1, first.params)
     for step in (1, 2, 3, 4):
-        trial.report(0.5, step)
-        trial.should_prune()
-    state = pruner_state(study, 0)
-    assert state
-    assert set(state.values()) == {0.5}
-    again = optuna.create_study(direction="maximize", pruner=pruner)
-    again.add_trial(optuna.trial.create_trial(value=0.5, system_attrs=dict(state)))
-    assert pruner_state(again, 0) == state
+        for trial in (first, second):
+            trial.report(0.5, step)
+        assert first.should_prune() == second.should_prune()
+    asked.tell(first, 0.5)
+    added.tell(second, 0.5)
+    one, other = asked.trials[0], added.trials[1]
+    assert one.intermediate_values == other.intermediate_values
+    assert (one.state, one.value) == (other.state, other.value)
+    noted = [
+        {name: value for name, value in trial.system_attrs.items() if "rung" in name}
+        for trial in (one, other)
+    ]
+    assert noted[0] == noted[1]
+    assert noted[0]
 
 
 def test_optuna_is_quiet_for_a_while_only(caplog):

@@ -109,7 +109,7 @@ def test_a_deleted_record_is_run_again(simulation, make_sweep):
 
 
 def test_studies_advance_together(simulation, make_sweep):
-    simulation.run(make_sweep(trials=9), workers=2)
+    simulation.run(make_sweep(trials=9, scoring="paper"), workers=2)
     started = [path.split("/")[1] for _, path in simulation.history]
     for position in range(len(started)):
         count = Counter(started[: position + 1])
@@ -157,7 +157,7 @@ def test_a_retried_trial_starts_its_curve_over_and_is_not_judged_twice(simulatio
     pool = simulation.pool(config)
     first, second = pool.ask(), pool.ask()
     for step in (1, 2, 3, 4):
-        pool.report(first.key, first.number, Simulation._rung(first, step, config))
+        pool.report(first.key, first.number, Simulation._rung(first, step, config, 1))
     assert first.key != second.key
     third = pool.ask()
     assert third.key == first.key

@@ -13,7 +13,7 @@ from tests.search.decide.test_confirm import Store, result
 
 
 def owed(config, simulation, store) -> int:
-    trials, runs = simulation.records(), store.read()
+    trials, runs = simulation.read(config), store.read()
     return sum(
         study_progress(config, key, trials.get(key, []), runs.get(key, []), searched=True).owed
         for key in simulation.pool(config).studies
@@ -36,7 +36,9 @@ def test_one_rule_says_what_is_owed(simulation, top, events):
 
 
 def test_a_run_that_was_begun_or_is_of_another_config_is_owed(simulation):
-    config = parse_sweep(sweep_dict(trials=3, confirm={"top": 1, "seeds": [1]}), "test")
+    config = parse_sweep(
+        sweep_dict(trials=3, pruner="none", confirm={"top": 2, "seeds": [1]}), "test"
+    )
     pool, store = simulation.run(config), Store()
     confirmation = Confirmation(config, pool, {}, store.save)
     while record := confirmation.ask():
@@ -63,7 +65,7 @@ def test_confirm_runs_that_failed_are_counted_with_the_reason(simulation):
     while record := confirmation.ask():
         failed = record.seed == 11 and record.category == "a"
         confirmation.finish(record, None if failed else result(0.5), error="no \udcfc" * failed)
-    trials, runs = simulation.records(), store.read()
+    trials, runs = simulation.read(config), store.read()
     progress = {
         key.category: study_progress(config, key, trials[key], runs[key], searched=True)
         for key in pool.studies

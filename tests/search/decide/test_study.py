@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from optuna.distributions import CategoricalDistribution
 
 from anomtune.errors import SweepError
 from anomtune.registry import METHODS
@@ -22,12 +21,14 @@ def test_where_no_paper_was_trial_0_has_the_defaults(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["rd4ad", "recontrast"])
 def test_on_isic_the_score_is_the_mean_of_the_map(method: str) -> None:
-    assert plan_search(method, MethodConfig(), "isic2018", "isic2018").defaults.score == "mean"
+    assert plan_search(method, MethodConfig(), "isic2018", "isic2018").defaults.scoring == (
+        METHODS.get(method).Hyperparameters().scoring.changed({"reduce": "mean"})
+    )
 
 
 def test_each_study_of_a_sweep_has_its_own_trial_0() -> None:
     dataset = {"name": "mvtec", "root": "/data", "categories": ["tile", "bottle"]}
-    methods = {"recontrast": {}, "ssae": {"fixed": {"diff": "squared"}}, "padim": {}}
+    methods = {"recontrast": {}, "ssae": {"fixed": {"scoring": {"diff": "squared"}}}, "padim": {}}
     plans = plan_studies(parse_sweep(sweep_dict(dataset=dataset, methods=methods), "test"))
     assert list(plans) == [
         StudyKey(category, method) for category in ("tile", "bottle") for method in methods
@@ -38,8 +39,8 @@ def test_each_study_of_a_sweep_has_its_own_trial_0() -> None:
     }
     assert modes == {"tile": "eval", "bottle": "train"}
     assert plans[StudyKey("tile", "ssae")].defaults.augment == "all"
-    assert plans[StudyKey("bottle", "ssae")].defaults.t == 1
-    assert {plan.defaults.diff for key, plan in plans.items() if key.method == "ssae"} == {
+    assert plans[StudyKey("bottle", "ssae")].defaults.scoring.t == 1
+    assert {plan.defaults.scoring.diff for key, plan in plans.items() if key.method == "ssae"} == {
         "squared"
     }, "the sweep file goes before the paper"
 
@@ -61,13 +62,48 @@ def test_the_sweep_file_goes_before_the_paper(config: dict, field: str, value: s
 
 def test_the_papers_value_lies_in_the_space() -> None:
     """Else the sampler could learn nothing from trial 0."""
-    plan = plan_search("rd4ad", MethodConfig(), "mnist", "3")
-    assert plan.defaults.sigma == 32
-    assert plan.distributions["sigma"] == CategoricalDistribution((0.0, 2.0, 4.0, 6.0, 8.0, 32.0))
+    plan = plan_search("gnl", MethodConfig(space={"lr": {"low": 0.1, "high": 1.0}}), "mnist", "3")
+    assert not plan.anchor()[1], "the user's own range"
+    plan = plan_search("recontrast", MethodConfig(), "mvtec", "tile")
+    assert plan.defaults.encoder_bn == "eval"
+    assert "eval" in plan.distributions["encoder_bn"].choices
     assert plan.anchor()[1]
-    given = MethodConfig(space={"sigma": {"choices": [2.0, 4.0]}})
-    plan = plan_search("rd4ad", given, "mnist", "3")
-    assert plan.distributions["sigma"] == CategoricalDistribution((2.0, 4.0)), "the user's own"
+
+
+def test_the_papers_scoring_is_the_first_that_is_judged() -> None:
+    plan = plan_search("rd4ad", MethodConfig(), "mnist", "3")
+    assert plan.scorings[0] == plan.defaults.scoring.model_dump(mode="json")
+    assert plan.scorings[0]["sigma"] == 32, "what the paper set there"
+    assert {scoring["sigma"] for scoring in plan.scorings} == {0, 2, 4, 8, 32}
+    fixed = MethodConfig(fixed={"scoring": {"sigma": 2.0}})
+    plan = plan_search("rd4ad", fixed, "mnist", "3")
+    assert {scoring["sigma"] for scoring in plan.scorings} == {2}
+    assert len(plan.scorings) > 10
+    plan = plan_search("rd4ad", fixed, "mnist", "3", paper_scoring=True)
+    assert plan.scorings == (plan.defaults.scoring.model_dump(mode="json"),)
+
+
+def test_a_sweep_may_judge_by_the_papers_scoring_alone() -> None:
+    dataset = {"name": "mvtec", "root": "/data", "categories": ["tile"]}
+    given = sweep_dict(dataset=dataset, methods={"rd4ad": {}}, scoring="paper")
+    (plan,) = plan_studies(parse_sweep(given, "test")).values()
+    assert len(plan.scorings) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"space": {"sigma": {"choices": [2.0]}}}, "rd4ad.space.sigma: part of the scoring"),
+        ({"fixed": {"sigma": 2.0}}, r"set methods.rd4ad.fixed.scoring.sigma"),
+        ({"space": {"scoring": {"choices": [2.0]}}}, "space.scoring: every trial judges"),
+        ({"fixed": {"scoring": {"sigm": 2.0}}}, "rd4ad.fixed.scoring.sigm: unknown key"),
+        ({"fixed": {"scoring": {"scales": ["layer9"]}}}, "layer9"),
+        ({"fixed": {"scoring": {"border": 0.5}}}, "fixed.scoring.border"),
+    ],
+)
+def test_what_is_wrong_with_a_scoring_is_named(config: dict, named: str) -> None:
+    with pytest.raises(SweepError, match=named):
+        plan_search("rd4ad", MethodConfig(**config))
 
 
 def test_what_the_sweep_file_gets_wrong_is_named() -> None:

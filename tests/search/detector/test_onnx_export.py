@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from anomtune.errors import MethodError
+from anomtune.models.layers.evidence import Evidence
 from anomtune.search.detector import onnx_export
 from anomtune.search.detector.onnx_export import export_onnx
 from anomtune.search.detector.predict import load_model
@@ -27,13 +28,13 @@ SMALL = {"backbone": "resnet18"}
 #: Short trainings, and settings that take the harder ways to a map.
 SETTINGS = {
     "gmm_contrastive": {**SMALL, "iterations": 1},
-    "gnl": {**SMALL, "epochs": 1, "fdm": "both"},
+    "gnl": {**SMALL, "epochs": 1, "scoring": {"fdm": "both", "normalise": "position"}},
     "padim": SMALL,
     "patchcore": {**SMALL, "coreset_ratio": 1.0},
-    "rd4ad": {**SMALL, "epochs": 1, "score": "top1"},
+    "rd4ad": {**SMALL, "epochs": 1, "scoring": {"reduce": "top", "border": 0.0625}},
     "recontrast": {**SMALL, "iterations": 1},
     "spr": {"epochs": 1, "resolution": 48},
-    "ssae": {"iterations": 1, "resolution": 48, "diff": "ssim", "t": 1},
+    "ssae": {"iterations": 1, "resolution": 48, "scoring": {"diff": "ssim", "t": 1}},
 }
 
 
@@ -81,12 +82,14 @@ def test_a_file_that_differs_is_not_kept(tmp_path, toy_data, monkeypatch):
 def test_maps_that_no_graph_can_express(tmp_path, toy_data, monkeypatch):
     model = load_model(save_toy(toy_data, tmp_path / "model"))
     kind = type(model.detector)
-    maps = kind.maps
+    evidence = kind.evidence
     # What is computed depends on a pixel: no graph has such a branch.
     monkeypatch.setattr(
         kind,
-        "maps",
-        lambda self, images: maps(self, images) if images.amax() > 0 else images[:, 0].float(),
+        "evidence",
+        lambda self, images: (
+            evidence(self, images) if images.amax() > 0 else Evidence((images[:, 0].float(),))
+        ),
     )
     with pytest.raises(MethodError, match="toy cannot be expressed in ONNX") as refusal:
         export_onnx(model, tmp_path / "toy.onnx")

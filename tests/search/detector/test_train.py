@@ -34,7 +34,7 @@ def test_what_best_prints_trains_to_what_the_search_saw(run, tmp_path, toy_data)
     _, saved = load_detector(tmp_path / "model")
     best = yaml.safe_load((tmp_path / "best.yaml").read_text())
     assert saved.measured.auroc == best["found"]["auroc"]
-    assert list(saved.measured.interval) == best["found"]["interval"]
+    assert list(saved.measured.interval) == pytest.approx(best["found"]["interval"], abs=1e-9)
     assert saved.split_hash == best["split_hash"]
     assert saved.hyperparameters == best["hyperparameters"]
     assert f"validation AUROC {saved.measured.auroc:.4f}" in out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anomtune.models.hyperparameters import Choice, FloatRange
+from anomtune.models.ranges import Choice, FloatRange
 from anomtune.search.report.accuracy_figures import pareto, roc
 from anomtune.search.report.search_figures import (
     best_so_far,

@@ -44,6 +44,8 @@ def row(method="a", rank=1, **changes) -> dict:
             "val_auroc_low": 0.834,
             "val_auroc_high": 0.986,
             "gain": 0.012,
+            "scoring_gain": 0.005,
+            "paper_scoring": False,
             "confirmed_auroc_mean": 0.94,
             "confirmed_auroc_std": 0.01,
             "confirmed_auroc_low": 0.85,
@@ -83,7 +85,8 @@ def test_a_clear_winner():
         "a: validation AUROC 0.949 (0.834-0.986), 0.940 ± 0.010 (0.850-0.980) when retrained with "
         "3 seeds; held out 0.930 ± 0.012.",
         "+0.006 over the paper's own config on held-out images, more than chance (paired DeLong, "
-        "5 %).",
+        "5 %). On validation the scoring alone gives the paper's config +0.005, and other training "
+        "+0.007 more.",
         "It can be told from every other method (paired DeLong, 5 %).",
     )
     assert [mark.kind for mark in verdict.marks] == ["good", "good"]
@@ -134,7 +137,10 @@ def test_against_the_other_methods(rows, expected):
         ({}, None, "on held-out images; whether that is more than chance is not known."),
         ({"test_auroc_mean": 0.92}, True, "Not better than the paper's own config on held"),
         ({"test_auroc_mean": 0.924}, None, "Not better than the paper's own config on held"),
-        ({"trial_number": 0}, None, "It is the paper's own config"),
+        ({"trial_number": 0, "paper_scoring": True}, None, "It is the paper's own config"),
+        ({"trial_number": 0, "paper_scoring": False}, None, "training is the paper's, its scoring"),
+        ({"paper_scoring": True}, None, "Its scoring is the paper's, its training is not."),
+        ({}, None, "the scoring alone gives the paper's config +0.005, and other training +0.007"),
         ({"default_test_auroc_mean": None}, None, "own config is not confirmed"),
         (UNCONFIRMED, None, "+0.012 over the paper's own config on validation, which flatters"),
         (UNCONFIRMED | {"gain": None}, None, "own config did not complete"),

@@ -22,14 +22,14 @@ from anomtune.search.store.records import (
     RecordStore,
     Rung,
     TrialRecord,
-    npy_bytes,
+    npz_bytes,
 )
 from anomtune.search.store.storage import Storage
 from tests.search.conftest import sweep_dict
 
 LABELS = np.repeat([0, 1], 40).astype(np.int8)
 SEEDS = (1, 11, 111)
-FACTS = Facts(n_val_normal=40, n_val_anomalous=40, parameters=7, score_rule="max")
+FACTS = Facts(n_val_normal=40, n_val_anomalous=40, parameters=7)
 
 
 def write_trial(store, method, number, scores=None, auroc=0.97, state="COMPLETE"):
@@ -50,8 +50,13 @@ def write_trial(store, method, number, scores=None, auroc=0.97, state="COMPLETE"
     )
     store.write(record)
     if scores is not None:
-        store.storage.write(f"{record.path}.npy", npy_bytes(scores))
+        store.storage.write(f"{record.path}.npz", kept(scores))
     return value
+
+
+def kept(scores):
+    """What a run keeps of its validation scores."""
+    return npz_bytes(scorings=np.zeros(1, np.int64), validation=scores[None])
 
 
 def write_run(store, method, seed, scores, number=0, **changes):
@@ -72,7 +77,7 @@ def write_run(store, method, seed, scores, number=0, **changes):
         | changes
     )
     store.write(record)
-    store.storage.write(f"{record.path}.npy", npy_bytes(scores))
+    store.storage.write(f"{record.path}.npz", kept(scores))
     return record
 
 
@@ -244,12 +249,12 @@ def test_without_the_scores_of_a_seed_nothing_is_said(store, compiled, damage):
     good = noisy(0.5, 0.1, SEEDS[-1])
     content = {
         "missing": b"",
-        "half": npy_bytes(good)[:-9],
-        "short": npy_bytes(good[1:]),
-        "nan": npy_bytes(np.full_like(good, np.nan)),
-        "of another training": npy_bytes(noisy(5, 0.1, 7)),
+        "half": kept(good)[:-9],
+        "short": kept(good[1:]),
+        "nan": kept(np.full_like(good, np.nan)),
+        "of another training": kept(noisy(5, 0.1, 7)),
     }[damage]
-    store.storage.write(f"{run.path}.npy", content)
+    store.storage.write(f"{run.path}.npz", content)
     board = compiled("a", "b")
     assert standing(board) == [("a", 1, None, "confirmed"), ("b", 2, None, "confirmed")]
     first, second = board.to_pylist()

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from anomtune.cli.main import app
 from anomtune.errors import StorageError, SweepError
+from anomtune.search.decide.scoring import read_studies
 from anomtune.search.results.optuna_export import export_studies, rebuild_studies
 from anomtune.search.store.directory import read_sweep, write_config
 from anomtune.search.store.records import RecordStore, StudyKey, TrialRecord
@@ -60,7 +61,7 @@ def contents(trials) -> list[tuple]:
 
 def test_trials_are_those_of_the_records(sweep):
     config, store = read_sweep(sweep)
-    records = store.read_all()
+    records = read_studies(store)
     study = rebuild_studies(config, records)[KEY]
     assert study.study_name == NAME
     assert {"COMPLETE", "PRUNED", "FAIL"} == {record.state for record in records[KEY]}
@@ -100,7 +101,7 @@ def test_trial_0_outside_a_users_space_is_shown_as_it_was(tmp_path, space):
     config = type(config).model_validate(data)
     (name,) = space
     _, store = read_sweep(tmp_path)
-    first = store.read_all()[KEY][0]
+    first = read_studies(store)[KEY][0]
     (trial,) = rebuild_studies(config, {KEY: [first]})[KEY].trials
     assert trial.state.name == "COMPLETE"
     assert trial.value == first.value
@@ -113,7 +114,7 @@ def test_exporting_twice_changes_nothing(sweep, any_url):
     assert export_studies(sweep, any_url) == 1
     assert trials_at(any_url) == first
     config, store = read_sweep(sweep)
-    expected = rebuild_studies(config, store.read_all())[KEY].trials
+    expected = rebuild_studies(config, read_studies(store))[KEY].trials
     assert contents(first) == contents(expected)
     assert [t.datetime_start for t in first] == [t.datetime_start for t in expected]
     assert [t.user_attrs for t in first] == [t.user_attrs for t in expected]
@@ -128,13 +129,13 @@ def test_a_running_sweep_is_brought_up_to_date(tmp_path, any_url):
     export_studies(tmp_path / "late", any_url)
     assert "RUNNING" not in {trial.state.name for trial in trials_at(any_url)}
     config, store = read_sweep(tmp_path / "late")
-    expected = rebuild_studies(config, store.read_all())[KEY].trials
+    expected = rebuild_studies(config, read_studies(store))[KEY].trials
     assert contents(trials_at(any_url)) == contents(expected)
 
 
 def test_more_trials_are_added_to_those_that_are_there(tmp_path, sweep, url):
     config, store = read_sweep(sweep)
-    records = store.read_all()[KEY]
+    records = read_studies(store)[KEY]
     shorter = RecordStore(type(store.storage)(tmp_path / "shorter"))
     write_config(shorter.storage, config)
     for record in records[:5]:
@@ -176,7 +177,7 @@ def test_what_a_killed_export_left_is_taken_over(sweep, url):
 
 def test_records_of_another_version_of_the_method_are_named(sweep, url):
     _, store = read_sweep(sweep)
-    record = store.read_all()[KEY][5]
+    record = read_studies(store)[KEY][5]
     store.write(TrialRecord(**record.model_dump() | {"params": {**record.params, "lr": 7.0}}))
     with pytest.raises(SweepError, match="bottle/rd4ad: its trials do not fit"):
         export_studies(sweep, url)

@@ -188,7 +188,7 @@ def test_the_area_under_the_roc_curve_is_the_auroc(sweep, rounding):
     labels = generator.integers(0, 2, 200).astype(np.int8)
     # Rounded scores have ties, whose part of the curve is oblique.
     scores = np.round(labels + generator.normal(size=200), rounding).astype(np.float32)
-    np.savez(sweep / f"{run.path}.npz", labels=labels, scores=scores)
+    np.savez(sweep / f"{run.path}.npz", labels=labels, held_out=scores)
     sweep_writer(sweep).update(run)
     curve = events(sweep, f"bottle/padim/roc/{run.number:05d}-{run.seed}").Scalars(ROC)
     assert (curve[0].step, curve[-1].step, curve[-1].value) == (0, 1000, 1.0)

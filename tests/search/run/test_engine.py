@@ -14,6 +14,8 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from anomtune.models.scoring import Scoring, score_rule
+from anomtune.search.decide.scoring import read_studies
 from anomtune.search.results.column import schema_of
 from anomtune.search.results.columns import leaderboard_columns
 from anomtune.search.results.trial_columns import TRIAL_COLUMNS
@@ -87,12 +89,14 @@ def test_tables_have_the_schema_and_open_everywhere(finished):
     for row in outcome.leaderboard.to_pylist():
         assert 0 <= row["val_auroc_low"] <= row["val_auroc"] <= row["val_auroc_high"] <= 1
         assert row["gain"] == pytest.approx(row["val_auroc"] - row["default_val_auroc"])
-        assert row["gain"] >= 0
+        assert row["scoring_gain"] is not None
         assert row["trials"] == 6 == row["completed"] + row["pruned"] + row["failed"]
         assert (row["n_test_normal"], row["n_val_normal"]) == (3, 3)
         assert row["test_auroc_mean"] is None
         assert row["parameters"] == 2
-        assert row["score_rule"] == "max"
+        scoring = json.loads(row["params"])["scoring"]
+        assert row["score_rule"] == score_rule(scoring)
+        assert row["paper_scoring"] == (scoring == Scoring().model_dump(mode="json"))
 
 
 def test_scores_of_a_trial_give_its_auroc(finished):
@@ -100,7 +104,8 @@ def test_scores_of_a_trial_give_its_auroc(finished):
 
     directory, _, _ = finished
     _, store = read_sweep(directory)
-    for key, study in store.read_all().items():
+    for key, study in read_studies(store).items():
+        assert study[0].scoring > 0
         labels = store.read_labels(key.category)
         for record in study:
             if record.value is not None:
@@ -127,7 +132,7 @@ def test_same_seed_and_one_worker_give_identical_records(tmp_path, toy_data, mak
         run(make_sweep(toy_data, trials=6, **ALONE), tmp_path / name)
     one, two = (records_without_cost(tmp_path / name) for name in ("one", "two"))
     assert one == two
-    scores = [list(digests(tmp_path / name, "*.npy").values()) for name in ("one", "two")]
+    scores = [list(digests(tmp_path / name, "*.npz").values()) for name in ("one", "two")]
     assert scores[0] == scores[1]
 
 
@@ -229,7 +234,7 @@ def test_data_that_vanishes_is_no_fault_of_the_configs(tmp_path, toy_data, make_
 def test_unreadable_scores_and_an_empty_record_stop_nothing(tmp_path, toy_data, make_sweep):
     config = make_sweep(toy_data, trials=2, **ALONE)
     run(config, tmp_path)
-    for path in tmp_path.rglob("0*.npy"):
+    for path in tmp_path.rglob("0*.npz"):
         path.write_bytes(b"")
     (tmp_path / "trials/ring/toy/00001.json").write_bytes(b"")
     (tmp_path / "trials/ring/toy/.00001.json.abc.tmp").write_bytes(b"half")

@@ -17,6 +17,8 @@ from anomtune.datasets.splits.held_out import load_test_split
 from anomtune.datasets.splits.split import load_search_split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import DataError, StorageError
+from anomtune.models.base import Detector
+from anomtune.models.layers.evidence import Evidence
 from anomtune.registry import METHODS, METRICS
 from anomtune.search.config import DatasetConfig, parse_sweep
 from anomtune.search.detector.opened import as_images
@@ -93,8 +95,8 @@ def test_a_run_scores_exactly_the_held_out_images(toy_data, make_spec, side) -> 
     assert held_out.images.shape[1] == (side or 32)
     assert held_out.masks[0].shape == (32, 32)
     detector.fit(torch.zeros(1, 3, 8, 8), 8)
-    maps = detector.anomaly_maps(as_images(held_out.images, detector.device))
-    scores = detector.image_scores(maps).numpy()
+    maps, scored = detector.predict(as_images(held_out.images, detector.device))
+    scores = scored.numpy()
     test = found.test
     assert test.auroc == pytest.approx(roc_auc_score(held_out.labels, scores))
     assert test.auroc_low < test.auroc <= test.auroc_high
@@ -130,12 +132,13 @@ def test_held_out_scores_that_are_no_numbers_fail_nothing(toy_data, make_spec, m
     spec = make_spec(toy_data)
     calls = []
 
-    def scores(self, maps):
+    def judge(self, evidence, scoring, size=None):
+        maps, _ = Detector.judge(self, evidence, scoring, size)
         calls.append(len(maps))
         fill = 0.5 if len(calls) == 1 else float("nan")
-        return torch.full((len(maps),), fill)
+        return maps, torch.full((len(maps),), fill)
 
-    monkeypatch.setattr("anomtune_toy.Toy.image_scores", scores)
+    monkeypatch.setattr("anomtune_toy.Toy.judge", judge)
     (found,) = run_confirm(spec)
     assert found.val_auroc == 0.5
     assert found.test.auroc is None
@@ -146,15 +149,15 @@ def test_held_out_scores_that_are_no_numbers_fail_nothing(toy_data, make_spec, m
 
 def test_held_out_maps_that_are_no_numbers_are_left_out(toy_data, make_spec, monkeypatch) -> None:
     spec = make_spec(toy_data)
-    maps_of = METHODS.get("toy").maps
+    evidence_of = METHODS.get("toy").evidence
     calls = []
 
-    def maps(self, images):
+    def evidence(self, images):
         calls.append(len(images))
-        found = maps_of(self, images)
-        return found if len(calls) == 1 else torch.full_like(found, float("nan"))
+        found = evidence_of(self, images)
+        return found if len(calls) == 1 else Evidence((torch.full_like(*found.maps, torch.nan),))
 
-    monkeypatch.setattr("anomtune_toy.Toy.maps", maps)
+    monkeypatch.setattr("anomtune_toy.Toy.evidence", evidence)
     (found,) = run_confirm(spec)
     assert found.test.auroc is None
     assert set(found.test.figures.values()) == {None}
@@ -224,7 +227,7 @@ def test_other_runs_leave_only_scores(toy_data, make_spec) -> None:
     (found,) = run_confirm(spec)
     assert found.examples == []
     path = "confirm/plate/toy/00000-1"
-    assert Storage(spec.directory).list("", "") == [f"{path}.npy", f"{path}.npz"]
+    assert Storage(spec.directory).list("", "") == [f"{path}.npz"]
 
 
 def test_a_run_keeps_the_validation_scores_that_its_figure_is_of(toy_data, make_spec) -> None:

@@ -14,6 +14,7 @@ from anomtune.datasets.opening import open_dataset
 from anomtune.datasets.splits.split import SearchSplit, load_search_split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import DataError, MethodError, StorageError, TrainingDivergedError
+from anomtune.models.layers.evidence import Evidence
 from anomtune.registry import METHODS
 from anomtune.search.config import DatasetConfig, MethodConfig
 from anomtune.search.decide.study import plan_search
@@ -60,6 +61,13 @@ def assigned(spec: TrialSpec) -> dict:
     return Assignment(spec=spec, confirm=False, shape={"CPU": 1}).to_config()
 
 
+def kept_scores(root, spec: TrialSpec):
+    """The validation scores that a trial has kept of the paper's scoring."""
+    with np.load(root / f"{spec.record_path}.npz", allow_pickle=False) as arrays:
+        assert arrays["scorings"][0] == 0
+        return arrays["validation"][0]
+
+
 def of_training(spec: TrialSpec, **changes) -> TrialSpec:
     return spec.model_copy(update={"training": spec.training.model_copy(update=changes)})
 
@@ -71,7 +79,7 @@ def test_rungs_are_spread_evenly_and_scores_are_kept(tmp_path, toy_data):
     # The toy's loss is 1 / (1 + iteration): rung k ends at floor(9 k / 4).
     assert [round(1 / result.rung.loss - 1) for result in results] == [2, 4, 6, 9]
     assert [result.facts is None for result in results] == [True, True, True, False]
-    scores = np.load(tmp_path / f"{spec.record_path}.npy", allow_pickle=False)
+    scores = kept_scores(tmp_path, spec)
     assert scores.shape == split.validation_labels.shape
     area = roc_auc_score(split.validation_labels, scores)
     assert results[-1].rung.auroc == pytest.approx(area)
@@ -127,7 +135,8 @@ def test_a_method_gets_the_foreign_images_it_wants(tmp_path, toy_data, source, c
 def test_scores_that_are_no_numbers_fail(tmp_path, toy_data, monkeypatch):
     _, spec = make_spec(tmp_path, toy_data, "plate")
     monkeypatch.setattr(
-        "anomtune_toy.Toy.image_scores", lambda self, maps: torch.full((len(maps),), torch.nan)
+        "anomtune_toy.Toy.evidence",
+        lambda self, images: Evidence((torch.full(images[:, 0].shape, torch.nan),)),
     )
     with pytest.raises(TrainingDivergedError, match="not finite at rung 1"):
         next(run_trial(spec))
@@ -252,7 +261,7 @@ def test_a_long_trial_goes_on_bit_for_bit_where_it_was_lost(
     assert without_cost(rest) == without_cost(whole)
     assert rest[:2] == first[:2]
     assert rest[2].cost.train_seconds > first[1].cost.train_seconds
-    scores = [np.load(tmp_path / f"{name}/{spec.record_path}.npy") for name in ("whole", "broken")]
+    scores = [kept_scores(tmp_path / name, spec) for name in ("whole", "broken")]
     assert np.array_equal(*scores)
 
 

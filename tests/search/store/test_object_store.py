@@ -217,7 +217,7 @@ def test_a_whole_sweep_is_killed_and_goes_on(place, tmp_path, toy_data, ray_addr
     before: dict[str, TrialRecord] = {}
     for count in (3, 6):  # with the labels of two categories
         driver = start()
-        while driver.poll() is None and len(store.storage.list("trials", ".npy")) < count:
+        while driver.poll() is None and len(store.storage.list("trials", ".npz")) < count:
             time.sleep(0.1)
         driver.kill()
         after = trials()

@@ -1,0 +1,119 @@
+"""Which scoring a study reads its trainings with: chosen from all its trials together.
+
+Hundreds of scorings judge each training, so that the highest figure of all is mostly luck. Two
+means over more than one figure are less so: over the completed trials, each of which is another
+look at a scoring, and over its neighbours, the scorings that differ from it in one field. What is
+then left to differ between trials is their training. ``docs/scoring.md`` compares this rule with
+others on held-out images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from anomtune.search.store.records import RecordStore, Rung, StudyKey, TrialRecord
+
+
+def neighbours(scorings: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float64]:
+    """Returns what each scoring's neighbours weigh in its mean, ``(G, G)``; rows sum to 1.
+
+    Args:
+        scorings: All of a study, as they are dumped.
+    """
+    differing = np.zeros((len(scorings), len(scorings)), np.int64)
+    for name in scorings[0] if scorings else ():
+        values = [str(scoring[name]) for scoring in scorings]
+        codes = np.unique(values, return_inverse=True)[1]
+        differing += codes[:, None] != codes
+    near: npt.NDArray[np.float64] = (differing <= 1).astype(np.float64)
+    near /= near.sum(1, keepdims=True)
+    return near
+
+
+def pooled_scoring(trials: Iterable[TrialRecord], near: npt.NDArray[np.float64]) -> int:
+    """Returns the number of the scoring that is best for a study's completed trials.
+
+    Args:
+        trials: As they are kept; without any that is complete, 0: the paper's scoring.
+        near: From `neighbours`.
+    """
+    best = leading_scorings(trials, near, 1)
+    return best[0] if best else 0
+
+
+def leading_scorings(
+    trials: Iterable[TrialRecord], near: npt.NDArray[np.float64], count: int
+) -> tuple[int, ...]:
+    """Returns the numbers of so many scorings that are best for a study, the best first.
+
+    None as long as no trial is complete.
+    """
+    judged = [
+        record.curve[-1].judged.values()
+        for record in trials
+        if record.state == "COMPLETE" and record.curve and record.curve[-1].judged is not None
+    ]
+    if not judged:
+        return ()
+    # Rounded: equal means are equal in whatever order they were summed, and the earliest is first.
+    means = np.round(near @ np.mean(judged, axis=0), 9)
+    return tuple(np.argsort(-means, kind="stable")[:count].tolist())
+
+
+def read_with(
+    record: TrialRecord, scoring: int, scorings: Sequence[Mapping[str, Any]]
+) -> TrialRecord:
+    """Returns a trial as a scoring reads it: its curve, and its params as they would be confirmed.
+
+    Args:
+        record: As it is kept: with the paper's scoring.
+        scoring: Number of the scoring.
+        scorings: All of the study.
+    """
+    if scoring == 0 or not scorings:
+        return record
+    return record.model_copy(
+        update={
+            "scoring": scoring,
+            "params": {**record.params, "scoring": dict(scorings[scoring])},
+            "curve": [_rung(rung, scoring) for rung in record.curve],
+        }
+    )
+
+
+def read_study(
+    trials: Sequence[TrialRecord], scorings: Sequence[Mapping[str, Any]]
+) -> list[TrialRecord]:
+    """Returns the trials of a study as its own choice of scoring reads them."""
+    scoring = pooled_scoring(trials, neighbours(scorings)) if scorings else 0
+    return [read_with(record, scoring, scorings) for record in trials]
+
+
+def read_studies(store: RecordStore) -> dict[StudyKey, list[TrialRecord]]:
+    """Returns every trial of a sweep as the scoring of its study reads it.
+
+    Raises:
+        SweepError: If a record cannot be understood.
+    """
+    return {
+        key: read_study(trials, store.read_scorings(key))
+        for key, trials in store.read_all().items()
+    }
+
+
+def _rung(rung: Rung, scoring: int) -> Rung:
+    if rung.judged is None:
+        return rung
+    low, high = rung.judged.interval(scoring)
+    return rung.model_copy(
+        update={
+            "auroc": float(rung.judged.values()[scoring]),
+            "auroc_low": low,
+            "auroc_high": high,
+            "paper_auroc": rung.auroc,
+        }
+    )
