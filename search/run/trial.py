@@ -36,7 +36,9 @@ from anomtune.search.store.judged import Judged
 from anomtune.search.store.records import Cost, Facts, Rung, canonical, npz_bytes
 from anomtune.search.store.storage import Storage
 
-#: So many of the best scorings have their scores kept.
+#: Scores of all scorings are kept where they take no more bytes.
+_SMALL = 2**16
+#: Else those of so many of the best.
 _LEADING = 32
 #: So many images are scored to see how long that takes.
 _TIMED = 32
@@ -171,7 +173,7 @@ def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
             results.append(TrialResult(rung=rung, cost=cost))
             yield results[-1]
             continue
-        kept = _leading(rung, spec.leading)
+        kept = _leading(rung, spec.leading) if scores.nbytes > _SMALL else np.arange(len(scores))
         content = npz_bytes(scorings=kept, validation=scores[kept])
         storage.write(f"{spec.record_path}.npz", content, durable=True)
         yield TrialResult(rung=rung, cost=cost, facts=trial.facts())

@@ -265,6 +265,22 @@ def test_a_long_trial_goes_on_bit_for_bit_where_it_was_lost(
     assert np.array_equal(*scores)
 
 
+def test_of_many_scorings_the_leading_ones_are_kept(tmp_path, toy_data, monkeypatch):
+    monkeypatch.setattr("anomtune.search.run.trial._SMALL", 0)
+    monkeypatch.setattr("anomtune.search.run.trial._LEADING", 4)
+    split, spec = make_spec(tmp_path, toy_data, "plate", fixed={"quality": 0.6})
+    spec = spec.model_copy(update={"pinned": (), "leading": (3, 5)})
+    *_, last = run_trial(spec)
+    values = last.rung.judged.values()
+    assert len(values) > 10
+    with np.load(tmp_path / f"{spec.record_path}.npz", allow_pickle=False) as arrays:
+        kept, scores = arrays["scorings"].tolist(), arrays["validation"]
+    assert {0, 3, 5, int(values.argmax())} <= set(kept)
+    assert len(kept) <= 7
+    for number, row in zip(kept, scores, strict=True):
+        assert roc_auc_score(split.validation_labels, row) == pytest.approx(values[number])
+
+
 def test_short_trials_keep_no_checkpoint(tmp_path, toy_data):
     _, spec = make_spec(tmp_path, toy_data, "plate")
     list(run_trial(spec))
