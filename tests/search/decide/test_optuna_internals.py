@@ -87,7 +87,12 @@ def test_distributions_say_what_they_contain(distribution, inside, outside):
 @pytest.mark.parametrize("pruner", [SuccessiveHalvingPruner(min_resource=1), HyperbandPruner(1, 4)])
 def test_a_trial_that_had_begun_goes_on_as_if_it_had_been_asked_for(pruner):
     space = {"lr": FloatDistribution(0, 1)}
-    asked, added = (optuna.create_study(direction="maximize", pruner=pruner) for _ in range(2))
+    # Hyperband's brackets follow the study's name and the trial's number.
+    asked, added = (
+        optuna.create_study(study_name="same", direction="maximize", pruner=pruner)
+        for _ in range(2)
+    )
+    asked.ask(space)
     asked.enqueue_trial({"lr": 0.25})
     added.enqueue_trial({})  # waits, and must not be taken for it
     first = asked.ask(space)
@@ -99,7 +104,7 @@ def test_a_trial_that_had_begun_goes_on_as_if_it_had_been_asked_for(pruner):
         assert first.should_prune() == second.should_prune()
     asked.tell(first, 0.5)
     added.tell(second, 0.5)
-    one, other = asked.trials[0], added.trials[1]
+    one, other = asked.trials[1], added.trials[1]
     assert one.intermediate_values == other.intermediate_values
     assert (one.state, one.value) == (other.state, other.value)
     noted = [
