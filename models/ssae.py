@@ -4,6 +4,8 @@ An autoencoder sees images with corrupted regions and learns to give back what w
 it works as a filter that removes what is not normal: the reconstruction error is the anomaly map.
 A second objective amplifies the error of corrupted regions instead. There is no official code;
 numbers that the paper does not give are hyperparameters, marked as inferred.
+
+Longer than 400 lines: half of it are the settings of MVTec's categories and what can be set.
 """
 
 from __future__ import annotations

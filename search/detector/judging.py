@@ -1,9 +1,9 @@
 """What every scoring makes of one training: many scorings, evidence computed once.
 
 All but the scoring of the config itself, which is computed as a saved detector would, are judged on
-smaller maps, in a fraction of the time. ``tests/benchmarks/search_quality/sizes.py`` measures what
-that changes: the AUROC of a scoring by 0.001 to 0.004 on average at the last rung, and by twice as
-much at the rungs before, which only compare trials.
+smaller maps, in a fraction of the time. At the evidence's own size that moves the AUROC of a
+scoring by 0.004 on average (``tests/benchmarks/search_quality/sizes.py``, docs/scoring.md): so are
+maps at the rungs before the last, which only compare trials. At the last they are twice that size.
 """
 
 from __future__ import annotations

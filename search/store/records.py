@@ -1,4 +1,7 @@
-"""The records of a sweep: one small JSON file per trial. They are the only truth about it."""
+"""The records of a sweep: one small JSON file per trial. They are the only truth about it.
+
+Longer than 400 lines: what a record holds, and how it is written and read, change together.
+"""
 
 # ruff: noqa: RUF012 - pydantic gives every record its own copy of a default.
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """How a scoring is best chosen: rules side by side, on what `record.py` has trained.
 
-Of every training all scorings judge all test images. Half of the images, drawn anew many times,
-choose a scoring by some rule, and the other half says what the choice is worth. The rules:
+Of every training all scorings judge all test images, on maps of the evidence's own size. Half of
+the images, drawn anew many times, choose a scoring by some rule, and the other half says what the
+choice is worth. The rules:
 
 * paper: the paper's own scoring, always.
 * best: the highest AUROC.
@@ -138,7 +139,7 @@ def main() -> None:
     print(f"| training | scorings | {' | '.join(RULES)} |\n|{'---|' * (len(RULES) + 2)}")
     found = []
     for path in sorted(parser.parse_args().work.glob("*/*.npz")):
-        labels, scores, scorings = recorded_scores(path)
+        labels, scores, scorings = recorded_scores(path, fine=False)
         row = held_out(labels, scores, scorings)
         found.append(row)
         figures = " | ".join(f"{value:.3f}" for value in row)
