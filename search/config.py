@@ -102,6 +102,24 @@ class ConfirmConfig(Settings):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (1, 11, 111)
 
 
+class BudgetConfig(Settings):
+    """What a sweep may spend; one of the two.
+
+    Attributes:
+        hours: Wall-clock hours of the whole sweep, over all its starts, confirm runs included.
+        trials: Trials of each category, shared by its methods.
+    """
+
+    hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    trials: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.hours is None) == (self.trials is None):
+            raise ValueError("set hours or trials, one of the two")
+        return self
+
+
 class ResourcesConfig(Settings):
     """What one trial occupies.
 
@@ -153,7 +171,10 @@ class Sweep(Settings):
     methods: dict[str, MethodConfig] = Field(min_length=1)
     image_size: ImageSize = 256
     trials: int = Field(50, ge=1)
+    budget: BudgetConfig | None = None
+    allocation: Literal["race", "even"] = "race"
     scoring: Literal["search", "paper"] = "search"
+    warm_start: tuple[str, ...] = ()
     rungs: int = Field(8, ge=1)
     sampler: str = "tpe"
     pruner: str = "successive_halving"
@@ -304,13 +325,13 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 
 
 #: What may differ when a sweep directory is used again: it changes no result that is there.
-_FREE = {"resources", "concurrency", "confirm"}
+_FREE = {"resources", "concurrency", "confirm", "budget", "allocation", "warm_start"}
 
 
 def check_extends(old: Sweep, new: Sweep, directory: str) -> None:
     """Checks that a sweep may go on in the directory of an earlier start.
 
-    More trials, methods and categories extend a sweep; resources and concurrency are free.
+    More trials, methods and categories extend a sweep; what changes no result is free.
 
     Raises:
         SweepError: If anything else differs; the message names the key and both values.

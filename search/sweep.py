@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
 
 from anomtune.datasets.splits.split import SearchSplit
 from anomtune.errors import SweepError
 from anomtune.names import to_text
 from anomtune.search.config import Sweep
+from anomtune.search.decide.budget import Hours
 from anomtune.search.decide.pool import Pool
-from anomtune.search.decide.progress import StudyProgress, owed_confirm_runs, study_progress
+from anomtune.search.decide.progress import StudyProgress, sweep_progress
 from anomtune.search.decide.study import SearchPlan
 from anomtune.search.decide.work import Confirmation, Work
 from anomtune.search.detector.spec import TrainingSpec
@@ -48,6 +50,7 @@ from anomtune.search.store.records import (
     StudyKey,
     TrialRecord,
 )
+from anomtune.search.store.spent import Spent, SpentClock, read_spent
 from anomtune.search.store.storage import Storage
 
 #: Ray and its switches are a process's own: one sweep at a time.
@@ -109,14 +112,12 @@ def run(
 
 
 def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer) -> SweepResult:
+    begun = time.monotonic()
     prepared = prepare(sweep, storage, on_event)
     config, plans, splits = prepared.config, prepared.plans, prepared.splits
 
-    def note(text: str) -> None:
-        on_event(Note(text))
-
     # Nothing has been written so far, and nothing will be if the directory has another owner.
-    with DirectoryLock(storage, note) as lock:
+    with DirectoryLock(storage, lambda text: on_event(Note(text))) as lock:
         check_directory(storage, config)
         store = RecordStore(storage)
         curves = CurveWriter(storage, plans)
@@ -131,34 +132,37 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
             if record.state != "RUNNING":
                 delete_checkpoint(storage, record.path)
             _tell(shown, on_event)
-            if isinstance(record, TrialRecord) and record.state != "RUNNING":
-                study = pool.studies[record.key]
-                if study.finished.total() == pool.target(study):
-                    runs = confirmed.get(record.key, ())
-                    owed = owed_confirm_runs(config, study.read, runs)
-                    on_event(SearchEnded(*record.key, sum(1 for _ in owed)))
 
         confirmed = store.read_confirmed()
         hashes = {category: split.split_hash for category, split in splits.items()}
+        spent = read_spent(storage)
         pool = Pool(config, plans, hashes, store.read_all(), save)
+        if spent.search_is_over(config):
+            pool.close()
         delete_other_checkpoints(storage, {record.path for record in pool.unfinished})
 
         def publish(key: StudyKey) -> None:
             trials, runs = pool.studies[key].read, store.read_runs(key)
             publish_winner(storage, key, trials, runs, config.confirm)
 
-        work = Work(pool, Confirmation(config, pool, confirmed, save, publish))
+        confirmation = Confirmation(config, pool, confirmed, save, publish)
+        clock = SpentClock(storage, config, begun)
+        work = _make_work(config, pool, confirmation, clock, on_event)
+        if spent.confirm_is_over(config):
+            confirmation.give_up()
         if work.remaining == 0:
             _write_preamble(config, store, splits, plans)
         else:
-            note("starting Ray")
+            on_event(Note("starting Ray"))
             with ray_cluster(address):
                 require_shared(storage)
                 capacity = Capacity(config, living_nodes)
+                work.hours.slots = max(1, capacity.slots)
                 _write_preamble(config, store, splits, plans)
-                on_event(SweepStarted(capacity.slots, _progress(config, pool, confirmed)))
+                on_event(SweepStarted(capacity.slots, _progress(config, pool, confirmed, spent)))
                 try:
-                    run_work(config, work, _spec_maker(config, storage, pool), capacity)
+                    with clock.running():
+                        run_work(config, work, _spec_maker(config, storage, pool), capacity)
                 finally:
                     on_event(SweepEnded())
             delete_other_checkpoints(storage, {record.path for record in pool.unfinished})
@@ -168,19 +172,33 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
         return SweepResult(storage.location)
 
 
-def _progress(
-    config: Sweep, pool: Pool, confirmed: Mapping[StudyKey, Sequence[ConfirmRecord]]
-) -> tuple[StudyProgress, ...]:
-    return tuple(
-        study_progress(
-            config,
-            key,
-            study.read,
-            confirmed.get(key, ()),
-            searched=bool(study.plan.space),
-        )
-        for key, study in pool.studies.items()
+def _make_work(
+    config: Sweep,
+    pool: Pool,
+    confirmation: Confirmation,
+    clock: SpentClock,
+    on_event: Observer,
+) -> Work:
+    return Work(
+        config,
+        pool,
+        confirmation,
+        Hours(config, clock.seconds),
+        closed=clock.end_search,
+        over=clock.end_confirm,
+        search_ended=lambda key, owed: on_event(SearchEnded(*key, owed)),
     )
+
+
+def _progress(
+    config: Sweep,
+    pool: Pool,
+    confirmed: Mapping[StudyKey, Sequence[ConfirmRecord]],
+    spent: Spent,
+) -> tuple[StudyProgress, ...]:
+    trials = {key: study.read for key, study in pool.studies.items()}
+    searched = {key: bool(study.plan.space) for key, study in pool.studies.items()}
+    return tuple(sweep_progress(config, trials, confirmed, searched.__getitem__, spent).values())
 
 
 def _tell(record: AnyRecord, on_event: Observer) -> None:

@@ -123,7 +123,8 @@ class _Shown:
                     study = replace(study, best=max(auroc, study.best or 0.0))
                     study = replace(study, default=auroc) if number == 0 else study
             case SearchEnded(owed=number):
-                study = replace(study, confirm_target=study.confirmed + number)
+                # Of a shared budget it may have had less than its part.
+                study = replace(study, target=study.ended, confirm_target=study.confirmed + number)
             case ConfirmStarted():
                 study = replace(study, confirming=study.confirming + 1)
             case ConfirmEnded(state=state, error=error):

@@ -8,11 +8,12 @@ others idle for that hour.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple
 
-from anomtune.search.store.records import StudyKey, TrialRecord
+from anomtune.search.store.records import AnyRecord, StudyKey, TrialRecord
 
 
 class Candidate(NamedTuple):
@@ -24,6 +25,7 @@ class Candidate(NamedTuple):
         started: How many of them have been handed out.
         running: How many of these have not ended.
         may_start: Whether another can be handed out now.
+        figures: AUROCs of those that ended with one or were stopped early.
     """
 
     key: StudyKey
@@ -31,6 +33,7 @@ class Candidate(NamedTuple):
     started: int
     running: int
     may_start: bool
+    figures: Collection[float] = ()
 
 
 @dataclass
@@ -41,6 +44,18 @@ class _Durations:
     all_trials: int = 0
     whole_seconds: float = 0.0
     whole_trials: int = 0
+    #: Of the same, with all that is done for them.
+    whole_run_seconds: float = 0.0
+
+
+def seconds_of(record: AnyRecord) -> float:
+    """Returns how long a run took, with what was done for it beside training and scoring."""
+    cost = record.cost
+    inside = cost.train_seconds + cost.evaluate_seconds
+    if cost.started_at is None or cost.finished_at is None:
+        return inside
+    begin, end = map(datetime.fromisoformat, (cost.started_at, cost.finished_at))
+    return max(inside, (end - begin).total_seconds())
 
 
 class Pace:
@@ -58,6 +73,27 @@ class Pace:
         if record.state == "COMPLETE":
             known.whole_seconds += seconds
             known.whole_trials += 1
+            known.whole_run_seconds += seconds_of(record)
+
+    def run_seconds(self, method: str) -> float:
+        """Returns how long a trial that is not cut short keeps its slot; 0 if not known.
+
+        Of a method without one, as long as the longest of the others.
+        """
+        known = {
+            name: durations.whole_run_seconds / durations.whole_trials
+            for name, durations in self._methods.items()
+            if durations.whole_trials
+        }
+        return known.get(method, max(known.values(), default=0.0))
+
+    def seconds(self, method: str) -> float:
+        """Returns how long a trial of a method takes; 0 while that is not known.
+
+        Those cut short count, as the next one may be.
+        """
+        known = self._methods.get(method)
+        return known.all_seconds / known.all_trials if known else 0.0
 
     def choose(self, studies: Sequence[Candidate]) -> StudyKey | None:
         """Returns the study that starts the next trial; ``None`` if none can.

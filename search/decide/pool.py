@@ -8,9 +8,10 @@ Longer than 400 lines by little: handing out, taking back and rebuilding share o
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import optuna
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 from anomtune.errors import SweepError
 from anomtune.registry import PRUNERS, SAMPLERS
 from anomtune.search.config import Sweep, explain
+from anomtune.search.decide.budget import trial_targets
 from anomtune.search.decide.factories import blamed
 from anomtune.search.decide.optuna_internals import (
     contains,
@@ -28,8 +30,8 @@ from anomtune.search.decide.optuna_internals import (
     running_trial,
 )
 from anomtune.search.decide.pace import Candidate, Pace
-from anomtune.search.decide.progress import trial_target
 from anomtune.search.decide.pruners import make_pruner
+from anomtune.search.decide.race import Race
 from anomtune.search.decide.samplers import make_sampler, startup_trials
 from anomtune.search.decide.scoring import leading_scorings, pooled_scoring, read_with
 from anomtune.search.decide.study import SearchPlan
@@ -65,6 +67,8 @@ class Study:
         search: The Optuna study; its trial numbers are those of the records.
         scoring: Number of the scoring that its trials are read with.
         records: Trials by number, as they are kept.
+        figures: AUROCs of those that ended with one or were stopped early, by number, as the
+            scoring reads them.
         finished: How many trials ended in each state.
         running: Trials that have been handed out, by number.
         again: Numbers that an earlier run began and did not finish, in order.
@@ -76,6 +80,7 @@ class Study:
     search: optuna.Study
     scoring: int = 0
     records: dict[int, TrialRecord] = field(default_factory=dict)
+    figures: dict[int, float] = field(default_factory=dict)
     finished: Counter[State] = field(default_factory=Counter)
     running: dict[int, optuna.Trial] = field(default_factory=dict)
     again: deque[int] = field(default_factory=deque)
@@ -103,6 +108,16 @@ class Study:
         """Number of trials that have been handed out or have finished."""
         return self.finished.total() + len(self.running)
 
+    @property
+    def begun(self) -> int:
+        """Number of trials that an earlier start began and that have not been begun again."""
+        return sum(number in self.records for number in self.again)
+
+    def note_figure(self, record: TrialRecord) -> None:
+        """Keeps the last AUROC of a trial that has ended."""
+        if record.state in ("COMPLETE", "PRUNED") and record.curve:
+            self.figures[record.number] = self.read_one(record).curve[-1].auroc
+
 
 class Pool:
     """Hands out trials of many studies, takes their reports and decides who goes on.
@@ -129,18 +144,30 @@ class Pool:
     ) -> None:
         self._config = config
         self._save = save
-        self._pace = Pace()
+        self.pace = Pace()
+        self.closed = False
+        self._turns: Pace | Race = self.pace
+        if config.budget is not None and config.allocation == "race":
+            self._turns = Race(self.pace, config.budget.trials)
         self.studies = {
             key: self._load_study(key, plan, split_hashes[key.category], records)
             for key, plan in plans.items()
         }
-        #: Of every study; only one changes at a time, and all are looked at for each trial.
+        #: Studies by category: what shares a budget.
+        self.categories: dict[str, list[Study]] = defaultdict(list)
+        for study in self.studies.values():
+            self.categories[study.key.category].append(study)
+        #: Of every study; few change at a time, and all are looked at for each trial.
         self._candidates = {key: self._candidate(study) for key, study in self.studies.items()}
 
     @property
     def remaining(self) -> int:
-        """Number of trials that have not finished."""
-        return sum(self.target(study) - study.finished.total() for study in self.studies.values())
+        """Number of trials that have not finished; with a number of hours, at most."""
+        left = 0
+        for studies in self.categories.values():
+            wanted = sum(max(0, self._most(study) - study.started) for study in studies)
+            left += min(wanted, self._left(studies)) + sum(len(study.running) for study in studies)
+        return left
 
     @property
     def running(self) -> int:
@@ -161,22 +188,63 @@ class Pool:
         """Returns a trial as the scoring of its study reads it."""
         return self.studies[record.key].read_one(record)
 
-    def ask(self) -> TrialRecord | None:
-        """Starts the next trial of the study whose turn it is (`Pace`).
+    def has_time(self, seconds: float) -> bool:
+        """Whether a trial of a study that is to have more could end in so many seconds."""
+        if self.closed or seconds <= 0:
+            return False
+        return any(
+            self.pace.run_seconds(study.key.method) <= seconds
+            for study in self.studies.values()
+            if study.started < self._share(study)
+        )
+
+    def ask(self, seconds: float = inf) -> TrialRecord | None:
+        """Starts the next trial of the study whose turn it is (`Pace`, `Race`).
 
         A study whose sampler still draws at random has no more trials in flight than it has
         random ones left: on a large cluster the others fill the slots meanwhile.
 
+        Args:
+            seconds: In which the trial is to end.
+
         Returns:
             The trial's record, or ``None`` if no study can start one now.
         """
-        while True:
-            key = self._pace.choose(list(self._candidates.values()))
+        while not self.closed:
+            key = self._turns.choose(self._with_time(seconds))
             if key is None:
                 return None
             record = self._start(self.studies[key])
             if record.state == "RUNNING":
                 return record
+        return None
+
+    def _with_time(self, seconds: float) -> list[Candidate]:
+        """Returns the candidates; those whose trials would not end in time may not start."""
+        if seconds == inf:
+            return list(self._candidates.values())
+        return [
+            one._replace(
+                may_start=one.may_start and self.pace.run_seconds(one.key.method) <= seconds
+            )
+            for one in self._candidates.values()
+        ]
+
+    def close(self) -> None:
+        """Ends the search for want of time: no trial is started any more.
+
+        What an earlier start began and did not end is stopped where it was.
+        """
+        self.closed = True
+        for study in self.studies.values():
+            for number in study.again:
+                record = study.records.get(number)
+                if record is not None:
+                    record.state, record.error = "PRUNED", "the time of the sweep was over"
+                    record.cost.finished_at = now()
+                    study.finished["PRUNED"] += 1
+                    self._save(record)
+            study.again.clear()
 
     def report(self, key: StudyKey, number: int, rung: Rung) -> bool:
         """Takes a trial's rung.
@@ -219,27 +287,73 @@ class Pool:
         record.error, record.traceback = error, traceback
         record.state = state
         study.finished[state] += 1
-        self._candidates[key] = self._candidate(study)
-        self._pace.learn(record)
+        study.note_figure(record)
+        self._renew(study)
+        self.pace.learn(record)
         self._save(record)
         self._tell(study, record, trial)
         if study.pooled_scoring() != study.scoring:
             self._read_anew(study)
 
-    def target(self, study: Study) -> int:
-        """Returns how many trials a study is to have."""
-        return trial_target(self._config, len(study.records), searched=bool(study.plan.space))
+    def targets(self) -> dict[StudyKey, int]:
+        """Returns how many trials each study is to have, as far as that is known."""
+        known = {key: len(study.records) for key, study in self.studies.items()}
+        return trial_targets(
+            self._config,
+            known,
+            lambda key: bool(self.studies[key].plan.space),
+            closed=self.closed,
+        )
 
     def searched(self, study: Study) -> bool:
-        """Whether a study has ended all of them."""
-        return study.finished.total() == self.target(study)
+        """Whether a study has ended all of its trials."""
+        if study.running:
+            return False
+        if self.closed:
+            return True
+        if study.begun:
+            return False
+        left = self._left(self.categories[study.key.category])
+        return left == 0 or study.started >= self._share(study)
+
+    def _most(self, study: Study) -> int:
+        """Returns how many trials a study may have, whatever others have."""
+        if self.closed:
+            return study.started
+        return max(self._config.trials if study.plan.space else 1, len(study.records))
+
+    def _left(self, studies: Sequence[Study]) -> int:
+        """Returns how many trials the studies of a category may still start together."""
+        budget = self._config.budget
+        if budget is None or budget.trials is None:
+            return sum(max(0, self._most(study) - study.started) for study in studies)
+        begun = sum(study.begun for study in studies)
+        return max(budget.trials - sum(study.started for study in studies), begun)
+
+    def _share(self, study: Study) -> int:
+        """Returns how many trials a study may have, given what its category shares."""
+        budget, most = self._config.budget, self._most(study)
+        if budget is None or budget.trials is None or self._config.allocation == "race":
+            return most
+        studies = self.categories[study.key.category]
+        return max(len(study.records), min(most, -(-budget.trials // len(studies))))
+
+    def _renew(self, study: Study) -> None:
+        """Looks anew at what may start, after a change of a study."""
+        shared = self._config.budget is not None and self._config.budget.trials is not None
+        for other in self.categories[study.key.category] if shared else (study,):
+            self._candidates[other.key] = self._candidate(other)
 
     def _candidate(self, study: Study) -> Candidate:
-        target, started, running = self.target(study), study.started, len(study.running)
+        target, started, running = self._share(study), study.started, len(study.running)
         modelled = study.finished["COMPLETE"] + study.finished["PRUNED"]
-        random_left = startup_trials(self._config.trials) - modelled
+        random_left = startup_trials(self._config) - modelled
         free = random_left <= 0 or running < random_left
-        return Candidate(study.key, target, started, running, started < target and free)
+        open_ = started < target and (
+            study.begun > 0 or self._left(self.categories[study.key.category]) > 0
+        )
+        figures = study.figures.values()
+        return Candidate(study.key, target, started, running, open_ and free, figures)
 
     def _start(self, study: Study) -> TrialRecord:
         # Waiting trials (the defaults, interrupted ones) are asked first, in order of number.
@@ -278,7 +392,7 @@ class Pool:
         self._save(record)
         study.records[number] = record
         study.running[number] = trial
-        self._candidates[study.key] = self._candidate(study)
+        self._renew(study)
         if state == "FAIL":
             self.finish(study.key, number, "FAIL", error=error)
         return record
@@ -306,8 +420,10 @@ class Pool:
             _check_record(study, record)
             if record.state != "RUNNING":
                 study.finished[record.state] += 1
-                self._pace.learn(record)
+                self.pace.learn(record)
         study.scoring = study.pooled_scoring()
+        for record in study.records.values():
+            study.note_figure(record)
         last = max(study.records, default=0)
         # Waiting trials (the defaults, interrupted ones, those whose file was deleted).
         study.again = deque(
@@ -330,6 +446,9 @@ class Pool:
     def _read_anew(self, study: Study) -> None:
         """Shows Optuna all trials of a study with the scoring that is best for it by now."""
         study.scoring = study.pooled_scoring()
+        for record in study.records.values():
+            study.note_figure(record)
+        self._renew(study)
         study.search = self._new_search(study.key)
         self._replay(study, study.started + len(study.again))
 

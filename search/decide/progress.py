@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from anomtune.search.config import Sweep
+from anomtune.search.decide.budget import trial_targets
 from anomtune.search.decide.confirm import belongs, to_confirm
 from anomtune.search.store.records import ConfirmRecord, StudyKey, TrialRecord, best_record
+from anomtune.search.store.spent import Spent
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def study_progress(
     trials: Collection[TrialRecord],
     runs: Collection[ConfirmRecord],
     *,
-    searched: bool,
+    target: int,
+    over: bool = False,
 ) -> StudyProgress:
     """Returns how far a study is.
 
@@ -82,11 +85,11 @@ def study_progress(
         key: One of its studies.
         trials: The study's trials.
         runs: Its confirm runs.
-        searched: Whether it has hyperparameters to search.
+        target: How many trials it is to have; see `anomtune.search.decide.budget.trial_targets`.
+        over: Whether there is no more time to confirm.
     """
     states = Counter(record.state for record in trials)
     best = best_record(trials)
-    target = trial_target(config, len(trials), searched=searched)
     searching = len(trials) - states["RUNNING"] < target
     wanted = [] if searching else list(confirm_runs(config, trials))
     by_number = {record.number: record for record in trials}
@@ -99,6 +102,8 @@ def study_progress(
     ]
     confirming = sum(run.state == "RUNNING" for run in current)
     failures = [run for run in current if run.state == "FAIL"]
+    confirmed = len(current) - confirming
+    confirm_target = most_confirm_runs(config) if searching else len(wanted)
     return StudyProgress(
         key=key,
         target=target,
@@ -108,26 +113,44 @@ def study_progress(
         running=states["RUNNING"],
         best=best.value if best else None,
         default=by_number[0].paper_value if 0 in by_number else None,
-        confirmed=len(current) - confirming,
-        confirm_target=most_confirm_runs(config) if searching else len(wanted),
+        confirmed=confirmed,
+        confirm_target=confirmed if over else confirm_target,
         confirming=confirming,
         confirm_failed=len(failures),
         confirm_error=failures[-1].error if failures else None,
     )
 
 
-def trial_target(config: Sweep, known: int, *, searched: bool) -> int:
-    """Returns how many trials a study is to have.
-
-    Where nothing is searched, one trial says all. Records beyond the sweep's number are kept, and
-    what was begun of them is finished.
+def sweep_progress(
+    config: Sweep,
+    trials: Mapping[StudyKey, Collection[TrialRecord]],
+    runs: Mapping[StudyKey, Collection[ConfirmRecord]],
+    searched: Callable[[StudyKey], bool],
+    spent: Spent,
+) -> dict[StudyKey, StudyProgress]:
+    """Returns how far each study of a sweep is.
 
     Args:
         config: The sweep.
-        known: How many records there are.
-        searched: Whether the study has hyperparameters to search.
+        trials: By study, as the scoring of each reads them.
+        runs: Confirm runs by study.
+        searched: Whether a study has hyperparameters to search.
+        spent: What the sweep has spent of its hours.
     """
-    return max(config.trials if searched else 1, known)
+    keys = [
+        StudyKey(category, method)
+        for category in config.dataset.categories or ()
+        for method in config.methods
+    ]
+    known = {key: len(trials.get(key, ())) for key in keys}
+    targets = trial_targets(config, known, searched, closed=spent.search_is_over(config))
+    over = spent.confirm_is_over(config)
+    return {
+        key: study_progress(
+            config, key, trials.get(key, ()), runs.get(key, ()), target=targets[key], over=over
+        )
+        for key in keys
+    }
 
 
 def confirm_runs(config: Sweep, trials: Collection[TrialRecord]) -> Iterator[tuple[int, int]]:

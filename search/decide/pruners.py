@@ -26,7 +26,7 @@ def make_pruner(config: Sweep) -> BasePruner:
         "min_resource": first,
         "max_resource": config.rungs,
         "n_warmup_steps": first,
-        "n_startup_trials": startup_trials(config.trials),
+        "n_startup_trials": startup_trials(config),
     }
     return make(PRUNERS, config.pruner, offered, BasePruner)  # type: ignore[type-abstract]
 

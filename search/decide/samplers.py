@@ -39,17 +39,22 @@ def make_sampler(
     digest = hashlib.sha256(f"{config.seed}/{study}/{number}".encode()).digest()
     offered = {
         "seed": int.from_bytes(digest[:4], "big"),
-        "n_startup_trials": startup_trials(config.trials),
+        "n_startup_trials": startup_trials(config),
         "search_space": space,
     }
     return make(SAMPLERS, config.sampler, offered, BaseSampler)  # type: ignore[type-abstract]
 
 
-def startup_trials(trials: int) -> int:
+def startup_trials(config: Sweep) -> int:
     """Returns how many trials of a study are random before its sampler models them.
 
-    Optuna's 10, but never more than a third of a short study.
+    Optuna's 10, but never more than a third of what a study is to have: of a shared budget that is
+    twice its part, as a race favours some; in a number of hours it cannot be known.
     """
+    trials, budget = config.trials, config.budget
+    if budget is not None:
+        part = 15 if budget.trials is None else 2 * budget.trials // len(config.methods)
+        trials = min(trials, part)
     return min(10, max(2, trials // 3))
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from anomtune.search.config import Sweep
 from anomtune.search.decide.confirm import Confirmed, choose, summarise
-from anomtune.search.decide.progress import StudyProgress, study_progress
+from anomtune.search.decide.progress import StudyProgress, sweep_progress
 from anomtune.search.decide.scoring import read_studies
 from anomtune.search.decide.study import SearchPlan, plan_studies
 from anomtune.search.metrics.image import Auroc, Labels, Scores, are_tied, auroc
@@ -19,6 +19,7 @@ from anomtune.search.report.verdict import Verdict, is_papers, judge
 from anomtune.search.results.column import Row
 from anomtune.search.results.leaderboard import compile_leaderboard
 from anomtune.search.store.records import ConfirmRecord, RecordStore, StudyKey, TrialRecord
+from anomtune.search.store.spent import read_spent
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,28 @@ def gather(config: Sweep, store: RecordStore) -> Evidence:
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in board.to_pylist():
         rows.setdefault(row["category"], []).append(row)
+    progress = sweep_progress(
+        config, trials, runs, lambda key: bool(plans[key].space), read_spent(store.storage)
+    )
     categories = []
     for name, entries in rows.items():
         studies = []
         for row in entries:
             key = StudyKey(name, row["method"])
             records, own = trials.get(key, ()), runs.get(key, ())
-            studies.append(_study(config, store, row, plan=plans[key], records=records, runs=own))
-        progress = [study.progress for study in studies]
-        verdict = judge(entries, progress, _tied_with_paper(store, studies[0]))
+            studies.append(
+                _study(
+                    config,
+                    store,
+                    row,
+                    plan=plans[key],
+                    progress=progress[key],
+                    records=records,
+                    runs=own,
+                )
+            )
+        own_progress = [study.progress for study in studies]
+        verdict = judge(entries, own_progress, _tied_with_paper(store, studies[0]))
         categories.append(CategoryEvidence(name, studies, verdict))
     return Evidence(config, store, board, categories)
 
@@ -111,10 +125,10 @@ def _study(
     row: Row,
     *,
     plan: SearchPlan,
+    progress: StudyProgress,
     records: Sequence[TrialRecord],
     runs: Sequence[ConfirmRecord],
 ) -> StudyEvidence:
-    key = StudyKey(row["category"], row["method"])
     winner = choose(records, runs, config.confirm)[1]
     measured = None if winner is None else _held_out(store, winner)
     return StudyEvidence(
@@ -124,7 +138,7 @@ def _study(
         confirmed=summarise(records, runs, config.confirm),
         winner=winner,
         held_out=None if measured is None else auroc(*measured),
-        progress=study_progress(config, key, records, runs, searched=bool(plan.space)),
+        progress=progress,
     )
 
 

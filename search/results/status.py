@@ -9,7 +9,7 @@ from statistics import mean
 
 from anomtune.errors import SweepError
 from anomtune.search.config import MethodConfig, Sweep
-from anomtune.search.decide.progress import StudyProgress, study_progress
+from anomtune.search.decide.progress import StudyProgress, sweep_progress
 from anomtune.search.decide.scoring import read_studies
 from anomtune.search.decide.study import plan_search
 from anomtune.search.results.duration import duration
@@ -20,6 +20,7 @@ from anomtune.search.store.records import (
     StudyKey,
     TrialRecord,
 )
+from anomtune.search.store.spent import Spent, read_spent
 
 
 @dataclass(frozen=True)
@@ -52,24 +53,16 @@ def sweep_status(config: Sweep, store: RecordStore, now: datetime) -> SweepStatu
         SweepError: If a record cannot be understood.
     """
     trials, runs = read_studies(store), store.read_confirmed()
-    keys = [
-        StudyKey(category, method)
-        for category in config.dataset.categories or ()
-        for method in config.methods
-    ]
     searched = {name: _is_searched(name, method) for name, method in config.methods.items()}
-    studies = tuple(
-        study_progress(
-            config, key, trials.get(key, []), runs.get(key, []), searched=searched[key.method]
-        )
-        for key in keys
-    )
+    spent = read_spent(store.storage)
+    progress = sweep_progress(config, trials, runs, lambda key: searched[key.method], spent)
+    studies = tuple(progress.values())
     records = [*_flat(trials.values()), *_flat(runs.values())]
     ended = [_time(record.cost.finished_at) for record in records if record.cost.finished_at]
     return SweepStatus(
         name=config.name,
         studies=studies,
-        seconds_left=_seconds_left(studies, trials, runs),
+        seconds_left=_within(config, spent, _seconds_left(studies, trials, runs)),
         idle=(now - max(ended)).total_seconds() if ended else None,
     )
 
@@ -79,6 +72,14 @@ def _is_searched(name: str, method: MethodConfig) -> bool:
         return bool(plan_search(name, method).space)
     except SweepError:  # a plug-in that this machine has not got
         return True
+
+
+def _within(config: Sweep, spent: Spent, seconds: float | None) -> float | None:
+    """Returns an estimate of what is left, at most what the sweep has left of its hours."""
+    if config.budget is None or config.budget.hours is None or seconds == 0:
+        return seconds
+    left = max(0.1, 3600 * config.budget.hours - spent.seconds)
+    return left if seconds is None else min(left, seconds)
 
 
 def _seconds_left(

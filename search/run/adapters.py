@@ -201,14 +201,15 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
         confirmation.finish(run.record, result.model_copy(update={"cost": cost}))
 
     def _end_trial(self, run: _Run, last: TrialResult, *, pruned: bool) -> None:
-        pool, record = self._handout.work.pool, run.record
+        work, record = self._handout.work, run.record
+        assert isinstance(record, TrialRecord)
         if last.facts is not None:
             cost = self._learn(run, last.cost)
-            pool.report(record.key, record.number, last.rung)
-            pool.finish(record.key, record.number, "COMPLETE", facts=last.facts, cost=cost)
+            work.report(record, last.rung)
+            work.finish_trial(record, "COMPLETE", facts=last.facts, cost=cost)
         elif pruned:
             cost = self._learn(run, last.cost)
-            pool.finish(record.key, record.number, "PRUNED", cost=cost)
+            work.finish_trial(record, "PRUNED", cost=cost)
         # Else it was interrupted: its record says RUNNING, and the next start runs it.
 
     def _learn(self, run: _Run, cost: Cost) -> Cost:
@@ -248,7 +249,7 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
         if isinstance(record, ConfirmRecord):
             work.confirmation.finish(record, None, error=error, traceback=traceback)
         else:
-            work.pool.finish(record.key, record.number, "FAIL", error=error, traceback=traceback)
+            work.finish_trial(record, "FAIL", error=error, traceback=traceback)
 
 
 class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
@@ -289,7 +290,7 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
             reported = report.result
             if run.kind is not None:
                 handout.packer.learn_memory(run.kind, reported.cost)
-            goes_on = handout.work.pool.report(record.key, record.number, reported.rung)
+            goes_on = handout.work.report(record, reported.rung)
             if not goes_on:
                 handout.pruned.add(trial.trial_id)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)

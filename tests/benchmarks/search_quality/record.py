@@ -3,11 +3,12 @@
 Every config is what a search would try: trial 0 of its study, then random points of its space,
 with MobileNetV2 and short trainings at 64 to 96 pixels. At each rung the evidence of all test
 images is kept, with the seconds that it took; no image is. Validation and held-out images are
-chosen among the test images afterwards.
+chosen among the test images afterwards. At the last rung normal images that were left out of the
+training, and damaged copies of them, say what validation without labels would.
 
 Run ``python tests/benchmarks/search_quality/record.py WORK``: trained configs go to the folder
 WORK, one file each, and a start goes on where the last one ended. ``--only battery_weld`` does one
-set.
+set. `tables.py` makes of them the tables that `play.py` plays on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ RUNGS = 4
 TRAIN = 160
 #: Normal training images whose evidence is kept as well.
 NORMAL = 32
+#: Normal images that no training sees, and copies of each by every sort of damage: validation
+#: without labels.
+HELD, COPIES = 10, 2
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,12 @@ class Config:
         return work / self.images / f"{self.method}-{self.number:02d}.npz"
 
 
-def wanted(only: str | None) -> Iterator[Config]:
+def wanted(only: Collection[str]) -> Iterator[Config]:
     """Yields all configs, those of every study that come first first."""
     for number in range(max(CONFIGS.values())):
         for images in SETS:
             for method, count in CONFIGS.items():
-                if number < count and only in (None, images):
+                if number < count and images in only:
                     yield Config(images, method, number)
 
 
@@ -140,16 +144,17 @@ def train(config: Config, path: Path) -> None:
     root = None if images.dataset == "synthetic" else SHARED / "data" / images.root
     dataset = open_dataset(images.dataset, root)
     known = load_search_split(dataset, images.category, images.image_size, whole)
-    n_train = min(len(known.train), TRAIN)
+    n_train = min(len(known.train) - HELD, TRAIN)
     hyperparameters, point = draw(config, n_train)
     side, resize = hyperparameters.input_size(images.image_size), hyperparameters.resize
     split = load_search_split(
         dataset, images.category, images.image_size, whole, input_size=side, resize=resize
     )
     test = load_whole_test(dataset, images.category, side, resize)
-    seen, chosen = (
+    held = split.train[n_train : n_train + HELD]
+    seen, chosen, synthetic = (
         torch.from_numpy(np.ascontiguousarray(a)).permute(0, 3, 1, 2)
-        for a in (split.train[:n_train], test.images[:: images.every])
+        for a in (split.train[:n_train], test.images[:: images.every], damaged(held))
     )
     detector = METHODS.get(config.method)(
         hyperparameters, image_size=images.image_size, device="cpu", seed=0
@@ -162,12 +167,26 @@ def train(config: Config, path: Path) -> None:
         "scales": list(hyperparameters.scales),
         **_rungs(detector, seen, chosen, arrays),
     }
+    _keep(arrays, "synthetic", detector, _observe(detector, synthetic))
     arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
     with draft.open("wb") as file:
         np.savez(file, **arrays)
     draft.rename(path)
+
+
+def damaged(normal: Any) -> Any:
+    """Returns normal images and then their damaged copies, sort by sort."""
+    from anomtune.datasets.splits.damage import MECHANISMS, damage
+
+    copies = [
+        damage(image, name, np.random.default_rng([number, copy, kind])).image
+        for kind, name in enumerate(MECHANISMS)
+        for number, image in enumerate(normal)
+        for copy in range(COPIES)
+    ]
+    return np.stack([*normal, *copies])
 
 
 def _rungs(detector: Any, seen: Any, chosen: Any, arrays: dict[str, Any]) -> dict[str, Any]:
@@ -232,7 +251,7 @@ def main() -> None:
     """Trains what is missing."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("work", type=Path)
-    parser.add_argument("--only", choices=SETS)
+    parser.add_argument("--only", choices=SETS, nargs="+", default=list(SETS))
     arguments = parser.parse_args()
     if (SHARED / "weights").is_dir():
         os.environ.setdefault("TORCH_HOME", str((SHARED / "weights").resolve()))

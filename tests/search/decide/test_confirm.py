@@ -179,7 +179,7 @@ def test_runs_begin_when_their_study_has_ended_and_others_still_search(simulatio
     config = sweep()
     simulation.run(config, events=11)  # dies in the middle of the second study's trials
     pool = simulation.pool(config)
-    work = Work(pool, Confirmation(config, pool, {}, Store().save))
+    work = Work(config, pool, Confirmation(config, pool, {}, Store().save))
     first, second = pool.studies.values()
     while pool.remaining > 0:
         record = work.ask()

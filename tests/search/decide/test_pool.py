@@ -120,7 +120,7 @@ def test_random_start_up_trials_are_capped(make_sweep):
     config = make_sweep(trials=30)
     simulation = Simulation(categories=("a",), duration=lambda params: 1.0)
     simulation.run(config, workers=100)
-    assert sum(at == 0.0 for at, _ in simulation.history) == startup_trials(30) == 10
+    assert sum(at == 0.0 for at, _ in simulation.history) == startup_trials(config) == 10
 
 
 def test_values_that_do_not_go_together_fail_without_a_worker(simulation, make_sweep, monkeypatch):

@@ -5,19 +5,23 @@ from __future__ import annotations
 import pytest
 
 from anomtune.search.config import parse_sweep
-from anomtune.search.decide.progress import StudyProgress, study_progress
+from anomtune.search.decide.progress import StudyProgress, sweep_progress
 from anomtune.search.decide.work import Confirmation
 from anomtune.search.store.records import StudyKey
+from anomtune.search.store.spent import Spent
 from tests.search.conftest import sweep_dict
 from tests.search.decide.test_confirm import Store, result
 
 
-def owed(config, simulation, store) -> int:
+def progress_of(config, simulation, store) -> dict[StudyKey, StudyProgress]:
+    dataset = config.dataset.model_copy(update={"categories": simulation.categories})
+    config = config.model_copy(update={"dataset": dataset})
     trials, runs = simulation.read(config), store.read()
-    return sum(
-        study_progress(config, key, trials.get(key, []), runs.get(key, []), searched=True).owed
-        for key in simulation.pool(config).studies
-    )
+    return sweep_progress(config, trials, runs, lambda key: True, Spent())
+
+
+def owed(config, simulation, store) -> int:
+    return sum(study.owed for study in progress_of(config, simulation, store).values())
 
 
 @pytest.mark.parametrize("top", [0, 2])
@@ -65,11 +69,8 @@ def test_confirm_runs_that_failed_are_counted_with_the_reason(simulation):
     while record := confirmation.ask():
         failed = record.seed == 11 and record.category == "a"
         confirmation.finish(record, None if failed else result(0.5), error="no \udcfc" * failed)
-    trials, runs = simulation.read(config), store.read()
-    progress = {
-        key.category: study_progress(config, key, trials[key], runs[key], searched=True)
-        for key in pool.studies
-    }
+    found = progress_of(config, simulation, store)
+    progress = {key.category: study for key, study in found.items()}
     failed, total = progress["a"].confirm_failed, progress["a"].confirm_target
     assert 0 < failed < total
     assert progress["a"].failed_runs == f"{failed} of {total} confirm runs failed: no \\xfc"

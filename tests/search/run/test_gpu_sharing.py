@@ -42,7 +42,7 @@ class Engine:
     def __init__(self, config, simulation, gpus=2):
         self.simulation = simulation
         pool = simulation.pool(config)
-        work = Work(pool, Confirmation(config, pool, {}, lambda record: None))
+        work = Work(config, pool, Confirmation(config, pool, {}, lambda record: None))
         nodes = [{"CPU": 16.0, "GPU": float(gpus)}]
         capacity = Capacity(config, lambda: nodes)
         self.handout = Handout(config, work, self._spec, capacity)
