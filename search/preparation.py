@@ -17,11 +17,13 @@ from anomtune.names import LONGEST, to_name, to_text
 from anomtune.registry import METHODS
 from anomtune.search.config import Sweep, check_extends
 from anomtune.search.decide.pool import check_deciders
+from anomtune.search.decide.scoring import read_studies
 from anomtune.search.decide.study import SearchPlan, plan_studies
+from anomtune.search.decide.transfer import Winner, Winners, winners_of
 from anomtune.search.detector.opened import few_notes
 from anomtune.search.events import Note, Observer
 from anomtune.search.metrics.metric import metrics
-from anomtune.search.store.directory import read_config
+from anomtune.search.store.directory import read_config, read_sweep
 from anomtune.search.store.records import StudyKey
 from anomtune.search.store.storage import Storage
 
@@ -34,11 +36,13 @@ class Preparation:
         config: Resolved: an absolute root, categories spelled out.
         plans: How each study is searched.
         splits: What a search may see of each category.
+        winners: Configs that won in the sweeps that it is to start from.
     """
 
     config: Sweep
     plans: dict[StudyKey, SearchPlan]
     splits: dict[str, SearchSplit]
+    winners: Winners
 
 
 def prepare(sweep: Sweep, storage: Storage, on_event: Observer) -> Preparation:
@@ -50,6 +54,7 @@ def prepare(sweep: Sweep, storage: Storage, on_event: Observer) -> Preparation:
     config = resolve(sweep)
     plans = plan_studies(config)
     check_deciders(config, plans)
+    winners = read_winners(config)
     metrics()  # a broken one is told now, not after the first training
     config = leave_out_damage(config, plans, on_event)
     check_directory(storage, config)
@@ -57,7 +62,26 @@ def prepare(sweep: Sweep, storage: Storage, on_event: Observer) -> Preparation:
     _check_names(storage, config)
     for note in prepare_methods(plans.values(), config.dataset.root):
         on_event(Note(f"note: {note}"))
-    return Preparation(config, plans, _open_splits(config, on_event))
+    return Preparation(config, plans, _open_splits(config, on_event), winners)
+
+
+def read_winners(config: Sweep) -> dict[str, list[Winner]]:
+    """Returns by method the configs that won in the sweeps that a sweep is to start from.
+
+    Raises:
+        SweepError: If one of these is not the directory of a sweep of this version.
+        StorageError: If one cannot be read.
+    """
+    found: dict[str, list[Winner]] = {}
+    for number, directory in enumerate(config.warm_start):
+        try:
+            earlier, store = read_sweep(directory)
+        except SweepError as error:
+            raise SweepError(f"warm_start.{number}: {error}") from None
+        trials, runs = read_studies(store), store.read_confirmed()
+        for method, winners in winners_of(directory, trials, runs, earlier.confirm).items():
+            found.setdefault(method, []).extend(winners)
+    return found
 
 
 def resolve(config: Sweep) -> Sweep:
@@ -86,7 +110,15 @@ def resolve(config: Sweep) -> Sweep:
             "categories": tuple(dict.fromkeys(config.dataset.categories or known)),
         }
     )
-    return config.model_copy(update={"dataset": section})
+    warm_start = []
+    for number, directory in enumerate(config.warm_start):
+        if is_uri(directory) and has_secrets(directory):
+            raise SweepError(
+                f"warm_start.{number}: {mask_uri(directory)} carries credentials; take them out "
+                "and set them in the environment"
+            )
+        warm_start.append(directory if is_uri(directory) else _absolute(directory))
+    return config.model_copy(update={"dataset": section, "warm_start": tuple(warm_start)})
 
 
 def leave_out_damage(

@@ -136,7 +136,7 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
         confirmed = store.read_confirmed()
         hashes = {category: split.split_hash for category, split in splits.items()}
         spent = read_spent(storage)
-        pool = Pool(config, plans, hashes, store.read_all(), save)
+        pool = Pool(config, plans, hashes, store.read_all(), save, winners=prepared.winners)
         if spent.search_is_over(config):
             pool.close()
         delete_other_checkpoints(storage, {record.path for record in pool.unfinished})

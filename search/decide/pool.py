@@ -35,7 +35,10 @@ from anomtune.search.decide.race import Race
 from anomtune.search.decide.samplers import make_sampler, startup_trials
 from anomtune.search.decide.scoring import leading_scorings, pooled_scoring, read_with
 from anomtune.search.decide.study import SearchPlan
+from anomtune.search.decide.transfer import Transfer, Winners
 from anomtune.search.store.records import (
+    PAPER,
+    SAMPLER,
     Cost,
     Facts,
     Rung,
@@ -128,6 +131,7 @@ class Pool:
         split_hashes: The split of every category.
         records: What earlier runs of the sweep left.
         save: Called with a record at every change, before the pool acts on it.
+        winners: Configs that won in other sweeps.
 
     Raises:
         SweepError: If records belong to other images, or to another version of a method, than the
@@ -141,11 +145,14 @@ class Pool:
         split_hashes: Mapping[str, str],
         records: Mapping[StudyKey, Sequence[TrialRecord]],
         save: Callable[[TrialRecord], None],
+        *,
+        winners: Winners | None = None,
     ) -> None:
         self._config = config
         self._save = save
         self.pace = Pace()
         self.closed = False
+        self._transfer = Transfer(winners or {})
         self._turns: Pace | Race = self.pace
         if config.budget is not None and config.allocation == "race":
             self._turns = Race(self.pace, config.budget.trials)
@@ -288,6 +295,7 @@ class Pool:
         record.state = state
         study.finished[state] += 1
         study.note_figure(record)
+        self._learn_winner(study)
         self._renew(study)
         self.pace.learn(record)
         self._save(record)
@@ -324,11 +332,16 @@ class Pool:
 
     def _left(self, studies: Sequence[Study]) -> int:
         """Returns how many trials the studies of a category may still start together."""
+        return self._new(studies) + sum(study.begun for study in studies)
+
+    def _new(self, studies: Sequence[Study]) -> int:
+        """Returns how many of these have never been begun."""
         budget = self._config.budget
-        if budget is None or budget.trials is None:
-            return sum(max(0, self._most(study) - study.started) for study in studies)
-        begun = sum(study.begun for study in studies)
-        return max(budget.trials - sum(study.started for study in studies), begun)
+        started = [study.started + study.begun for study in studies]
+        if budget is not None and budget.trials is not None:
+            return max(0, budget.trials - sum(started))
+        most = [self._most(study) for study in studies]
+        return sum(max(0, may - has) for may, has in zip(most, started, strict=True))
 
     def _share(self, study: Study) -> int:
         """Returns how many trials a study may have, given what its category shares."""
@@ -350,7 +363,7 @@ class Pool:
         random_left = startup_trials(self._config) - modelled
         free = random_left <= 0 or running < random_left
         open_ = started < target and (
-            study.begun > 0 or self._left(self.categories[study.key.category]) > 0
+            study.begun > 0 or self._new(self.categories[study.key.category]) > 0
         )
         figures = study.figures.values()
         return Candidate(study.key, target, started, running, open_ and free, figures)
@@ -359,12 +372,20 @@ class Pool:
         # Waiting trials (the defaults, interrupted ones) are asked first, in order of number.
         number = study.again.popleft() if study.again else study.started
         space = study.plan.distributions
+        known = study.records.get(number)
+        origin = SAMPLER if known is None else known.origin
+        if number == 0:
+            origin = PAPER
+        elif known is None:
+            moved = self._transfer.next(study.key, space, study.records.values())
+            if moved is not None:
+                point, origin = moved
+                study.search.enqueue_trial(point)
         with quiet(), fast_truncated_normal():
             study.search.sampler = make_sampler(self._config, str(study.key), number, space)
             with blamed(SAMPLERS, self._config.sampler):
                 trial = study.search.ask(fixed_distributions=space)
         assert trial.number == number, (trial.number, number)
-        known = study.records.get(number)
         try:
             if known is not None:
                 params = known.params
@@ -387,6 +408,7 @@ class Pool:
             params=params,
             seed=self._config.seed,
             split_hash=study.split_hash,
+            origin=origin,
             cost=Cost(started_at=now()),
         )
         self._save(record)
@@ -396,6 +418,17 @@ class Pool:
         if state == "FAIL":
             self.finish(study.key, number, "FAIL", error=error)
         return record
+
+    def _learn_winner(self, study: Study) -> None:
+        """Lets other categories know what is best here by now."""
+        figures = {
+            number: value
+            for number, value in study.figures.items()
+            if study.records[number].state == "COMPLETE"
+        }
+        if len(figures) > 1 and 0 in figures:
+            best = max(figures, key=lambda number: (figures[number], -number))
+            self._transfer.learn(study.key, study.records[best].params, figures[best] - figures[0])
 
     @staticmethod
     def _tell(study: Study, record: TrialRecord, trial: optuna.Trial) -> None:
@@ -424,6 +457,7 @@ class Pool:
         study.scoring = study.pooled_scoring()
         for record in study.records.values():
             study.note_figure(record)
+        self._learn_winner(study)
         last = max(study.records, default=0)
         # Waiting trials (the defaults, interrupted ones, those whose file was deleted).
         study.again = deque(
@@ -448,6 +482,7 @@ class Pool:
         study.scoring = study.pooled_scoring()
         for record in study.records.values():
             study.note_figure(record)
+        self._learn_winner(study)
         self._renew(study)
         study.search = self._new_search(study.key)
         self._replay(study, study.started + len(study.again))

@@ -278,13 +278,22 @@ class Work:
             self.confirmation.give_up()
         return run
 
-    def report(self, record: TrialRecord, rung: Rung) -> bool:
+    def report(self, record: TrialRecord, rung: Rung, cost: Cost) -> bool:
         """Takes a trial's rung and returns whether the trial should go on.
 
         One that takes longer than was expected is stopped when confirm runs need its time.
+
+        Args:
+            record: The trial.
+            rung: What it reports.
+            cost: What it took up to there.
         """
         goes_on = self.pool.report(record.key, record.number, rung)
-        return goes_on and self._for_search() > 0
+        if not self.hours.limited:
+            return goes_on
+        seconds = cost.train_seconds + cost.evaluate_seconds
+        left = seconds / rung.step * (self._config.rungs - rung.step)
+        return goes_on and left <= self._for_search()
 
     def finish_trial(
         self,

@@ -30,6 +30,8 @@ TRIAL_COLUMNS: tuple[Column[TrialRecord], ...] = (
     _column("category", NAME, "Product or texture of the dataset."),
     _column("method", NAME, "Detector family."),
     _column("number", pa.int32(), "Of the trial within its study; 0 is the paper's own config."),
+    _column("origin", pa.string(),
+            "Where the config comes from: paper, sampler, or the category and sweep where it won."),
     _column("state", NAME, "RUNNING, COMPLETE, PRUNED or FAIL."),
     _column("params", pa.string(), "All hyperparameters as JSON.",
             lambda record: canonical(record.params)),

@@ -205,7 +205,7 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
         assert isinstance(record, TrialRecord)
         if last.facts is not None:
             cost = self._learn(run, last.cost)
-            work.report(record, last.rung)
+            work.report(record, last.rung, cost)
             work.finish_trial(record, "COMPLETE", facts=last.facts, cost=cost)
         elif pruned:
             cost = self._learn(run, last.cost)
@@ -290,7 +290,7 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
             reported = report.result
             if run.kind is not None:
                 handout.packer.learn_memory(run.kind, reported.cost)
-            goes_on = handout.work.report(record, reported.rung)
+            goes_on = handout.work.report(record, reported.rung, reported.cost)
             if not goes_on:
                 handout.pruned.add(trial.trial_id)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)

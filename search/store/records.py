@@ -25,6 +25,9 @@ from anomtune.search.store.judged import Judged
 from anomtune.search.store.part import MessageText, Part
 from anomtune.search.store.storage import Storage
 
+#: Where configs come from that won nowhere else: trial 0, and what the sampler suggests.
+PAPER, SAMPLER = "paper", "sampler"
+
 State = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 
 
@@ -108,8 +111,9 @@ class TrialRecord(Part):
         number: Index of the trial within its study; 0 is the paper's own config.
         params: The complete hyperparameters, searched and fixed.
         split_hash: Names the exact images of training and validation.
+        origin: Where the config comes from: ``paper``, ``sampler``, or where it won before.
         scoring: Number of the scoring that it is read with; 0, the paper's, as it is kept.
-        error: Why a FAIL failed, in one line.
+        error: Why a FAIL failed, or the search ended before the trial did, in one line.
         traceback: Where, if it was not expected.
     """
 
@@ -121,6 +125,7 @@ class TrialRecord(Part):
     params: dict[str, Any]
     seed: int
     split_hash: str
+    origin: MessageText = SAMPLER
     curve: list[Rung] = []
     facts: Facts | None = None
     scoring: int = 0

@@ -165,7 +165,7 @@ def train(config: Config, path: Path) -> None:
         "params": hyperparameters.model_dump(mode="json"),
         "point": point,
         "scales": list(hyperparameters.scales),
-        **_rungs(detector, seen, chosen, arrays),
+        **_rungs(detector, seen, chosen, arrays, every_pass=config.number == 0),
     }
     _keep(arrays, "synthetic", detector, _observe(detector, synthetic))
     arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
@@ -189,8 +189,18 @@ def damaged(normal: Any) -> Any:
     return np.stack([*normal, *copies])
 
 
-def _rungs(detector: Any, seen: Any, chosen: Any, arrays: dict[str, Any]) -> dict[str, Any]:
-    """Trains a detector rung by rung, keeps its evidence and returns what it took."""
+def _rungs(
+    detector: Any, seen: Any, chosen: Any, arrays: dict[str, Any], *, every_pass: bool
+) -> dict[str, Any]:
+    """Trains a detector rung by rung, keeps its evidence and returns what it took.
+
+    Args:
+        detector: Untrained.
+        seen: Training images.
+        chosen: Test images.
+        arrays: Takes the evidence.
+        every_pass: Whether scorings that need a pass of their own are looked at too.
+    """
     scoring = detector.scoring
     total = detector.hyperparameters.training_iterations(len(seen))
     normal = seen[:: max(1, len(seen) // NORMAL)][:NORMAL]
@@ -205,7 +215,7 @@ def _rungs(detector: Any, seen: Any, chosen: Any, arrays: dict[str, Any]) -> dic
         found = _observe(detector, chosen)
         arrays[f"{rung}/paper"] = detector.judge(found, scoring)[1].numpy()
         rungs.append({"rung": rung, "fit": fitted - begin, "score": time.process_time() - fitted})
-        if rung == RUNGS:
+        if rung == RUNGS and every_pass:
             passes += _forward(scoring)
         for number, other in enumerate(passes):
             detector.scoring = other

@@ -118,7 +118,8 @@ class Clocked:
                 continue
             value = min(1.0, record.params["quality"] * step / self.config.rungs)
             rung = Rung(step=step, auroc=value, auroc_low=0, auroc_high=1)
-            goes_on = work.report(record, rung)
+            so_far = Cost(train_seconds=cost.train_seconds * step / self.config.rungs)
+            goes_on = work.report(record, rung, so_far)
             if step == self.config.rungs:
                 work.finish_trial(record, "COMPLETE", facts=FACTS, cost=cost)
             elif not goes_on:
@@ -189,7 +190,7 @@ def test_more_hours_go_on_with_the_search():
 
 
 def test_a_trial_that_takes_longer_than_expected_is_stopped_for_the_confirm_runs():
-    sweep = Clocked(hours(600), duration=lambda r: 400.0 if r.number == 9 else 10.0)
+    sweep = Clocked(hours(600), duration=lambda r: 1000.0 if r.number == 9 else 10.0)
     assert sweep.run().remaining == 0
     states = Counter(r.state for runs in sweep.simulation.records().values() for r in runs)
     assert states["PRUNED"] >= 1
