@@ -13,8 +13,9 @@ from math import inf
 from anomtune.search.config import Sweep
 from anomtune.search.store.records import StudyKey
 
-#: Part of the hours that is kept for confirm runs, at most; more only for the first winner.
-_CONFIRM_SHARE = 0.35
+#: Parts of the hours that are kept for confirm runs, at most: of all that are worth having, and of
+#: the first winner of each category alone.
+_CONFIRM_SHARE, _FIRST_SHARE = 0.35, 0.5
 #: Part of the hours in which tables are written and processes end.
 _CLOSING_SHARE = 0.02
 
@@ -104,4 +105,5 @@ class Hours:
         if not self.limited:
             return inf
         wanted = min(confirm / self.slots, _CONFIRM_SHARE * self.seconds)
-        return self.left - max(wanted, first / self.slots)
+        least = min(first / self.slots, _FIRST_SHARE * self.seconds)
+        return self.left - max(wanted, least)

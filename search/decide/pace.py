@@ -11,9 +11,13 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from statistics import median
 from typing import NamedTuple
 
 from anomtune.search.store.records import AnyRecord, StudyKey, TrialRecord
+
+#: So many runs are too few to say what a run takes beside training and scoring.
+_FIRST_RUNS = 5
 
 
 class Candidate(NamedTuple):
@@ -44,8 +48,6 @@ class _Durations:
     all_trials: int = 0
     whole_seconds: float = 0.0
     whole_trials: int = 0
-    #: Of the same, with all that is done for them.
-    whole_run_seconds: float = 0.0
 
 
 def seconds_of(record: AnyRecord) -> float:
@@ -63,6 +65,8 @@ class Pace:
 
     def __init__(self) -> None:
         self._methods: dict[str, _Durations] = defaultdict(_Durations)
+        #: Of each run, the seconds that are neither training nor scoring.
+        self._beside: list[float] = []
 
     def learn(self, record: TrialRecord) -> None:
         """Learns from a trial that has ended."""
@@ -73,19 +77,20 @@ class Pace:
         if record.state == "COMPLETE":
             known.whole_seconds += seconds
             known.whole_trials += 1
-            known.whole_run_seconds += seconds_of(record)
+        if record.cost.finished_at is not None:
+            self._beside.append(max(0.0, seconds_of(record) - seconds))
 
     def run_seconds(self, method: str) -> float:
         """Returns how long a trial that is not cut short keeps its slot; 0 if not known.
 
         Of a method without one, as long as the longest of the others.
         """
-        known = {
-            name: durations.whole_run_seconds / durations.whole_trials
-            for name, durations in self._methods.items()
-            if durations.whole_trials
-        }
-        return known.get(method, max(known.values(), default=0.0))
+        known = self._whole_seconds()
+        if not known:
+            return 0.0
+        # The first runs also start processes, which later ones find running.
+        beside = median(self._beside) if len(self._beside) > _FIRST_RUNS else 0.0
+        return known.get(method, max(known.values())) + beside
 
     def seconds(self, method: str) -> float:
         """Returns how long a trial of a method takes; 0 while that is not known.

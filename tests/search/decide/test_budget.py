@@ -179,6 +179,13 @@ def test_killed_in_between_it_still_does(kills):
     assert sweep.run().pool.closed
 
 
+def test_every_category_shows_something_though_confirm_runs_would_take_all_the_time():
+    sweep = Clocked(hours(600, confirm={"top": 3, "seeds": [1, 2, 3, 4]}), duration=60.0)
+    assert sweep.run().remaining == 0
+    assert sweep.spent <= 600
+    assert all(found[0].state == "COMPLETE" for found in sweep.simulation.records().values())
+
+
 def test_more_hours_go_on_with_the_search():
     sweep = Clocked(hours(600))
     sweep.run()
