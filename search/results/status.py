@@ -57,7 +57,7 @@ def sweep_status(config: Sweep, store: RecordStore, now: datetime) -> SweepStatu
         for category in config.dataset.categories or ()
         for method in config.methods
     ]
-    searched = {name: _is_searched(name, method) for name, method in config.methods.items()}
+    searched = {name: _is_searched(config, name, method) for name, method in config.methods.items()}
     studies = tuple(
         study_progress(
             config, key, trials.get(key, []), runs.get(key, []), searched=searched[key.method]
@@ -74,9 +74,9 @@ def sweep_status(config: Sweep, store: RecordStore, now: datetime) -> SweepStatu
     )
 
 
-def _is_searched(name: str, method: MethodConfig) -> bool:
+def _is_searched(config: Sweep, name: str, method: MethodConfig) -> bool:
     try:
-        return bool(plan_search(name, method).space)
+        return bool(plan_search(name, method, image_size=config.image_size).space)
     except SweepError:  # a plug-in that this machine has not got
         return True
 

@@ -38,14 +38,13 @@ def make_spec(directory: Path, root: Path, category: str, method: str = "toy", *
     fixed = changes.pop("fixed", {})
     size = changes.pop("image_size", 32)
     split = load_search_split(open_dataset("folder", root), category, size, Validation())
+    plan = plan_search(method, MethodConfig(fixed=fixed), image_size=size)
     training = TrainingSpec(
         dataset=DatasetConfig(name="folder", root=str(root)),
         category=category,
         image_size=size,
         method=method,
-        hyperparameters=plan_search(method, MethodConfig(fixed=fixed)).defaults.model_dump(
-            mode="json"
-        ),
+        hyperparameters=plan.defaults.model_dump(mode="json"),
         split_hash=changes.pop("split_hash", split.split_hash),
     )
     return split, TrialSpec(
