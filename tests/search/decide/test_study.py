@@ -199,7 +199,7 @@ def test_a_users_own_sizes_replace_the_methods() -> None:
     assert plan.space["resolution"] == IntRange(low=64, high=192, step=32)
     assert plan.anchor()[1]
     loose = {"space": {"resolution": {"low": 64, "high": 192}}}
-    with pytest.raises(SweepError, match="space.resolution: 65 cannot be: .* multiple of 32"):
+    with pytest.raises(SweepError, match=r"space\.resolution: 65 cannot be: .* multiple of 32"):
         plan_search("rd4ad", MethodConfig(**loose), image_size=128)
 
 
