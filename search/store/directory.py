@@ -18,7 +18,7 @@ from anomtune.search.yaml_text import dump_yaml, read_yaml
 
 #: Raise it when a directory is read otherwise, or trials of the same config are other trials.
 #: Version 0.1 wrote none.
-FORMAT = 4
+FORMAT = 5
 
 _NAME = "sweep.yaml"
 
