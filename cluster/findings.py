@@ -165,7 +165,7 @@ def look_for_weights(config: Sweep | None) -> str | None:
     try:
         dataset = config.dataset
         plans = (
-            plan_search(name, method, dataset.name, category)
+            plan_search(name, method, dataset.name, category, image_size=config.image_size)
             for category in dataset.categories or (None,)
             for name, method in config.methods.items()
         )

@@ -88,7 +88,7 @@ class Detector(ABC, Generic[H]):
         self.hyperparameters = hyperparameters
         self.image_size = image_size
         self.input_size: int = hyperparameters.input_size(image_size)
-        self._check_input_size()
+        self.check_input_size(hyperparameters, image_size)
         self.device = torch.device(device)
         self.seed = seed
         #: Iterations done so far.
@@ -112,10 +112,20 @@ class Detector(ABC, Generic[H]):
     def set_up(self) -> None:
         """Called when the network is there: the place for what a method keeps beside it."""
 
-    def _check_input_size(self) -> None:
-        side, step = self.input_size, self.multiple_of
-        if side < self.smallest_input or side % step:
-            nearest = max(self.smallest_input, round(side / step) * step)
+    @classmethod
+    def check_input_size(cls, hyperparameters: H, image_size: int) -> None:
+        """Makes sure that the network can see images of the size that hyperparameters ask for.
+
+        Args:
+            hyperparameters: Of the method.
+            image_size: Side of the maps in pixels.
+
+        Raises:
+            MethodError: If it cannot.
+        """
+        side, step = hyperparameters.input_size(image_size), cls.multiple_of
+        if side < cls.smallest_input or side % step:
+            nearest = max(cls.smallest_input, round(side / step) * step)
             others = "more" if step == 1 else f"another multiple of {step}"
             raise MethodError(
                 f"images of {side} x {side} pixels do not suit the network: "

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anomtune.errors import MethodError, TrainingDivergedError
-from anomtune.models.hyperparameters import Hyperparameters
+from anomtune.models.hyperparameters import TrainedHyperparameters
 from anomtune.models.images.color_transfer import Transfer
 from anomtune.models.images.dead_leaves import dead_leaves
 from anomtune.models.images.negatives import draw_negatives
@@ -33,7 +33,7 @@ from anomtune.models.layers.mixture_network import (
     outliers,
     some_of,
 )
-from anomtune.models.ranges import Choice, FloatRange, IntRange
+from anomtune.models.ranges import Choice, FloatRange, IntRange, SizeRange
 from anomtune.models.scoring import Scoring
 from anomtune.models.training.gradient_detector import GradientDetector
 from anomtune.models.training.report import Histogram, Report
@@ -55,7 +55,7 @@ _DIAGNOSED = 32
 _EDGES = tuple(index / 20 for index in range(21))
 
 
-class GMMContrastiveHyperparameters(Hyperparameters):
+class GMMContrastiveHyperparameters(TrainedHyperparameters):
     """What can be set of `GMMContrastive`."""
 
     #: The ablations: what the supplement argues for, each left out.
@@ -75,6 +75,13 @@ class GMMContrastiveHyperparameters(Hyperparameters):
     weights: Weights = Field(
         default="imagenet",
         description="Weights it starts from. Source: supplement (a pre-trained network).",
+    )
+    resolution: Annotated[int | None, SizeRange(factors=(0.75, 1.0, 1.5))] = Field(
+        default=None,
+        ge=32,
+        multiple_of=16,
+        description="Side of the images that the network sees, in pixels; null: the sweep's "
+        "image_size. Source: inferred, with its range.",
     )
     dimensions: Annotated[int, IntRange(low=32, high=256, log=True)] = Field(
         default=64,
@@ -149,7 +156,7 @@ class GMMContrastiveHyperparameters(Hyperparameters):
         description="Whether the network learns; if not, the first mixture is all. "
         "Source: supplement (before and after).",
     )
-    iterations: int = Field(
+    iterations: int | None = Field(
         default=1000,
         ge=1,
         description="Optimiser steps. Not searched: the rungs of a trial show what fewer give. "
@@ -201,8 +208,12 @@ class GMMContrastiveHyperparameters(Hyperparameters):
     )
 
     def training_iterations(self, n_images: int) -> int:
-        """Returns ``iterations``, or 1 without fine-tuning."""
-        return self.iterations if self.fine_tune else 1
+        """Returns the length that is set, or 1 without fine-tuning."""
+        return super().training_iterations(n_images) if self.fine_tune else 1
+
+    def input_size(self, image_size: int) -> int:
+        """Returns ``resolution``, or the size of the maps."""
+        return self.resolution or image_size
 
     def foreign_images(self) -> str | None:
         """Returns the folder of negatives, or ``None`` if they are drawn."""

@@ -102,7 +102,7 @@ class GNLHyperparameters(DistillationHyperparameters):
         Setting("pacs", {"augmix": "pacs"}, "GNL, official code."),
     )
 
-    epochs: int = Field(
+    epochs: int | None = Field(
         default=20,
         ge=1,
         description="Passes over the training images. Not searched: the rungs of a trial show "
@@ -149,10 +149,6 @@ class GNLHyperparameters(DistillationHyperparameters):
         description="Which training image the features are matched to: the first by file name, or "
         "any. Source: official code (first); random from the supplement, section 2.2.",
     )
-
-    def training_iterations(self, n_images: int) -> int:
-        """Returns epochs times batches per epoch."""
-        return self.steps(self.epochs, n_images)
 
 
 class GNL(DistillationDetector[GNLHyperparameters]):

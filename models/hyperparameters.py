@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from anomtune.errors import suggest
-from anomtune.models.ranges import SearchRange, ranges_of
+from anomtune.models.ranges import FieldRange, ranges_of
 from anomtune.models.scoring import Scoring
 from anomtune.settings import Settings
 
@@ -133,8 +133,30 @@ class Hyperparameters(Settings):
         """Names of the maps of the detector's evidence, from fine to coarse."""
         return ("map",)
 
-    @staticmethod
-    def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    @classmethod
+    def in_full(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns given fields with those of the scoring where they belong, in ``scoring``.
+
+        Whoever writes ``sigma: 0.0`` for a method that has no such field means its scoring's.
+
+        Raises:
+            pydantic.ValidationError: If one of them is given in ``scoring`` as well.
+        """
+        scoring = given.get("scoring", {})
+        own = type(cls.model_fields["scoring"].default).model_fields
+        short = {
+            name: v for name, v in given.items() if name in own and name not in cls.model_fields
+        }
+        if not short or not isinstance(scoring, Mapping):
+            return dict(given)
+        for name, value in short.items():
+            if name in scoring:
+                raise _at((name,), f"given as scoring.{name} too; keep one of them", value)
+        rest = {name: value for name, value in given.items() if name not in short}
+        return {**rest, "scoring": {**scoring, **short}}
+
+    @classmethod
+    def merged(cls, *parts: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the fields that parts of hyperparameters set: of two that name one the later.
 
         Of ``scoring`` each part may set a few keys.
@@ -148,7 +170,7 @@ class Hyperparameters(Settings):
         return whole
 
     @classmethod
-    def search_space(cls) -> dict[str, SearchRange]:
+    def search_space(cls) -> dict[str, FieldRange]:
         """Returns the range of every field that is searched by default, in field order."""
         return ranges_of(cls)
 
@@ -228,6 +250,79 @@ class Hyperparameters(Settings):
         numeric range.
         """
         return frozenset()
+
+
+class TrainedHyperparameters(Hyperparameters):
+    """Those of a method that learns step by step: how long, and in which batches.
+
+    The length is counted in epochs or in iterations. A method sets one of the two by default, as
+    its paper does; whoever sets the other one replaces it.
+
+    >>> class MineHyperparameters(TrainedHyperparameters):
+    ...     epochs: int | None = Field(default=20, ge=1, description="Passes. Source: ours.")
+    >>>
+    >>> MineHyperparameters().training_iterations(40)
+    60
+    >>> MineHyperparameters(iterations=7).training_iterations(40)
+    7
+    >>> MineHyperparameters.merged({"epochs": 5, "batch_size": 8}, {"iterations": 7})
+    {'batch_size': 8, 'iterations': 7}
+    """
+
+    epochs: int | None = Field(
+        default=None,
+        ge=1,
+        description="Passes over the training images; null: iterations are counted. Source: as "
+        "for iterations.",
+    )
+    iterations: int | None = Field(
+        default=None,
+        ge=1,
+        description="Optimiser steps; null: epochs are counted. Source: as for epochs.",
+    )
+    batch_size: int = Field(default=16, ge=1, description="Images per optimiser step.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given_length_replaces_the_usual(cls, given: Any) -> Any:
+        lengths = _lengths(given) if isinstance(given, Mapping) else ()
+        return {**dict.fromkeys(_LENGTHS), **given} if lengths else given
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.iterations is None):
+            both = "" if self.epochs is None else ", not both"
+            raise _at(("epochs",), f"set epochs or iterations{both}", self.epochs)
+        return self
+
+    @classmethod
+    def merged(cls, *parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the fields that parts set, the length as the last part has it that names one."""
+        whole: dict[str, Any] = {}
+        for part in parts:
+            if _lengths(part):
+                whole = {name: value for name, value in whole.items() if name not in _LENGTHS}
+            whole = super().merged(whole, part)
+        return whole
+
+    def steps_per_epoch(self, n_images: int) -> int:
+        """Returns the optimiser steps of a pass over so many training images."""
+        return -(-n_images // self.batch_size)
+
+    def training_iterations(self, n_images: int) -> int:
+        """Returns ``iterations``, or the steps of so many ``epochs``."""
+        if self.epochs is not None:
+            return self.epochs * self.steps_per_epoch(n_images)
+        assert self.iterations is not None
+        return self.iterations
+
+
+_LENGTHS = ("epochs", "iterations")
+
+
+def _lengths(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns which lengths of training are given; null stands for none."""
+    return tuple(name for name in _LENGTHS if given.get(name) is not None)
 
 
 def _names(values: Mapping[str, Any]) -> Iterator[str]:

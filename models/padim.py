@@ -231,5 +231,5 @@ def _check_size(n_positions: int, channels: int, n_images: int) -> None:
         fitting = max(math.isqrt(room), room // n_images)
         raise MethodError(
             f"Gaussians of {channels} channels at {n_positions} positions take "
-            f"{size / 2**30:.1f} GiB: use channels {fitting} or fewer, or a smaller image_size"
+            f"{size / 2**30:.1f} GiB: use channels {fitting} or fewer, or a smaller resolution"
         )

@@ -249,14 +249,20 @@ class PatchCore(OnePassDetector[PatchCoreHyperparameters]):
 
     network: MemoryBank
 
+    @classmethod
+    def check_input_size(cls, hyperparameters: PatchCoreHyperparameters, image_size: int) -> None:
+        """Makes sure that there is a middle to see; see `Detector.check_input_size`."""
+        super().check_input_size(hyperparameters, image_size)
+        side, crop = hyperparameters.input_size(image_size), hyperparameters.crop
+        if crop is not None and crop > side:
+            raise MethodError(
+                f"crop {crop} of images of {side} pixels: set resolution to {crop} or more, or a "
+                "smaller crop"
+            )
+
     def build(self) -> MemoryBank:
         """Returns encoder and empty bank; see `Detector.build`."""
         hp = self.hyperparameters
-        if hp.crop is not None and hp.crop > self.input_size:
-            raise MethodError(
-                f"crop {hp.crop} of images of {self.input_size} pixels: set resolution to "
-                f"{hp.crop} or more, or a smaller crop"
-            )
         return MemoryBank(hp.backbone, hp.weights, hp.neighbourhood, hp.embedding)
 
     def inputs(self, images: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class RD4ADHyperparameters(DistillationHyperparameters):
         ),
     )
 
-    epochs: int = Field(
+    epochs: int | None = Field(
         default=200,
         ge=1,
         description="Passes over the training images. Not searched: the rungs of a trial show "
@@ -59,10 +59,6 @@ class RD4ADHyperparameters(DistillationHyperparameters):
         gt=0,
         description="Learning rate of Adam. Source: official code; range inferred.",
     )
-
-    def training_iterations(self, n_images: int) -> int:
-        """Returns epochs times batches per epoch."""
-        return self.steps(self.epochs, n_images)
 
 
 class ReverseDistillation(nn.Module):

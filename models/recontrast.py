@@ -109,7 +109,7 @@ class ReContrastHyperparameters(DistillationHyperparameters):
         ),
     )
 
-    iterations: int = Field(
+    iterations: int | None = Field(
         default=2000,
         ge=1,
         description="Optimiser steps. Not searched: the rungs of a trial show what fewer give. "
@@ -203,10 +203,6 @@ class ReContrastHyperparameters(DistillationHyperparameters):
                 "set train_encoder true or dual false"
             )
         return self
-
-    def training_iterations(self, n_images: int) -> int:
-        """Returns ``iterations``, for any number of images."""
-        return self.iterations
 
 
 class ContrastNetwork(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from anomtune.models.hyperparameters import Hyperparameters, Protocol, Resize
+from anomtune.models.hyperparameters import Protocol, Resize, TrainedHyperparameters
 from anomtune.models.images.pixels import symmetric_range
 from anomtune.models.layers.evidence import Evidence
 from anomtune.models.layers.maps import scaled_window
@@ -70,7 +70,7 @@ class SPRScoring(Scoring):
         return smoothing
 
 
-class SPRHyperparameters(Hyperparameters):
+class SPRHyperparameters(TrainedHyperparameters):
     """What can be set of `SPR`."""
 
     protocol: ClassVar[Protocol] = Protocol(
@@ -93,7 +93,7 @@ class SPRHyperparameters(Hyperparameters):
         multiple_of=2,
         description="Channels of the network at full resolution. Source: paper, Table 1.",
     )
-    epochs: int = Field(
+    epochs: int | None = Field(
         default=3000,
         ge=1,
         description="Passes over the training images. Not searched: the rungs of a trial show "
@@ -130,10 +130,6 @@ class SPRHyperparameters(Hyperparameters):
         description="How images are perturbed at test, and how evidence becomes maps and scores: "
         "the mean over squares, and its maximum. Source: official code.",
     )
-
-    def training_iterations(self, n_images: int) -> int:
-        """Returns epochs times batches per epoch, the last and smaller one included."""
-        return self.epochs * -(-n_images // self.batch_size)
 
     def input_size(self, image_size: int) -> int:
         """Returns ``resolution``, for maps of any size."""

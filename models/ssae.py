@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from anomtune.errors import MethodError
-from anomtune.models.hyperparameters import Protocol, Setting
+from anomtune.models.hyperparameters import Protocol, Setting, TrainedHyperparameters
 from anomtune.models.images.augmentation import Augmentation, augment, random_crops
 from anomtune.models.images.corruption_settings import (
     CorruptionHyperparameters,
@@ -115,7 +115,7 @@ class SSAEScoring(Scoring):
         return values
 
 
-class SSAEHyperparameters(CorruptionHyperparameters):
+class SSAEHyperparameters(TrainedHyperparameters, CorruptionHyperparameters):
     """What can be set of `SSAE`."""
 
     protocol: ClassVar[Protocol] = Protocol(
@@ -182,7 +182,7 @@ class SSAEHyperparameters(CorruptionHyperparameters):
         ),
     )
 
-    iterations: int = Field(
+    iterations: int | None = Field(
         default=20000,
         ge=1,
         description="Optimiser steps. Not searched: the rungs of a trial show what fewer give. "
@@ -254,9 +254,13 @@ class SSAEHyperparameters(CorruptionHyperparameters):
         """A map of each network: they are always used together."""
         return ("filter", "amplify") if self.objective == "ensemble" else ("map",)
 
-    def training_iterations(self, n_images: int) -> int:
-        """Returns ``iterations``, for any number of images."""
-        return self.iterations
+    def n_held_out(self, n_images: int) -> int:
+        """Returns how many training images are held out for validation: 5 %, at least one."""
+        return max(1, round(0.05 * n_images))
+
+    def steps_per_epoch(self, n_images: int) -> int:
+        """Returns the optimiser steps of a pass over the images that are not held out."""
+        return super().steps_per_epoch(max(1, n_images - self.n_held_out(n_images)))
 
     def input_size(self, image_size: int) -> int:
         """Returns ``resolution``, whatever the size of the maps."""
@@ -343,7 +347,7 @@ class SSAE(GradientDetector[SSAEHyperparameters]):
 
     def _held_out(self, n_images: int) -> Tensor:
         """Returns the numbers of the validation images, once there is a split."""
-        return self.split[: max(1, round(0.05 * n_images))]
+        return self.split[: self.hyperparameters.n_held_out(n_images)]
 
     def _new_corruptor(self) -> Corruptor:
         hp = self.hyperparameters
@@ -356,7 +360,7 @@ class SSAE(GradientDetector[SSAEHyperparameters]):
     def batch(self, images: Tensor, rows: Tensor) -> Tensor:
         """Returns crops in ``[0, 1]``, as large as is due; see `GradientDetector.batch`."""
         hp = self.hyperparameters
-        progress = self.iteration / hp.iterations
+        progress = self.iteration / hp.training_iterations(len(images))
         size = crop_size(hp.resolution, progress) if hp.progressive else hp.resolution
         # Cut out before anything is copied: crops may be much smaller than images.
         crops = random_crops(images, len(rows), size, self.generator, rows)

@@ -83,7 +83,8 @@ class MethodConfig(Settings):
 
     Attributes:
         preset: A named setting of the paper to start from.
-        fixed: Values that replace the paper's defaults and are not searched.
+        fixed: Values that replace the paper's defaults and are not searched. Those of the scoring
+            stand in ``scoring``, or beside it where the method has no field of that name.
         space: Ranges that replace or add to the method's own.
     """
 

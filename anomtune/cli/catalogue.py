@@ -41,7 +41,7 @@ def methods(
     out = console()
     for method in METHODS.names() if name is None else (name,):
         kind = METHODS.get(method).Hyperparameters
-        plan = plan_search(method, MethodConfig(), dataset or "", category)
+        plan = plan_search(method, MethodConfig(), dataset or "", category, image_size=None)
         decided = kind.settings_for(dataset or "", category)
         title = f"{method} on {place}" if place else method
         table = Table(title=cell(title), title_justify="left", box=None, pad_edge=False)
@@ -67,13 +67,19 @@ def methods(
 
 def _training_rows(plan: SearchPlan, decided: Mapping[str, Setting]) -> Iterator[tuple[str, ...]]:
     """Yields what can be set of a method's training; a search tries values of the ranges."""
+    from anomtune.models.ranges import SizeRange
+
+    ranges = plan.defaults.search_space()
     for field, info in type(plan.defaults).model_fields.items():
         meaning = info.description or ""
         if field in decided:
             meaning = f"{_origin(decided[field])}\n{meaning}"
         if field != "scoring":
             value = str(getattr(plan.defaults, field))
-            yield field, value, _range_text(plan.space.get(field)), meaning
+            sizes = ranges.get(field)  # which a plan has for one image_size alone
+            relative = isinstance(sizes, SizeRange) and field not in decided
+            searched = str(sizes) if relative else _range_text(plan.space.get(field))
+            yield field, value, searched, meaning
 
 
 def _scoring_rows(scoring: Scoring, decided: Mapping[str, Setting]) -> Iterator[tuple[str, ...]]:

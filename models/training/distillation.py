@@ -8,19 +8,19 @@ from typing import Annotated, ClassVar, Literal, TypeVar, cast, get_args
 from pydantic import Field
 from torch import Tensor
 
-from anomtune.models.hyperparameters import Hyperparameters, Setting
+from anomtune.models.hyperparameters import Setting, TrainedHyperparameters
 from anomtune.models.images.pixels import normalise, unit_range
 from anomtune.models.layers.backbones import Backbone, Weights, prepare_weights
 from anomtune.models.layers.evidence import Evidence
 from anomtune.models.layers.losses import Loss
 from anomtune.models.layers.maps import Pair, distance_maps
-from anomtune.models.ranges import Choice
+from anomtune.models.ranges import Choice, SizeRange
 from anomtune.models.scoring import Scoring
 from anomtune.models.training.batches import BatchOrder
 from anomtune.models.training.gradient_detector import GradientDetector
 
 
-class DistillationHyperparameters(Hyperparameters):
+class DistillationHyperparameters(TrainedHyperparameters):
     """What can be set of every method of the family."""
 
     settings: ClassVar[tuple[Setting, ...]] = (
@@ -39,13 +39,13 @@ class DistillationHyperparameters(Hyperparameters):
     weights: Weights = Field(
         default="imagenet", description="Weights the encoder starts from. Source: both papers."
     )
-    resolution: int | None = Field(
+    resolution: Annotated[int | None, SizeRange(factors=(0.75, 1.0, 1.5))] = Field(
         default=None,
         ge=32,
         multiple_of=32,
         description="Side of the images that the network sees, in pixels; null: the sweep's "
         "image_size. Source: both official codes (256; RD4AD on MNIST and CIFAR-10 32, "
-        "ReContrast on ISIC 224).",
+        "ReContrast on ISIC 224); range inferred.",
     )
     pixels: Literal["imagenet", "unit"] = Field(
         default="imagenet",
@@ -86,10 +86,10 @@ class DistillationHyperparameters(Hyperparameters):
         """Returns ``resolution``, or the size of the maps."""
         return self.resolution or image_size
 
-    def steps(self, epochs: int, n_images: int) -> int:
-        """Returns the optimiser steps of so many passes over the images."""
+    def steps_per_epoch(self, n_images: int) -> int:
+        """Returns the optimiser steps of a pass over so many training images."""
         full, rest = divmod(n_images, self.batch_size)
-        return epochs * (full if self.drop_last and full else full + (rest > 0))
+        return full if self.drop_last and full else full + (rest > 0)
 
 
 D = TypeVar("D", bound=DistillationHyperparameters)

@@ -14,7 +14,7 @@ from anomtune.models.base import Detector
 from anomtune.models.hyperparameters import Hyperparameters
 from anomtune.models.images.pixels import normalise
 from anomtune.models.layers.backbones import Backbone, Weights, prepare_weights
-from anomtune.models.ranges import Choice
+from anomtune.models.ranges import Choice, SizeRange
 from anomtune.models.scoring import Scoring
 from anomtune.models.training.report import Report
 
@@ -33,11 +33,12 @@ class OnePassHyperparameters(Hyperparameters):
     weights: Weights = Field(
         default="imagenet", description="Weights of the encoder. Source: both papers."
     )
-    resolution: int | None = Field(
+    resolution: Annotated[int | None, SizeRange(factors=(0.75, 1.0, 1.5, 2.0))] = Field(
         default=None,
         ge=32,
         description="Side of the images that the encoder sees, in pixels; null: the sweep's "
-        "image_size. Source: both papers (256, of which PatchCore sees the middle 224).",
+        "image_size. Source: both papers (256, of which PatchCore sees the middle 224); range "
+        "inferred.",
     )
     scoring: Scoring = Field(
         default=Scoring(sigma=4.0),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +19,15 @@ from optuna.distributions import (
 from pydantic import ValidationError
 
 from anomtune.errors import MethodError, SweepError, suggest
-from anomtune.models.hyperparameters import Hyperparameters
-from anomtune.models.ranges import Choice, FloatRange, IntRange, SearchRange
+from anomtune.models.hyperparameters import Hyperparameters, TrainedHyperparameters
+from anomtune.models.ranges import Choice, FloatRange, IntRange, SearchRange, SizeRange
 from anomtune.registry import METHODS
 from anomtune.search.config import MethodConfig, Sweep, explain
 from anomtune.search.decide.scoring import neighbours
 from anomtune.search.store.records import StudyKey
+
+if TYPE_CHECKING:  # it brings torch
+    from anomtune.models.base import Detector
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,12 @@ def plan_studies(config: Sweep) -> dict[StudyKey, SearchPlan]:
     """
     return {
         StudyKey(category, name): plan_search(
-            name, method, config.dataset.name, category, paper_scoring=config.scoring == "paper"
+            name,
+            method,
+            config.dataset.name,
+            category,
+            image_size=config.image_size,
+            paper_scoring=config.scoring == "paper",
         )
         for category in config.dataset.categories or ()
         for name, method in config.methods.items()
@@ -111,6 +120,7 @@ def plan_search(
     dataset: str = "",
     category: str | None = None,
     *,
+    image_size: int | None,
     paper_scoring: bool = False,
 ) -> SearchPlan:
     """Checks what a sweep file says of a method against the method itself.
@@ -120,6 +130,7 @@ def plan_search(
         config: What the sweep file says of it; that overrides what a paper set.
         dataset: Name of the dataset; "": any.
         category: The category; ``None``: any.
+        image_size: Side of the maps in pixels. ``None``: any; what depends on it is not searched.
         paper_scoring: Whether there is no scoring but the paper's.
 
     Raises:
@@ -131,26 +142,7 @@ def plan_search(
     except MethodError as error:
         raise SweepError(f"{where}: {error}") from None
     kind = detector.Hyperparameters
-    for section in ("fixed", "space"):
-        for name in getattr(config, section):
-            if name in type(kind.model_fields["scoring"].default).model_fields and (
-                name not in kind.model_fields
-            ):
-                raise SweepError(
-                    f"{where}.{section}.{name}: part of the scoring, which every trial judges "
-                    f"whole; to fix it set {where}.fixed.scoring.{name}"
-                )
-            if name not in kind.model_fields:
-                known = suggest(name, list(kind.model_fields))
-                raise SweepError(f"{where}.{section}.{name}: unknown hyperparameter{known}")
-    if "scoring" in config.space:
-        raise SweepError(
-            f"{where}.space.scoring: every trial judges all scorings; to fix a part of it set "
-            f"{where}.fixed.scoring"
-        )
-    both = sorted(set(config.fixed) & set(config.space))
-    if both:
-        raise SweepError(f"{where}: {both[0]} is both fixed and searched; remove one of the two")
+    _check_names(where, config, kind)
     preset: Mapping[str, Any] = {}
     if config.preset is not None:
         if config.preset not in kind.presets:
@@ -159,19 +151,107 @@ def plan_search(
         preset = kind.presets[config.preset]
     usual = kind.paper_values(dataset, category)
     try:
-        defaults = kind(**kind.merged(usual, preset, config.fixed))
+        fixed = kind.in_full(config.fixed)
+        defaults = kind(**kind.merged(usual, preset, fixed))
     except ValidationError as error:
         raise SweepError(f"{where}.fixed.{explain(error, kind)}") from None
-    given = config.fixed.get("scoring", {})
-    pinned = None if paper_scoring else tuple(sorted(given))
+    pinned = None if paper_scoring else tuple(sorted(fixed.get("scoring", {})))
     space = {
         name: _with(item, getattr(defaults, name)) if name in usual else item
-        for name, item in kind.search_space().items()
-        if name not in config.fixed and name not in preset
+        for name, item in _own_space(detector, defaults, image_size, usual).items()
+        if name not in fixed and name not in preset
     }
+    defaults = _sized(defaults, {*space, *config.space}, image_size)
     for name, given in config.space.items():
-        space[name] = _parse_range(f"{where}.space.{name}", given, kind, name)
+        _check_length(where, defaults, name)
+        space[name] = _parse_range(f"{where}.space.{name}", given, defaults, name)
     return SearchPlan(method, defaults, space, pinned)
+
+
+def _check_names(where: str, config: MethodConfig, kind: type[Hyperparameters]) -> None:
+    """Refuses what is fixed or searched and is nothing that can be."""
+    scoring = type(kind.model_fields["scoring"].default).model_fields
+    for section in ("fixed", "space"):
+        for name in getattr(config, section):
+            if name in kind.model_fields:
+                continue
+            if name not in scoring:
+                known = suggest(name, list(kind.model_fields))
+                raise SweepError(f"{where}.{section}.{name}: unknown hyperparameter{known}")
+            if section == "space":
+                raise SweepError(
+                    f"{where}.space.{name}: part of the scoring, which every trial judges whole; "
+                    f"to fix it set {where}.fixed.{name}"
+                )
+    if "scoring" in config.space:
+        raise SweepError(
+            f"{where}.space.scoring: every trial judges all scorings; to fix a part of it set "
+            f"{where}.fixed.scoring"
+        )
+    both = sorted(set(config.fixed) & set(config.space))
+    if both:
+        raise SweepError(f"{where}: {both[0]} is both fixed and searched; remove one of the two")
+
+
+def _own_space(
+    detector: type[Detector[Any]],
+    defaults: Hyperparameters,
+    image_size: int | None,
+    usual: Collection[str],
+) -> dict[str, SearchRange]:
+    """Returns the method's own ranges, with the sizes of images for one size of the maps."""
+    space: dict[str, SearchRange] = {}
+    for name, item in defaults.search_space().items():
+        if not isinstance(item, SizeRange):
+            space[name] = item
+        # A paper's own size for a dataset stays: these are factors of the sweep's.
+        elif image_size is not None and name not in usual:
+            sides = _sides(detector, defaults, name, item, image_size)
+            if len(sides) > 1 and image_size in sides:
+                space[name] = Choice(choices=sides)
+    return space
+
+
+def _sides(
+    detector: type[Detector[Any]],
+    defaults: Hyperparameters,
+    name: str,
+    item: SizeRange,
+    image_size: int,
+) -> tuple[int, ...]:
+    """Returns the sizes of images that a search tries: none that the method would refuse."""
+    fitting = []
+    for side in item.sides(image_size, math.lcm(32, detector.multiple_of)):
+        try:
+            sized = type(defaults)(**{**defaults.model_dump(), name: side})
+            detector.check_input_size(sized, image_size)
+        except (ValidationError, MethodError):
+            continue
+        fitting.append(side)
+    return tuple(fitting)
+
+
+def _sized(
+    defaults: Hyperparameters, searched: Collection[str], image_size: int | None
+) -> Hyperparameters:
+    """Returns trial 0 as a point of the space: sizes that are searched spelled out, not null."""
+    null = [
+        name
+        for name, item in defaults.search_space().items()
+        if isinstance(item, SizeRange) and name in searched and getattr(defaults, name) is None
+    ]
+    return defaults.model_copy(update=dict.fromkeys(null, image_size))
+
+
+def _check_length(where: str, defaults: Hyperparameters, name: str) -> None:
+    """Refuses to search over epochs where trial 0 counts iterations, and the other way round."""
+    others = {"epochs": "iterations", "iterations": "epochs"}
+    if isinstance(defaults, TrainedHyperparameters) and name in others:
+        other = others[name]
+        if getattr(defaults, other) is not None:
+            raise SweepError(
+                f"{where}.space.{name}: trial 0 counts {other}; search over those instead"
+            )
 
 
 def _with(item: SearchRange, value: Any) -> SearchRange:
@@ -182,18 +262,30 @@ def _with(item: SearchRange, value: Any) -> SearchRange:
 
 
 def _parse_range(
-    where: str, given: Mapping[str, Any], kind: type[Hyperparameters], name: str
+    where: str, given: Mapping[str, Any], defaults: Hyperparameters, name: str
 ) -> SearchRange:
-    numeric: dict[Any, type[SearchRange]] = {int: IntRange, float: FloatRange}
-    shape = (
-        Choice if "choices" in given else numeric.get(kind.model_fields[name].annotation, Choice)
-    )
+    kind = type(defaults)
+    numeric: dict[Any, type[SearchRange]] = {
+        int: IntRange,
+        float: FloatRange,
+        int | None: IntRange,
+        float | None: FloatRange,
+    }
+    shape = numeric.get(kind.model_fields[name].annotation, Choice)
+    if "choices" in given or getattr(defaults, name) is None:  # null lies between no numbers
+        shape = Choice
     try:
         parsed = shape(**given)
     except ValidationError as error:
         raise SweepError(f"{where}: {explain(error, shape)}") from None
-    edges = parsed.choices if isinstance(parsed, Choice) else (parsed.low, parsed.high)
-    values = tuple(_field_value(where, kind, name, edge) for edge in edges)
+    match parsed:
+        case Choice():
+            tried: tuple[Any, ...] = parsed.choices
+        case IntRange():  # the second of the grid as well: a field may take multiples alone
+            tried = (parsed.low, min(parsed.low + parsed.step, parsed.high), parsed.high)
+        case FloatRange():
+            tried = (parsed.low, parsed.high)
+    values = tuple(_field_value(where, kind, name, value) for value in tried)
     # Choices become what the field makes of them, which is what a record will hold.
     return Choice(choices=values) if isinstance(parsed, Choice) else parsed
 

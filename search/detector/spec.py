@@ -41,7 +41,8 @@ class TrainingSpec(Settings):
         image_size: Side of the maps in pixels.
         seed: Seed of the training.
         hyperparameters: What differs from the paper's own for this dataset and category (trial 0
-            of a study; `anomtune methods NAME --dataset D --category C` shows it), or all of them.
+            of a study; `anomtune methods NAME --dataset D --category C` shows it), or all of them;
+            those of the scoring in ``scoring``, or beside it.
         validation: Which images set the threshold.
         split_hash: Names the exact images of training and validation; other ones are refused.
         found: What a search measured of it.

@@ -120,7 +120,7 @@ def _complete(spec: TrainingSpec, source: object) -> TrainingSpec:
     try:
         kind = METHODS.get(spec.method).Hyperparameters
         usual = kind.paper_values(spec.dataset.name, spec.category)
-        hyperparameters = kind(**kind.merged(usual, spec.hyperparameters))
+        hyperparameters = kind(**kind.merged(usual, kind.in_full(spec.hyperparameters)))
     except MethodError as error:
         raise SweepError(f"{origin}: {error}") from None
     except ValidationError as error:

@@ -53,7 +53,7 @@ def sweep_status(config: Sweep, store: RecordStore, now: datetime) -> SweepStatu
         SweepError: If a record cannot be understood.
     """
     trials, runs = read_studies(store), store.read_confirmed()
-    searched = {name: _is_searched(name, method) for name, method in config.methods.items()}
+    searched = {name: _is_searched(config, name, method) for name, method in config.methods.items()}
     spent = read_spent(store.storage)
     progress = sweep_progress(config, trials, runs, lambda key: searched[key.method], spent)
     studies = tuple(progress.values())
@@ -67,9 +67,9 @@ def sweep_status(config: Sweep, store: RecordStore, now: datetime) -> SweepStatu
     )
 
 
-def _is_searched(name: str, method: MethodConfig) -> bool:
+def _is_searched(config: Sweep, name: str, method: MethodConfig) -> bool:
     try:
-        return bool(plan_search(name, method).space)
+        return bool(plan_search(name, method, image_size=config.image_size).space)
     except SweepError:  # a plug-in that this machine has not got
         return True
 

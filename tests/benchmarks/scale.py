@@ -94,9 +94,11 @@ def make_plans(config: Sweep) -> dict[StudyKey, SearchPlan]:
     plans = {}
     for name, method in config.methods.items():
         try:
-            plan = plan_search(name, method)
+            plan = plan_search(name, method, image_size=config.image_size)
         except ValueError:  # a method without that hyperparameter
-            plan = plan_search(name, method.model_copy(update={"fixed": {}}))
+            plan = plan_search(
+                name, method.model_copy(update={"fixed": {}}), image_size=config.image_size
+            )
         for category in config.dataset.categories or ():
             plans[StudyKey(category, name)] = plan
     return plans

@@ -36,11 +36,16 @@ ONE_PASS = ("patchcore", "padim")
 #: How many configs of each method.
 CONFIGS = {"patchcore": 10, "padim": 6, "rd4ad": 4, "recontrast": 4, "gnl": 4, "ssae": 4}
 FIXED: dict[str, dict[str, Any]] = {
-    "patchcore": {"backbone": "mobilenet_v2"},
-    "padim": {"backbone": "mobilenet_v2"},
-    "rd4ad": {"backbone": "mobilenet_v2", "batch_size": 8},
-    "recontrast": {"backbone": "mobilenet_v2", "batch_size": 8, "iterations": 60},
-    "gnl": {"backbone": "mobilenet_v2", "batch_size": 8},
+    "patchcore": {"backbone": "mobilenet_v2", "resolution": None},
+    "padim": {"backbone": "mobilenet_v2", "resolution": None},
+    "rd4ad": {"backbone": "mobilenet_v2", "batch_size": 8, "resolution": None},
+    "recontrast": {
+        "backbone": "mobilenet_v2",
+        "batch_size": 8,
+        "iterations": 60,
+        "resolution": None,
+    },
+    "gnl": {"backbone": "mobilenet_v2", "batch_size": 8, "resolution": None},
     "ssae": {
         "corruption": "elastic",
         "resolution": 64,
@@ -91,7 +96,7 @@ def score(run: Run) -> tuple[Run, Result]:
     from anomtune.search.decide.study import plan_search
 
     torch.set_num_threads(1)
-    plan = plan_search(run.method, MethodConfig(fixed=FIXED[run.method]))
+    plan = plan_search(run.method, MethodConfig(fixed=FIXED[run.method]), image_size=SIZE)
     point = plan.anchor()[0]
     if run.number > 0:
         sampler = optuna.samplers.RandomSampler(seed=run.number)

@@ -88,3 +88,23 @@ def test_a_folder_of_ones_own_has_any_category(run) -> None:
     code, out, _ = run("methods", "rd4ad", "--dataset", "folder", "--category", "line-3")
     assert code == 0
     assert out.startswith("rd4ad on folder/line-3")
+
+
+def test_sizes_are_shown_as_parts_of_the_sweeps(run) -> None:
+    for method, sizes in (
+        ("gmm_contrastive", "0.75, 1 or 1.5 of image_size"),
+        ("patchcore", "0.75, 1, 1.5 or 2 of image_size"),
+        ("spr", "128, 192, 256"),
+    ):
+        code, out, _ = run("methods", method)
+        assert code == 0
+        default = "192" if method == "spr" else "None"
+        assert rows(out)["resolution"].startswith(f"resolution {default} {sizes} Side of the ")
+    _, out, _ = run("methods", "rd4ad", "--dataset", "mnist", "--category", "3")
+    assert rows(out)["resolution"].startswith("resolution 32 fixed For mnist: ")
+
+
+def test_both_lengths_are_shown(run) -> None:
+    _, out, _ = run("methods", "rd4ad")
+    assert rows(out)["epochs"].startswith("epochs 200 fixed Passes over the training images.")
+    assert rows(out)["iterations"].startswith("iterations None fixed Optimiser steps; null: epochs")

@@ -201,12 +201,38 @@ def test_directions_without_variance_are_left_out() -> None:
             32,
         ),
         ({"fine_tune": False, "scoring": {"reduce": "top"}}, 48),
+        ({"resolution": 48, "scoring": {"sigma": 2.0}}, 80),
     ],
 )
 def test_gmm_contrastive_keeps_the_contract(fields: dict[str, Any], image_size: int) -> None:
     hp = GMMContrastiveHyperparameters(**{**SMALL, **fields})
     diverging = hp.model_copy(update={"lr": 1e30}) if image_size == 64 else None
     check_method(GMMContrastive, hp, diverging=diverging, image_size=image_size)
+
+
+def test_the_network_sees_its_resolution_and_maps_have_the_image_size() -> None:
+    small, large = (build(image_size=96, resolution=side) for side in (64, 128))
+    seen: list[int] = []
+    for detector in (small, large):
+        detector.network.features.register_forward_pre_hook(
+            lambda module, inputs: seen.append(inputs[0].shape[-1])
+        )
+        with pytest.raises(MethodError, match="give the detector images of shape"):
+            detector.fit(images(size=96), 1)
+        shown = images(size=detector.input_size)
+        detector.fit(shown, 1)
+        maps, scores = detector.predict(shown[:2])
+        assert (maps.shape, scores.shape) == ((2, 96, 96), (2,))
+        assert detector._pool().shape[-1] == detector.input_size, "negatives are cut out of these"
+        assert set(seen) == {detector.input_size}
+        seen.clear()
+    alone = build(image_size=64)
+    alone.fit(images(), 1)
+    fresh = build(image_size=64, resolution=64)
+    fresh.fit(images(), 1)
+    assert torch.equal(alone.anomaly_maps(images()), fresh.anomaly_maps(images()))
+    with pytest.raises(ValidationError, match="multiple of 16"):
+        GMMContrastiveHyperparameters(resolution=72)
 
 
 def test_defaults_are_those_of_the_reconstruction() -> None:
@@ -223,6 +249,7 @@ def test_defaults_are_those_of_the_reconstruction() -> None:
     assert (hp.training_iterations(37), hp.foreign_images()) == (1000, None)
     searched = hp.search_space().keys()
     assert {"lr", "eta", "rho", "components", "dimensions", "outlier_fraction"} <= searched
+    assert (hp.resolution, hp.input_size(96)) == (None, 96)
     assert not {"weights", "iterations", "batch_size", "negatives", "fine_tune"} & searched
     with pytest.raises(ValidationError):
         GMMContrastiveHyperparameters(rho=1.1)

@@ -15,7 +15,7 @@ from anomtune.errors import SweepError
 from anomtune.models.base import Detector
 from anomtune.models.hyperparameters import Hyperparameters, Setting
 from anomtune.models.layers.evidence import Evidence
-from anomtune.models.ranges import Choice
+from anomtune.models.ranges import Choice, SizeRange
 from anomtune.models.rd4ad import RD4ADHyperparameters
 from anomtune.models.scoring import Scoring
 from anomtune.models.spr import SPRScoring
@@ -100,7 +100,13 @@ def test_all_trials_of_a_study_are_judged_with_the_same_scorings(method: str) ->
     kind = METHODS.get(method).Hyperparameters
     expected = [scoring.key for scoring in kind().scorings()]
     for name, item in kind.search_space().items():
-        values = item.choices if isinstance(item, Choice) else (item.low, item.high)
+        match item:
+            case Choice():
+                values = item.choices
+            case SizeRange():
+                values = tuple(item.sides(64))
+            case _:
+                values = (item.low, item.high)
         for value in values:
             judged = kind(**{name: value}).scorings()
             assert [scoring.key for scoring in judged] == expected, (name, value)
@@ -235,7 +241,7 @@ def test_settings_of_a_paper_are_merged_and_say_where_each_key_is_from() -> None
 
 
 def planned(method: str, dataset: str, category: str, **config: Any) -> Any:
-    return plan_search(method, MethodConfig(**config), dataset, category)
+    return plan_search(method, MethodConfig(**config), dataset, category, image_size=256)
 
 
 def test_what_a_sweep_fixes_of_a_scoring_leaves_the_rest_to_paper_and_preset() -> None:

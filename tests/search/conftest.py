@@ -77,7 +77,10 @@ class Simulation:
     def pool(self, config: Sweep) -> Pool:
         plans = {
             StudyKey(category, name): plan_search(
-                name, method, paper_scoring=config.scoring == "paper"
+                name,
+                method,
+                image_size=config.image_size,
+                paper_scoring=config.scoring == "paper",
             )
             for category in self.categories
             for name, method in config.methods.items()

@@ -29,7 +29,10 @@ ALL = ("cut_paste", "elastic", "occlusion", "texture")
 def resolved(methods: dict, validation: dict) -> tuple[Validation, str]:
     """Returns the validation section as a sweep resolves it, and what it tells of that."""
     config = parse_sweep(sweep_dict(methods=methods, validation=validation), "test")
-    plans = {StudyKey("plate", name): plan_search(name, m) for name, m in config.methods.items()}
+    plans = {
+        StudyKey("plate", name): plan_search(name, m, image_size=64)
+        for name, m in config.methods.items()
+    }
     told = []
     config = leave_out_damage(config, plans, lambda note: told.append(f"{note.text}\n"))
     again = parse_sweep(read_yaml(config.to_yaml(), "test"), "test")
@@ -94,7 +97,8 @@ def test_too_little_is_left(methods: dict, without: list[str], told: str) -> Non
 def test_every_kind_that_a_method_names_exists() -> None:
     for name in METHODS.names():
         method = METHODS.get(name)
-        plan = plan_search(name, parse_sweep(sweep_dict(methods={name: {}}), "test").methods[name])
+        config = parse_sweep(sweep_dict(methods={name: {}}), "test")
+        plan = plan_search(name, config.methods[name], image_size=64)
         for variant in plan.variants():
             assert isinstance(variant, method.Hyperparameters)
             assert variant.training_damage() <= set(MECHANISMS)

@@ -120,8 +120,14 @@ def draw(config: Config, n_train: int) -> tuple[Any, dict[str, Any]]:
     size = images.image_size
     sides = [size * factor // 2 for factor in SIZED.get(config.method, ())]
     space = {"resolution": {"choices": sides}} if sides else {}
+    if not sides and config.method not in ("spr", "ssae"):
+        fixed["resolution"] = None
     plan = plan_search(
-        config.method, MethodConfig(fixed=fixed, space=space), images.dataset, images.category
+        config.method,
+        MethodConfig(fixed=fixed, space=space),
+        images.dataset,
+        images.category,
+        image_size=size,
     )
     point = plan.anchor()[0] | ({"resolution": size} if sides else {})
     if config.number > 0:

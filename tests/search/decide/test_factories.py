@@ -25,7 +25,11 @@ def run(config) -> dict[str, dict]:
 
 def check(config) -> None:
     check_deciders(
-        config, {StudyKey("bottle", n): plan_search(n, m) for n, m in config.methods.items()}
+        config,
+        {
+            StudyKey("bottle", n): plan_search(n, m, image_size=64)
+            for n, m in config.methods.items()
+        },
     )
 
 

@@ -81,7 +81,7 @@ def test_neighbours_differ_in_one_field():
     assert np.flatnonzero(NEAR[0]).tolist() == [0, 1, 2, 3, 4]
     assert NEAR.sum(1) == pytest.approx(1)
     assert neighbours([]).shape == (0, 0)
-    plan = plan_search("rd4ad", MethodConfig())
+    plan = plan_search("rd4ad", MethodConfig(), image_size=64)
     assert plan.neighbours.shape == (len(plan.scorings),) * 2
     assert ((plan.neighbours > 0).sum(1) > 3).all(), "no scoring stands alone"
 

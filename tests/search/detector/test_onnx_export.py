@@ -27,7 +27,7 @@ pytest.importorskip("onnxscript")
 SMALL = {"backbone": "resnet18"}
 #: Short trainings, and settings that take the harder ways to a map.
 SETTINGS = {
-    "gmm_contrastive": {**SMALL, "iterations": 1},
+    "gmm_contrastive": {**SMALL, "iterations": 1, "resolution": 48},
     "gnl": {**SMALL, "epochs": 1, "scoring": {"fdm": "both", "normalise": "position"}},
     "padim": SMALL,
     "patchcore": {**SMALL, "coreset_ratio": 1.0},

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from anomtune.datasets.opening import open_dataset
 from anomtune.datasets.splits.held_out import load_test_split
+from anomtune.datasets.splits.split import load_search_split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import DataError, SweepError, TrainingDivergedError
+from anomtune.search.config import MethodConfig
+from anomtune.search.decide.study import plan_search
 from anomtune.search.detector.saved import load_detector
 from anomtune.search.detector.train import train
 from anomtune.search.sweep import run as run_sweep
@@ -160,3 +166,89 @@ def test_a_device_that_is_not_there(run, tmp_path, toy_data):
         code, _, err = run(*arguments, "cuda")
         assert code == 2
         assert "torch sees no GPU here" in err
+
+
+def tied(root: Path) -> dict:
+    """A config as its writer has it, of images that differ by a pixel which resizing removes."""
+    number = 0
+    for part in ("train/good", "test/good", "test/bad"):
+        (root / "part" / part).mkdir(parents=True)
+        for index in range(6):
+            pixels = np.full((256, 256, 3), 128, np.uint8)
+            pixels[number // 250, number % 250] = 129
+            number += 3
+            Image.fromarray(pixels).save(root / "part" / part / f"{index}.png")
+    return {
+        "dataset": {"name": "folder", "root": str(root)},
+        "category": "part",
+        "method": "patchcore",
+        "image_size": 64,
+        "hyperparameters": {"backbone": "mobilenet_v2", "weights": "random", "sigma": 0.0},
+    }
+
+
+def test_a_part_of_the_scoring_may_be_set_in_short(run, tmp_path):
+    config = tied(tmp_path / "tied")
+    (tmp_path / "tied.yaml").write_text(yaml.safe_dump(config))
+    code, _, err = run("train", tmp_path / "tied.yaml", "--out", tmp_path / "model")
+    assert code == 0, err
+    detector, saved = load_detector(tmp_path / "model")
+    assert saved.hyperparameters["scoring"]["sigma"] == 0.0
+    assert "sigma" not in saved.hyperparameters
+    assert detector.scoring == type(detector.hyperparameters)().scoring.changed({"sigma": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "told"),
+    [
+        (
+            {"sigma": 0.0, "scoring": {"sigma": 0.0}},
+            "hyperparameters.sigma: given as scoring.sigma too; keep one of them",
+        ),
+        ({"sigma": -1.0}, "hyperparameters.scoring.sigma: must be 0 or more"),
+        ({"sgima": 1.0}, "hyperparameters.sgima: unknown key"),
+    ],
+)
+def test_what_is_wrong_in_short_is_told_in_one_line(run, tmp_path, toy_data, hyperparameters, told):
+    config = toy_config(toy_data) | {"method": "padim", "hyperparameters": hyperparameters}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    code, _, err = run("train", tmp_path / "config.yaml", "--out", tmp_path / "model")
+    assert code == 2
+    assert told in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_config_takes_either_length(run, tmp_path, toy_data):
+    """The method counts iterations; the images are 10 or so, so that an epoch is few steps."""
+    small = {"backbone": "mobilenet_v2", "weights": "random", "batch_size": 4}
+    config = toy_config(toy_data) | {"method": "recontrast"}
+    model = train({**config, "hyperparameters": {**small, "epochs": 2}}, device="cpu")
+    hp = model.detector.hyperparameters
+    assert (hp.epochs, hp.iterations) == (2, None)
+    split = load_search_split(open_dataset("folder", toy_data), "plate", 32, Validation())
+    assert model.detector.iteration == 2 * -(-len(split.train) // 4)
+    both = {**config, "hyperparameters": {**small, "epochs": 2, "iterations": 3}}
+    with pytest.raises(SweepError, match=r"hyperparameters\.epochs: set epochs or iterations, not"):
+        train(both, device="cpu")
+
+
+@pytest.mark.parametrize("method", ["gmm_contrastive", "patchcore"])
+def test_a_size_of_the_search_goes_from_training_to_prediction(method, tmp_path, toy_data, run):
+    small = {"backbone": "mobilenet_v2", "weights": "random"}
+    if method == "gmm_contrastive":
+        small |= {"iterations": 1, "dimensions": 6, "components": 2, "em_steps": 2}
+    plan = plan_search(method, MethodConfig(fixed=small), image_size=64)
+    side = plan.space["resolution"].choices[-1]
+    params = plan.hyperparameters(plan.anchor()[0] | {"resolution": side}).model_dump(mode="json")
+    assert params["resolution"] == side > 64
+    config = toy_config(toy_data) | {"method": method, "image_size": 64, "hyperparameters": params}
+    (tmp_path / "best.yaml").write_text(yaml.safe_dump(config))
+    code, _, err = run("train", tmp_path / "best.yaml", "--out", tmp_path / "model")
+    assert code == 0, err
+    detector, saved = load_detector(tmp_path / "model")
+    assert saved.hyperparameters["resolution"] == detector.input_size == side
+    assert detector.image_size == 64
+    folder = toy_data / "plate/test"
+    code, _, err = run("predict", tmp_path / "model", folder, "--out", tmp_path / "scores")
+    assert code == 0, err
+    assert (tmp_path / "scores/scores.csv").read_text().count("\n") > 2

@@ -57,7 +57,7 @@ def toy_record(number: int, state: str, steps: int) -> TrialRecord:
     )
 
 
-TOY_PLANS = {toy_record(0, "RUNNING", 0).key: plan_search("toy", MethodConfig())}
+TOY_PLANS = {toy_record(0, "RUNNING", 0).key: plan_search("toy", MethodConfig(), image_size=64)}
 
 
 def write_toys(root: Path) -> None:

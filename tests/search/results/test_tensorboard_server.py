@@ -187,7 +187,7 @@ def test_example_images_of_a_confirm_run(server, confirmed):
 
 def test_hparams_has_every_hyperparameter_of_every_method(server):
     experiment = server.ask("plugin/hparams/experiment", {"experimentName": ""})
-    spaces = [plan_search(name, MethodConfig()).space for name in (*METHODS, "toy")]
+    spaces = [plan_search(name, MethodConfig(), image_size=64).space for name in (*METHODS, "toy")]
     names = {name for space in spaces for name in space}
     infos = {info["name"]: info for info in experiment["hparamInfos"]}
     assert set(infos) == names | {"category", "method", "stage"}

@@ -26,7 +26,7 @@ from anomtune.search.run.checkpoint import (
     delete_other_checkpoints,
 )
 from anomtune.search.run.messages import Aborted, Assignment, Failed, from_result
-from anomtune.search.run.trial import TrialResult, TrialSpec, run_trial
+from anomtune.search.run.trial import TrialResult, TrialSpec, open_trial, run_trial
 from anomtune.search.run.worker import TrialActor
 from anomtune.search.store.records import RecordStore, TrialRecord
 from anomtune.search.store.storage import Storage
@@ -38,14 +38,13 @@ def make_spec(directory: Path, root: Path, category: str, method: str = "toy", *
     fixed = changes.pop("fixed", {})
     size = changes.pop("image_size", 32)
     split = load_search_split(open_dataset("folder", root), category, size, Validation())
+    plan = plan_search(method, MethodConfig(fixed=fixed), image_size=size)
     training = TrainingSpec(
         dataset=DatasetConfig(name="folder", root=str(root)),
         category=category,
         image_size=size,
         method=method,
-        hyperparameters=plan_search(method, MethodConfig(fixed=fixed)).defaults.model_dump(
-            mode="json"
-        ),
+        hyperparameters=plan.defaults.model_dump(mode="json"),
         split_hash=changes.pop("split_hash", split.split_hash),
     )
     return split, TrialSpec(
@@ -130,6 +129,22 @@ def test_a_method_gets_the_foreign_images_it_wants(tmp_path, toy_data, source, c
     _, spec = make_spec(tmp_path, toy_data, "plate", fixed={"others": others})
     *_, last = run_trial(spec)
     assert last.rung.figures["foreign"] == count
+
+
+def test_every_size_that_is_searched_is_the_one_that_a_trial_opens(tmp_path, toy_data):
+    fixed = {"backbone": "mobilenet_v2", "weights": "random", "channels": 20}
+    plan = plan_search("padim", MethodConfig(fixed=fixed), image_size=64)
+    assert plan.distributions["resolution"].choices == (64, 96, 128)
+    for side in (64, 96, 128):
+        _, spec = make_spec(
+            *(tmp_path, toy_data, "plate", "padim"),
+            fixed={**fixed, "resolution": side},
+            image_size=64,
+        )
+        trial = open_trial(spec)
+        assert trial.train.shape[1:] == trial.validation.shape[1:] == (3, side, side)
+        trial.detector.fit(trial.train, 1)
+        assert trial.detector.anomaly_maps(trial.validation[:2]).shape == (2, 64, 64)
 
 
 def test_scores_that_are_no_numbers_fail(tmp_path, toy_data, monkeypatch):
