@@ -26,10 +26,12 @@ class SweepStarted:
     Attributes:
         slots: How many there can be at once.
         studies: How far each study is.
+        seconds: That the sweep has left; ``None``: it has no number of hours.
     """
 
     slots: int
     studies: tuple[StudyProgress, ...]
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)

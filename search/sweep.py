@@ -13,7 +13,7 @@ from anomtune.names import to_text
 from anomtune.search.config import Sweep
 from anomtune.search.decide.budget import Hours
 from anomtune.search.decide.pool import Pool
-from anomtune.search.decide.progress import StudyProgress, sweep_progress
+from anomtune.search.decide.progress import sweep_progress
 from anomtune.search.decide.study import SearchPlan
 from anomtune.search.decide.work import Confirmation, Work
 from anomtune.search.detector.spec import TrainingSpec
@@ -157,9 +157,9 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
             with ray_cluster(address):
                 require_shared(storage)
                 capacity = Capacity(config, living_nodes)
-                work.hours.slots = max(1, capacity.slots)
+                work.hours.slots = capacity.slots
                 _write_preamble(config, store, splits, plans)
-                on_event(SweepStarted(capacity.slots, _progress(config, pool, confirmed, spent)))
+                on_event(_started(config, work, confirmed, spent))
                 try:
                     with clock.running():
                         run_work(config, work, _spec_maker(config, storage, pool), capacity)
@@ -190,15 +190,18 @@ def _make_work(
     )
 
 
-def _progress(
+def _started(
     config: Sweep,
-    pool: Pool,
+    work: Work,
     confirmed: Mapping[StudyKey, Sequence[ConfirmRecord]],
     spent: Spent,
-) -> tuple[StudyProgress, ...]:
-    trials = {key: study.read for key, study in pool.studies.items()}
-    searched = {key: bool(study.plan.space) for key, study in pool.studies.items()}
-    return tuple(sweep_progress(config, trials, confirmed, searched.__getitem__, spent).values())
+) -> SweepStarted:
+    studies = work.pool.studies
+    trials = {key: study.read for key, study in studies.items()}
+    searched = {key: bool(study.plan.space) for key, study in studies.items()}
+    progress = sweep_progress(config, trials, confirmed, searched.__getitem__, spent)
+    left = work.hours.left if work.hours.limited else None
+    return SweepStarted(work.hours.slots, tuple(progress.values()), left)
 
 
 def _tell(record: AnyRecord, on_event: Observer) -> None:

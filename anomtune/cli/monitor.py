@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -57,8 +58,8 @@ class Monitor:
         match event:
             case Note(text):
                 self._console.print(cell(text), style="dim")
-            case SweepStarted(slots, studies):
-                self._progress = _Shown(studies, slots, self._clock)
+            case SweepStarted(slots, studies, seconds):
+                self._progress = _Shown(studies, slots, self._clock, seconds)
                 self._start(self._progress)
             case SweepEnded():
                 self.stop()
@@ -97,13 +98,19 @@ class _Shown:
     """The studies as the events tell of them; drawn by a thread of its own."""
 
     def __init__(
-        self, studies: tuple[StudyProgress, ...], slots: int, clock: Callable[[], float]
+        self,
+        studies: tuple[StudyProgress, ...],
+        slots: int,
+        clock: Callable[[], float],
+        seconds: float | None = None,
     ) -> None:
         # What ran when an earlier start was killed is handed out anew.
         self._studies = {study.key: replace(study, running=0, confirming=0) for study in studies}
         self._slots = slots
         self._clock = clock
         self._began = clock()
+        #: When the sweep must have ended, if it has a number of hours.
+        self._end = None if seconds is None else self._began + seconds
         self._before = self._owed()
 
     def update(self, event: Event) -> None:
@@ -141,12 +148,15 @@ class _Shown:
         studies = list(self._studies.values())
         ended, target = (sum(getattr(s, name) for s in studies) for name in ("ended", "target"))
         running = sum(study.running + study.confirming for study in studies)
-        parts = [f"{ended}/{target} trials", f"{running} running"]
+        # How many there will be in some hours nobody knows.
+        told = f"{ended}/{target}" if self._end is None else str(ended)
+        parts = [f"{told} trials", f"{running} running"]
         for word in ("pruned", "failed"):
             number = sum(getattr(study, word) for study in studies)
             parts += [f"{number} {word}"] if number else []
         confirm = self._owed() - (target - ended)
-        parts += [f"{confirm} to confirm"] if confirm else []
+        searched = self._end is None or ended == target
+        parts += [f"{confirm} to confirm"] if confirm and searched else []
         lost = sum(study.confirm_failed for study in studies)
         parts += [f"{lost} confirm runs failed"] if lost else []
         return ", ".join([*parts, f"{duration(self._clock() - self._began)} gone", self._left()])
@@ -165,7 +175,7 @@ class _Shown:
         for study in studies:
             table.add_row(
                 cell(str(study.key)),
-                f"{study.ended}/{study.target}",
+                str(study.ended) if self._end else f"{study.ended}/{study.target}",
                 *(str(number or "") for number in (study.running, study.pruned, study.failed)),
                 figure(study.best),
                 figure(study.default),
@@ -179,7 +189,8 @@ class _Shown:
     def _left(self) -> str:
         owed = self._owed()
         done = self._before - owed
+        most = inf if self._end is None else max(0.0, self._end - self._clock())
         if done < self._slots:
-            return "time left: not known yet"
+            return "time left: not known yet" if most == inf else f"{duration(most)} left"
         each = (self._clock() - self._began) / done
-        return f"about {duration(each * owed)} left"
+        return f"about {duration(min(each * owed, most))} left"

@@ -104,6 +104,6 @@ class Hours:
         """
         if not self.limited:
             return inf
-        wanted = min(confirm / self.slots, _CONFIRM_SHARE * self.seconds)
-        least = min(first / self.slots, _FIRST_SHARE * self.seconds)
+        wanted = min(confirm / max(1, self.slots), _CONFIRM_SHARE * self.seconds)
+        least = min(first / max(1, self.slots), _FIRST_SHARE * self.seconds)
         return self.left - max(wanted, least)

@@ -10,6 +10,7 @@ from statistics import mean
 
 import pyarrow as pa
 
+from anomtune.search.config import Sweep
 from anomtune.search.report.accuracy_figures import ranked_interval, ranked_value
 from anomtune.search.report.evidence import CategoryEvidence, Evidence, StudyEvidence
 from anomtune.search.report.verdict import confirmed, count, deviation, is_papers, spread
@@ -311,6 +312,7 @@ def provenance(evidence: Evidence) -> list[tuple[str, str]]:
         ("dataset", config.dataset.name),
         ("validation", protocol),
         ("image size", f"{config.image_size} pixels"),
+        ("budget", _budget(config)),
         ("search", f"{config.trials} trials per study, {config.rungs} rungs, {config.sampler}, "
                    f"pruner {config.pruner}, seed {config.seed}"),
         ("confirm", confirm),
@@ -318,6 +320,15 @@ def provenance(evidence: Evidence) -> list[tuple[str, str]]:
         ("libraries", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("page written on", ", ".join(f"{name} {value}" for name, value in hardware.items())),
     ]  # fmt: skip
+
+
+def _budget(config: Sweep) -> str:
+    budget = config.budget
+    if budget is None:
+        return "none"
+    spent = f"{budget.hours:g} hours" if budget.trials is None else f"{budget.trials} trials"
+    each = "of the whole sweep" if budget.trials is None else "of each category"
+    return f"{spent} {each}, allocation {config.allocation}"
 
 
 def image_counts(evidence: Evidence) -> list[tuple[str, str, str, str]]:
