@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import inf
 from typing import Any
 
@@ -33,7 +34,7 @@ from anomtune.search.decide.pace import Candidate, Pace
 from anomtune.search.decide.pruners import make_pruner
 from anomtune.search.decide.race import Race
 from anomtune.search.decide.samplers import make_sampler, startup_trials
-from anomtune.search.decide.scoring import leading_scorings, pooled_scoring, read_with
+from anomtune.search.decide.scoring import Judgements, read_with
 from anomtune.search.decide.study import SearchPlan
 from anomtune.search.decide.transfer import Transfer, Winners
 from anomtune.search.store.records import (
@@ -97,14 +98,18 @@ class Study:
         """Returns one of its trials as its scoring reads it."""
         return read_with(record, self.scoring, self.plan.scorings)
 
-    def pooled_scoring(self) -> int:
-        """Returns the scoring that is best for its trials as they are now."""
-        return pooled_scoring(self.records.values(), self.plan.neighbours)
+    @cached_property
+    def judgements(self) -> Judgements:
+        """What its completed trials say of the scorings."""
+        found = Judgements(self.plan.neighbours)
+        for record in self.records.values():
+            found.add(record)
+        return found
 
     @property
     def leading(self) -> tuple[int, ...]:
         """The scorings that may come to be chosen, the best first."""
-        return leading_scorings(self.records.values(), self.plan.neighbours, _LEADING)
+        return self.judgements.leading(_LEADING)
 
     @property
     def started(self) -> int:
@@ -294,13 +299,14 @@ class Pool:
         record.error, record.traceback = error, traceback
         record.state = state
         study.finished[state] += 1
+        study.judgements.add(record)
         study.note_figure(record)
         self._learn_winner(study)
         self._renew(study)
         self.pace.learn(record)
         self._save(record)
         self._tell(study, record, trial)
-        if study.pooled_scoring() != study.scoring:
+        if study.judgements.best != study.scoring:
             self._read_anew(study)
 
     def targets(self) -> dict[StudyKey, int]:
@@ -454,7 +460,7 @@ class Pool:
             if record.state != "RUNNING":
                 study.finished[record.state] += 1
                 self.pace.learn(record)
-        study.scoring = study.pooled_scoring()
+        study.scoring = study.judgements.best
         for record in study.records.values():
             study.note_figure(record)
         self._learn_winner(study)
@@ -479,7 +485,7 @@ class Pool:
 
     def _read_anew(self, study: Study) -> None:
         """Shows Optuna all trials of a study with the scoring that is best for it by now."""
-        study.scoring = study.pooled_scoring()
+        study.scoring = study.judgements.best
         for record in study.records.values():
             study.note_figure(record)
         self._learn_winner(study)

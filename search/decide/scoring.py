@@ -34,6 +34,42 @@ def neighbours(scorings: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float64]
     return near
 
 
+class Judgements:
+    """What the completed trials of a study say of its scorings, all together.
+
+    Args:
+        near: From `neighbours`.
+    """
+
+    def __init__(self, near: npt.NDArray[np.float64]) -> None:
+        self._near = near
+        self._sum: npt.NDArray[np.float64] = np.zeros(len(near))
+        self._count = 0
+
+    def add(self, record: TrialRecord) -> None:
+        """Takes in a trial, as it is kept; one that is not complete says nothing."""
+        if record.state == "COMPLETE" and record.curve and record.curve[-1].judged is not None:
+            self._sum = self._sum + record.curve[-1].judged.values()
+            self._count += 1
+
+    def leading(self, count: int) -> tuple[int, ...]:
+        """Returns the numbers of so many scorings that are best for the study, the best first.
+
+        None as long as no trial is complete.
+        """
+        if not self._count:
+            return ()
+        # Rounded: equal means are equal in whatever order they were summed, and the earliest is
+        # first.
+        means = np.round(self._near @ (self._sum / self._count), 9)
+        return tuple(np.argsort(-means, kind="stable")[:count].tolist())
+
+    @property
+    def best(self) -> int:
+        """The number of the scoring that is best; 0, the paper's, as long as none is known."""
+        return next(iter(self.leading(1)), 0)
+
+
 def pooled_scoring(trials: Iterable[TrialRecord], near: npt.NDArray[np.float64]) -> int:
     """Returns the number of the scoring that is best for a study's completed trials.
 
@@ -41,27 +77,10 @@ def pooled_scoring(trials: Iterable[TrialRecord], near: npt.NDArray[np.float64])
         trials: As they are kept; without any that is complete, 0: the paper's scoring.
         near: From `neighbours`.
     """
-    best = leading_scorings(trials, near, 1)
-    return best[0] if best else 0
-
-
-def leading_scorings(
-    trials: Iterable[TrialRecord], near: npt.NDArray[np.float64], count: int
-) -> tuple[int, ...]:
-    """Returns the numbers of so many scorings that are best for a study, the best first.
-
-    None as long as no trial is complete.
-    """
-    judged = [
-        record.curve[-1].judged.values()
-        for record in trials
-        if record.state == "COMPLETE" and record.curve and record.curve[-1].judged is not None
-    ]
-    if not judged:
-        return ()
-    # Rounded: equal means are equal in whatever order they were summed, and the earliest is first.
-    means = np.round(near @ np.mean(judged, axis=0), 9)
-    return tuple(np.argsort(-means, kind="stable")[:count].tolist())
+    judgements = Judgements(near)
+    for record in trials:
+        judgements.add(record)
+    return judgements.best
 
 
 def read_with(
@@ -99,10 +118,9 @@ def read_studies(store: RecordStore) -> dict[StudyKey, list[TrialRecord]]:
     Raises:
         SweepError: If a record cannot be understood.
     """
-    return {
-        key: read_study(trials, store.read_scorings(key))
-        for key, trials in store.read_all().items()
-    }
+    studies = store.read_all()
+    scorings = store.read_all_scorings(studies)
+    return {key: read_study(trials, scorings[key]) for key, trials in studies.items()}
 
 
 def _rung(rung: Rung, scoring: int) -> Rung:

@@ -359,6 +359,14 @@ class RecordStore:
         scorings: list[dict[str, Any]] = json.loads(content or b"[]")
         return scorings
 
+    def read_all_scorings(self, keys: Iterable[StudyKey]) -> dict[StudyKey, list[dict[str, Any]]]:
+        """Returns the same of several studies."""
+        wanted = list(keys)
+        contents = self.storage.read_many(f"scorings/{key}.json" for key in wanted)
+        return {
+            key: json.loads(content or b"[]") for key, content in zip(wanted, contents, strict=True)
+        }
+
     def write_labels(self, category: str, labels: npt.NDArray[np.int8]) -> None:
         """Keeps the validation labels of a category, for paired tests."""
         self.storage.write(f"trials/{category}/labels.npy", npy_bytes(labels))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from anomtune.errors import SweepError
 from anomtune.search.config import MethodConfig
 from anomtune.search.decide.scoring import (
-    leading_scorings,
+    Judgements,
     neighbours,
     pooled_scoring,
     read_study,
@@ -49,7 +49,7 @@ def test_without_a_completed_trial_it_is_the_papers():
     best_last = [0.5] * 7 + [0.9]
     assert pooled_scoring([], NEAR) == 0
     assert pooled_scoring([trial(0, best_last, "PRUNED"), trial(1, best_last, "FAIL")], NEAR) == 0
-    assert leading_scorings([], NEAR, 3) == ()
+    assert Judgements(NEAR).leading(3) == ()
 
 
 #: Number 5 is the best, and so are its neighbours.
@@ -74,7 +74,11 @@ def test_of_equals_it_is_the_papers():
 @given(st.lists(st.lists(st.floats(0, 1), min_size=8, max_size=8), min_size=1, max_size=5))
 def test_the_order_of_the_trials_does_not_matter(tables):
     trials = [trial(number, values) for number, values in enumerate(tables)]
-    assert leading_scorings(trials, NEAR, 8) == leading_scorings(trials[::-1], NEAR, 8)
+    one, other = Judgements(NEAR), Judgements(NEAR)
+    for trial_, reversed_ in zip(trials, trials[::-1], strict=True):
+        one.add(trial_)
+        other.add(reversed_)
+    assert one.leading(8) == other.leading(8)
 
 
 def test_neighbours_differ_in_one_field():
