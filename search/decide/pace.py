@@ -30,6 +30,7 @@ class Candidate(NamedTuple):
         running: How many of these have not ended.
         may_start: Whether another can be handed out now.
         figures: AUROCs of those that ended with one or were stopped early.
+        handicap: What is taken off them where methods are compared.
     """
 
     key: StudyKey
@@ -38,6 +39,7 @@ class Candidate(NamedTuple):
     running: int
     may_start: bool
     figures: Collection[float] = ()
+    handicap: float = 0.0
 
 
 @dataclass

@@ -121,6 +121,11 @@ class Study:
         """Number of trials that an earlier start began and that have not been begun again."""
         return sum(number in self.records for number in self.again)
 
+    @property
+    def handicap(self) -> float:
+        """What is taken off its figures where methods are compared: chance may have added it."""
+        return self.judgements.error(self.scoring)
+
     def note_figure(self, record: TrialRecord) -> None:
         """Keeps the last AUROC of a trial that has ended."""
         if record.state in ("COMPLETE", "PRUNED") and record.curve:
@@ -371,8 +376,15 @@ class Pool:
         open_ = started < target and (
             study.begun > 0 or self._new(self.categories[study.key.category]) > 0
         )
-        figures = study.figures.values()
-        return Candidate(study.key, target, started, running, open_ and free, figures)
+        return Candidate(
+            key=study.key,
+            target=target,
+            started=started,
+            running=running,
+            may_start=open_ and free,
+            figures=study.figures.values(),
+            handicap=study.handicap,
+        )
 
     def _start(self, study: Study) -> TrialRecord:
         # Waiting trials (the defaults, interrupted ones) are asked first, in order of number.

@@ -68,10 +68,12 @@ class Race:
         least = min(ready, key=lambda study: study.started)
         if least.started < self._look(len(category)):
             return least.key
-        best = max((value for study in category for value in study.figures), default=0.0)
+        best = max(
+            (value - study.handicap for study in category for value in study.figures), default=0.0
+        )
 
         def worth(study: Candidate) -> float:
-            gain = expected_improvement(study.figures, best) / (1 + study.running)
+            gain = expected_improvement(study.figures, best + study.handicap) / (1 + study.running)
             return gain / max(self._pace.seconds(study.key.method), 1e-3)
 
         return max(ready, key=worth).key

@@ -2,9 +2,13 @@
 
 Hundreds of scorings judge each training, so that the highest figure of all is mostly luck. Two
 means over more than one figure are less so: over the completed trials, each of which is another
-look at a scoring, and over its neighbours, the scorings that differ from it in one field. What is
-then left to differ between trials is their training. ``docs/scoring.md`` compares this rule with
-others on held-out images.
+look at a scoring, and over its neighbours, the scorings that differ from it in one field. A part of
+the standard error of what it has over the paper's is taken off: the less a scoring ranks images
+like the paper's, the more it must win. What is then left to differ between trials is their
+training. ``docs/scoring.md`` compares this rule with others on held-out images.
+
+Methods gain by it what they gain, and what chance adds. Where they are compared with each other,
+one whole standard error is taken off (`Rung.scoring_error`).
 """
 
 from __future__ import annotations
@@ -34,6 +38,10 @@ def neighbours(scorings: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float64]
     return near
 
 
+#: Of how many standard errors a scoring must beat the paper's.
+_CAUTION = 0.25
+
+
 class Judgements:
     """What the completed trials of a study say of its scorings, all together.
 
@@ -44,12 +52,16 @@ class Judgements:
     def __init__(self, near: npt.NDArray[np.float64]) -> None:
         self._near = near
         self._sum: npt.NDArray[np.float64] = np.zeros(len(near))
+        self._errors: npt.NDArray[np.float64] = np.zeros(len(near))
         self._count = 0
 
     def add(self, record: TrialRecord) -> None:
         """Takes in a trial, as it is kept; one that is not complete says nothing."""
         if record.state == "COMPLETE" and record.curve and record.curve[-1].judged is not None:
-            self._sum = self._sum + record.curve[-1].judged.values()
+            judged = record.curve[-1].judged
+            self._sum = self._sum + judged.values()
+            errors = judged.standard_errors()
+            self._errors = self._errors + (0.0 if errors is None else errors)
             self._count += 1
 
     def leading(self, count: int) -> tuple[int, ...]:
@@ -61,8 +73,13 @@ class Judgements:
             return ()
         # Rounded: equal means are equal in whatever order they were summed, and the earliest is
         # first.
-        means = np.round(self._near @ (self._sum / self._count), 9)
+        means = self._near @ self._sum - _CAUTION * self._errors
+        means = np.round(means / self._count, 9)
         return tuple(np.argsort(-means, kind="stable")[:count].tolist())
+
+    def error(self, scoring: int) -> float:
+        """Returns the standard error of what a scoring has over the paper's, mean over trials."""
+        return float(self._errors[scoring] / self._count) if self._count else 0.0
 
     @property
     def best(self) -> int:
@@ -127,11 +144,13 @@ def _rung(rung: Rung, scoring: int) -> Rung:
     if rung.judged is None:
         return rung
     low, high = rung.judged.interval(scoring)
+    errors = rung.judged.standard_errors()
     return rung.model_copy(
         update={
             "auroc": float(rung.judged.values()[scoring]),
             "auroc_low": low,
             "auroc_high": high,
             "paper_auroc": rung.auroc,
+            "scoring_error": None if errors is None else float(errors[scoring]),
         }
     )

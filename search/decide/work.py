@@ -193,7 +193,7 @@ def _ranks(studies: Sequence[Study]) -> dict[StudyKey, int]:
 
     def quality(study: Study) -> float:
         best = best_record(study.read)
-        return 0.0 if best is None or best.value is None else -best.value
+        return 0.0 if best is None or best.value is None else study.handicap - best.value
 
     seen: Counter[str] = Counter()
     ranks = {}
@@ -330,7 +330,9 @@ class Work:
         first = confirm = longest = 0.0
         seeds = len(set(self._config.confirm.seeds)) if self._config.confirm.top else 0
         for studies in self.pool.categories.values():
-            leading = sorted(studies, key=lambda s: -max(s.figures.values(), default=0.0))
+            leading = sorted(
+                studies, key=lambda s: s.handicap - max(s.figures.values(), default=0.0)
+            )
             seconds = [seeds * self.confirmation.seconds(s.key.method) for s in leading[:2]]
             first += seconds[0]
             longest = max(longest, seconds[0] / max(seeds, 1))

@@ -117,6 +117,21 @@ def p_values(labels: npt.NDArray[np.integer], first: Array, second: Array) -> Ar
     return np.where((difference == 0) | (smaller < 2), 1.0, p)
 
 
+def errors_against_first(labels: npt.NDArray[np.integer], scores: Array) -> Array:
+    """Returns DeLong's standard error of the difference of each AUROC to the first, ``(G,)``.
+
+    Paired over the images, of one training that is scored in G ways. 0 where a class has a single
+    image: there is nothing to estimate it from.
+
+    Args:
+        labels: ``(N,)``, 0 for normal and 1 for anomalous images; both must be there.
+        scores: ``(G, N)``, higher where more anomalous.
+    """
+    anomalous, normal, _ = placements(labels, scores)
+    sources = _of_images(anomalous - anomalous[:1], normal - normal[:1])
+    return np.sqrt(np.sum([source.variance for source in sources], axis=0))
+
+
 def _of_images(anomalous: Array, normal: Array) -> list[_Source]:
     """Returns what each class of images adds to the variance of the mean of its components."""
     return [

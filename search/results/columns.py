@@ -72,9 +72,16 @@ class Standing:
     @property
     def order(self) -> tuple[int, float]:
         """By which it is sorted: the best of many trials does not compare with a confirmed mean."""
+        if self.last is None:
+            return 2, 0.0
         if self.winner is not None:
-            return 0, -self.winner.val_auroc
-        return (2, 0.0) if self.last is None else (1, -self.last.auroc)
+            return 0, self.scoring_error - self.winner.val_auroc
+        return 1, self.scoring_error - self.last.auroc
+
+    @property
+    def scoring_error(self) -> float:
+        """Standard error of what the study's scoring has over the paper's; 0 for the paper's."""
+        return 0.0 if self.last is None else self.last.scoring_error or 0.0
 
     @property
     def trainings(self) -> Sequence[AnyRecord]:
@@ -235,7 +242,8 @@ _BEFORE_METRICS: tuple[Column[Standing], ...] = (
            "Detector family."),
     Column("rank", pa.int32(), lambda study: study.rank, "rank", _rank,
            "Within the category: 1 = best. Confirmed rows come first, by confirmed_auroc_mean; "
-           "the others follow, by val_auroc. = : it cannot be told from the best (tied)."),
+           "the others follow, by val_auroc; of both scoring_error is taken off. = : it cannot be "
+           "told from the best (tied)."),
     Column("ranked_by", NAME, lambda study: study.ranked_by, "ranked by", plain("ranked_by"),
            "What the rank is made of: confirmed (confirmed_auroc_mean, the mean over the seeds) or "
            "search (val_auroc, one training, the best of many). Null without a completed trial."),
@@ -267,6 +275,11 @@ _BEFORE_METRICS: tuple[Column[Standing], ...] = (
             "val_auroc of the paper's own config."),
     Column("gain", pa.float64(), lambda study: study.gain, "gain", _signed("gain"),
            "val_auroc over that of the paper's own config with its own scoring."),
+    _hidden("scoring_error", pa.float64(),
+            lambda study: None if study.last is None else study.scoring_error,
+            "Standard error, over images, of what the chosen scoring has over the paper's on the "
+            "chosen training. It was chosen among many: ranks of methods take this off. 0 for the "
+            "paper's."),
     Column("scoring_gain", pa.float64(), lambda study: study.scoring_gain, "of scoring",
            _signed("scoring_gain"),
            "The part of gain that the choice of a scoring gives the paper's own config, without "

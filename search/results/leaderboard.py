@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from itertools import islice
+from statistics import mean
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,7 @@ from anomtune.search.results.columns import Standing, leaderboard_columns
 from anomtune.search.results.trial_columns import TRIAL_COLUMNS
 from anomtune.search.store.records import ConfirmRecord, RecordStore, StudyKey, TrialRecord
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def compile_leaderboard(
@@ -159,10 +160,15 @@ def _of_record(
     return np.stack(found) if found else None
 
 
+def _mean(standing: Standing) -> float:
+    """Returns the mean AUROC of the trainings that rank a study."""
+    return mean(training.value or 0.0 for training in standing.trainings)
+
+
 def _ties(
     standings: Sequence[Standing], scores: Sequence[Scores | None], labels: Labels | None
 ) -> list[bool | None]:
-    """Returns of each study whether it cannot be told from the first, which has the highest mean.
+    """Returns of each study whether it cannot be told from the first.
 
     ``None`` where that is not known: without scores, where one is confirmed and the other is not,
     and where a single training is all there is and its images tell them apart. The first itself is
@@ -178,6 +184,8 @@ def _ties(
         same = standing.ranked_by == standings[0].ranked_by
         if index and same and labels is not None and own is not None and scores[0] is not None:
             ties[index] = are_tied(labels, scores[0], own)
+            if _mean(standing) > _mean(standings[0]):
+                ties[index] = True  # below by its scoring_error alone: it is not worse
     others = [tied for s, tied in zip(standings, ties, strict=True) if s.ranked_by is not None][1:]
     if others and (True in others or None not in others):
         ties[0] = True in others

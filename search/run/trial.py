@@ -29,7 +29,7 @@ from anomtune.search.detector.devices import (
 from anomtune.search.detector.judging import judge
 from anomtune.search.detector.opened import OpenedDetector, check_loss, open_detector
 from anomtune.search.detector.spec import TrainingSpec
-from anomtune.search.metrics.delong import intervals
+from anomtune.search.metrics.delong import errors_against_first, intervals
 from anomtune.search.run.checkpoint import Checkpoints
 from anomtune.search.run.packing import memory_limit
 from anomtune.search.store.judged import Judged
@@ -212,7 +212,8 @@ def _figures(
     values, low, high = (np.where(usable, part, 0.0) for part in found)
     judged = None
     if len(scores) > 1:
-        judged = Judged.of(labels, values, *((low, high) if whole else ()))
+        errors = errors_against_first(labels, np.where(usable[:, None], scores, 0.0).astype(float))
+        judged = Judged.of(labels, values, *((low, high, errors) if whole else ()))
     return {
         "auroc": float(values[0]),
         "auroc_low": float(low[0]),

@@ -25,12 +25,15 @@ class Judged(Part):
         aurocs: Packed.
         lows: Lower ends of their 95 % intervals, packed; of a last rung.
         highs: Upper ends.
+        errors: Standard errors, over images, of what each has over the paper's, packed; of a last
+            rung.
     """
 
     steps: int
     aurocs: str
     lows: str | None = None
     highs: str | None = None
+    errors: str | None = None
 
     @classmethod
     def of(
@@ -39,6 +42,7 @@ class Judged(Part):
         aurocs: Figures,
         lows: Figures | None = None,
         highs: Figures | None = None,
+        errors: Figures | None = None,
     ) -> Self:
         """Returns what is kept.
 
@@ -47,6 +51,7 @@ class Judged(Part):
             aurocs: ``(G,)``, in [0, 1].
             lows: ``(G,)``, in [0, 1].
             highs: ``(G,)``, in [0, 1].
+            errors: ``(G,)``, in [0, 1].
         """
         n_anomalous = int((labels == 1).sum())
         # A tie counts one half.
@@ -56,11 +61,16 @@ class Judged(Part):
             aurocs=_pack(aurocs, steps),
             lows=None if lows is None else _pack(lows, _STEPS),
             highs=None if highs is None else _pack(highs, _STEPS),
+            errors=None if errors is None else _pack(errors, _STEPS),
         )
 
     def values(self) -> Figures:
         """Returns the AUROCs ``(G,)``."""
         return _unpack(self.aurocs, self.steps)
+
+    def standard_errors(self) -> Figures | None:
+        """Returns the standard errors ``(G,)`` of what each has over the paper's, if kept."""
+        return None if self.errors is None else _unpack(self.errors, _STEPS)
 
     def interval(self, scoring: int) -> tuple[float | None, float | None]:
         """Returns the ends of the interval of one scoring, if they were kept."""

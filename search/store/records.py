@@ -52,6 +52,7 @@ class Rung(Part):
         auroc_high: Upper end.
         judged: The AUROCs of all scorings; ``None`` if there is only the paper's.
         paper_auroc: With the paper's scoring, where ``auroc`` is with another.
+        scoring_error: Standard error of the difference of the two; at the last rung alone.
         loss: Mean training loss since the rung before; ``None`` for methods without one.
         figures: What else the method reports, by name.
         histograms: The same, for figures that are distributions.
@@ -63,6 +64,7 @@ class Rung(Part):
     auroc_high: float | None
     judged: Judged | None = None
     paper_auroc: float | None = None
+    scoring_error: float | None = None
     loss: float | None = None
     figures: dict[str, float] = {}
     histograms: dict[str, Histogram] = {}

@@ -42,7 +42,7 @@ from anomtune.models.ranges import Choice, FloatRange, IntRange
 from anomtune.search.config import MethodConfig, parse_sweep
 from anomtune.search.decide.pool import Pool
 from anomtune.search.decide.study import SearchPlan, plan_search
-from anomtune.search.metrics.delong import placements
+from anomtune.search.metrics.delong import errors_against_first, placements
 from anomtune.search.store.judged import Judged
 from anomtune.search.store.records import Cost, Facts, Rung, StudyKey
 
@@ -76,6 +76,7 @@ class Category:
             self.seen[images[: len(images) // 2]] = True
         self.labels = table.labels[self.seen]
         self._known: dict[tuple[str, int, int, bool], Figures] = {}
+        self._errors: dict[tuple[str, int], Figures] = {}
 
     def aurocs(self, training: Training, rung: int, *, held_out: bool = False) -> Figures:
         """Returns the AUROC of each scoring ``(G,)`` at a rung, counted from 0."""
@@ -85,6 +86,14 @@ class Category:
             scores = training.ranks[rung][:, part].astype(np.float64)
             self._known[key] = placements(self.table.labels[part], scores)[2]
         return self._known[key]
+
+    def errors(self, training: Training) -> Figures:
+        """Returns the standard errors ``(G,)`` of what the scorings have over the paper's."""
+        key = training.method, training.number
+        if key not in self._errors:
+            scores = training.ranks[-1][:, self.seen].astype(np.float64)
+            self._errors[key] = errors_against_first(self.labels, scores)
+        return self._errors[key]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +122,11 @@ def plan(name: str, method: str) -> TablePlan:
     space = {"resolution": {"choices": sides}} if sides else {}
     images = SETS[name]
     found = plan_search(
-        method, MethodConfig(fixed=fixed, space=space), images.dataset, images.category
+        method,
+        MethodConfig(fixed=fixed, space=space),
+        images.dataset,
+        images.category,
+        image_size=images.image_size,
     )
     searched = {key: item for key, item in found.space.items() if key in recorded.point}
     defaults = found.hyperparameters(recorded.point)
@@ -187,7 +200,8 @@ def anomtune(
         for step, index, so_far in rungs(training):
             spent = so_far * (1 + _JUDGING)
             values = category.aurocs(training, index)
-            judged = Judged.of(category.labels, values)
+            errors = category.errors(training) if step == RUNGS else None
+            judged = Judged.of(category.labels, values, errors=errors)
             rung = Rung(step=step, auroc=float(values[0]), auroc_low=0, auroc_high=1, judged=judged)
             goes_on = pool.report(record.key, record.number, rung)
             if not goes_on and step < RUNGS:
@@ -203,7 +217,7 @@ def anomtune(
 def _answer(category: Category, pool: Pool, trained: dict[Any, Training]) -> tuple[float, float]:
     best = max(
         (
-            (value, -number, study)
+            (value - study.handicap, -number, study)
             for study in pool.studies.values()
             for number, value in study.figures.items()
             if study.records[number].state == "COMPLETE"
@@ -213,9 +227,11 @@ def _answer(category: Category, pool: Pool, trained: dict[Any, Training]) -> tup
     )
     if best is None:
         return 0.5, 0.5
-    value, number, study = best
+    _, number, study = best
     training = trained[study.key, -number]
-    return value, float(category.aurocs(training, -1, held_out=True)[study.scoring])
+    return study.figures[-number], float(
+        category.aurocs(training, -1, held_out=True)[study.scoring]
+    )
 
 
 # --- searchers that draw smoothing and reduction with the config, as version 0.1 did -------------
@@ -327,15 +343,22 @@ def flaml_search(category: Category, seconds: float, seed: int) -> list[Point]:
                 return (tune.loguniform if item.log else tune.uniform)(item.low, item.high)
             case optuna.distributions.IntDistribution():
                 return (tune.lograndint if item.log else tune.randint)(item.low, item.high + 1)
-            case _:
-                return tune.choice(list(item.choices))
+            case _:  # by name: choices of mixed types confuse it
+                return tune.choice([str(choice) for choice in item.choices])
+
+    def named(item: Any, value: Any) -> Any:
+        return str(value) if hasattr(item, "choices") else value
+
+    def meant(item: Any, value: Any) -> Any:
+        choices = getattr(item, "choices", ())
+        return next((choice for choice in choices if str(choice) == value), value)
 
     space = {"method": tune.choice(methods)}
     for method in methods:
         for key, item in distributions(name, method).items():
             space[f"{method}__{key}"] = domain(item)
     defaults = {
-        f"{method}__{key}": value
+        f"{method}__{key}": named(distributions(name, method)[key], value)
         for method in methods
         for key, value in default(name, method).items()
     }
@@ -346,9 +369,8 @@ def flaml_search(category: Category, seconds: float, seed: int) -> list[Point]:
         nonlocal clock, best
         method = config["method"]
         point = {
-            key.partition("__")[2]: value
-            for key, value in config.items()
-            if key.startswith(f"{method}__")
+            key: meant(item, config[f"{method}__{key}"])
+            for key, item in distributions(name, method).items()
         }
         training = nearest(name, method, point)
         scoring = scoring_of(name, method, point)

@@ -18,6 +18,7 @@ import lzma
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -200,16 +201,21 @@ def _ranks(scores: npt.NDArray[np.float64]) -> Ranks:
     return ranks.astype(np.uint8)
 
 
-def main() -> None:
-    """Makes the tables of all sets."""
+def _make(folder: Path) -> str:
     import torch
 
+    torch.set_num_threads(1)
+    return f"{folder.name}: {make(folder) / 1e6:.2f} MB"
+
+
+def main() -> None:
+    """Makes the tables of all sets."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("work", type=Path)
-    torch.set_num_threads(1)
-    for folder in sorted(parser.parse_args().work.iterdir()):
-        if folder.is_dir():
-            print(f"{folder.name}: {make(folder) / 1e6:.2f} MB", flush=True)
+    folders = [path for path in sorted(parser.parse_args().work.iterdir()) if path.is_dir()]
+    with get_context("spawn").Pool() as workers:
+        for line in workers.imap_unordered(_make, folders):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -79,10 +79,10 @@ def test_pruners_are_told_of_the_rungs_and_the_random_trials(make_sweep):
     finally:
         PRUNERS._registered.pop("spy")
     assert seen == {
-        "min_resource": 2,
+        "min_resource": 4,
         "max_resource": 8,
         "n_startup_trials": 4,
-        "n_warmup_steps": 2,
+        "n_warmup_steps": 4,
     }
 
 

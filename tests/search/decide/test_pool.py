@@ -169,13 +169,13 @@ def test_a_retried_trial_starts_its_curve_over_and_is_not_judged_twice(simulatio
     assert [rung.auroc for rung in third.curve] == [0.0]
 
 
-def test_successive_halving_and_median_first_look_at_a_quarter(simulation, make_sweep):
-    for pruner in ("successive_halving", "median"):
-        config = make_sweep(trials=12, rungs=8, pruner=pruner)
-        one = Simulation(categories=("a",))
-        one.run(config)
-        lengths = {len(r["curve"]) for r in one.outcome().values() if r["state"] == "PRUNED"}
-        assert min(lengths) == 2
+@pytest.mark.parametrize("pruner", ["successive_halving", "median"])
+@pytest.mark.parametrize(("trials", "rungs", "first"), [(30, 8, 2), (12, 8, 4), (30, 4, 2)])
+def test_the_first_look_is_later_with_few_trials_or_rungs(make_sweep, pruner, trials, rungs, first):
+    simulation = Simulation(categories=("a",))
+    simulation.run(make_sweep(trials=trials, rungs=rungs, pruner=pruner))
+    ended = simulation.outcome().values()
+    assert min(len(r["curve"]) for r in ended if r["state"] == "PRUNED") == first
 
 
 @pytest.mark.parametrize(
