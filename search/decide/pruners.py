@@ -10,7 +10,6 @@ from anomtune.search.config import Sweep
 from anomtune.search.decide.factories import make
 from anomtune.search.decide.samplers import startup_trials
 
-
 #: From so many rungs, and random trials at the beginning, on the first look is an early one.
 _MANY_RUNGS, _MANY_STARTUP_TRIALS = 8, 5
 

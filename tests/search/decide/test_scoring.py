@@ -52,6 +52,27 @@ def test_without_a_completed_trial_it_is_the_papers():
     assert Judgements(NEAR).leading(3) == ()
 
 
+def test_a_scoring_must_beat_the_papers_by_part_of_its_standard_error():
+    near = np.eye(8)  # no neighbours
+
+    def judged(errors):
+        values = np.array([0.7, 0.72, 0.73, *[0.5] * 5])
+        one = trial(0, values)
+        one.curve[0].judged = Judged.of(LABELS, values, values, values, np.array(errors))
+        return one
+
+    assert pooled_scoring([judged([0.0] * 8)], near) == 2
+    assert pooled_scoring([judged([0, 0, 0.08, *[0.0] * 5])], near) == 1
+    assert pooled_scoring([judged([0, 0.2, 0.2, *[0.2] * 5])], near) == 0
+    read = read_with(judged([0, 0.01, 0.02, *[0.0] * 5]), 2, SCORINGS)
+    assert read.curve[-1].scoring_error == pytest.approx(0.02)
+    known = Judgements(near)
+    known.add(judged([0, 0.01, 0.02, *[0.0] * 5]))
+    known.add(judged([0, 0.01, 0.04, *[0.0] * 5]))
+    assert known.error(2) == pytest.approx(0.03)
+    assert known.error(0) == 0
+
+
 #: Number 5 is the best, and so are its neighbours.
 BROAD = [0.55, 0.65, 0.55, 0.55, 0.6, 0.9, 0.6, 0.6]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.special import ndtr
 from scipy.stats import rankdata
 
-from anomtune.search.metrics.delong import _midranks, intervals, p_values
+from anomtune.search.metrics.delong import _midranks, errors_against_first, intervals, p_values
 
 LABELS = np.r_[np.zeros(5, int), np.ones(4, int)]
 
@@ -76,3 +76,20 @@ def test_equal_methods_are_seldom_told_apart_and_intervals_hold(spread):
     if spread:  # images alone, as it was before, see differences that the seeds have made
         mean_scores = scores.mean(2, keepdims=True)
         assert np.mean(p_values(labels, mean_scores[:, 0], mean_scores[:, 1]) <= 0.05) > told
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0])
+def test_errors_against_the_first_are_those_of_other_images(spread):
+    """Of many draws of the images, the differences spread by what one of them says."""
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [40, 60])
+    found, errors = [], []
+    for _ in range(400):
+        seen = labels * 1.5 + generator.normal(size=100)
+        scores = np.stack([seen, seen + spread * generator.normal(size=100), seen])
+        found.append(np.diff(intervals(labels, scores[:, None]).value[:2])[0])
+        errors.append(errors_against_first(labels, scores))
+    mean = np.mean(errors, axis=0)
+    assert mean[0] == mean[2] == 0
+    assert mean[1] == pytest.approx(np.std(found), rel=0.15)
+    assert errors_against_first(np.array([0, 1]), np.array([[0.0, 1.0], [1.0, 0.0]])).max() == 0

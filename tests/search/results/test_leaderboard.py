@@ -15,12 +15,14 @@ from anomtune.cli.tables import leaderboard_note, leaderboard_table
 from anomtune.search.config import load_sweep, parse_sweep
 from anomtune.search.metrics.image import auroc as area_of
 from anomtune.search.results.leaderboard import compile_leaderboard, compile_trials, write_tables
+from anomtune.search.store.judged import Judged
 from anomtune.search.store.records import (
     ConfirmRecord,
     Cost,
     Facts,
     RecordStore,
     Rung,
+    StudyKey,
     TrialRecord,
     npz_bytes,
 )
@@ -190,6 +192,50 @@ def test_seeds_can_tell_configs_apart_or_blur_them(store, compiled):
         ("a", 1, True, "confirmed"),
         ("c", 2, True, "confirmed"),  # a far lower mean, but of seeds that are far apart
         ("b", 3, False, "confirmed"),
+    ]
+
+
+#: No neighbours: they differ in two fields.
+_TWO_SCORINGS = [{"sigma": 4.0, "reduce": "max"}, {"sigma": 0.0, "reduce": "top"}]
+
+
+def test_what_a_scoring_may_have_won_by_chance_ranks_no_method(store, compiled):
+    for method, values, error in (("a", [0.9, 0.95], 0.1), ("b", [0.93, 0.94], 0.005)):
+        write_trial(store, method, 0)
+        store.write_scorings(StudyKey("plate", method), _TWO_SCORINGS)
+        record = store.read_trials(StudyKey("plate", method))[0]
+        known = [np.array(part) for part in (values, [0.5] * 2, [1.0] * 2, [0.0, error])]
+        record.curve[0].judged = Judged.of(LABELS, *known)
+        record.curve[0].auroc = values[0]
+        store.write(record)
+    first, second = compiled("a", "b", seeds=()).to_pylist()
+    assert (first["method"], first["val_auroc"]) == ("b", pytest.approx(0.94))
+    assert (second["method"], second["val_auroc"]) == ("a", pytest.approx(0.95))
+    assert (first["scoring_error"], second["scoring_error"]) == pytest.approx((0.005, 0.1))
+
+
+def test_below_by_that_alone_is_not_told_apart(store, compiled):
+    """The row below has the higher mean, and the paired test would tell the two apart."""
+    scores = {"a": noisy(3.0, 0.1, 1), "b": noisy(1.2, 0.1, 3)}
+    for method, own in scores.items():
+        write_trial(store, method, 0, own)
+        for seed in SEEDS:
+            write_run(store, method, seed, own)
+    assert standing(compiled("b", "a"))[1][2] is False
+    key = StudyKey("plate", "a")
+    store.write_scorings(key, _TWO_SCORINGS)
+    record = store.read_trials(key)[0]
+    value = record.curve[0].auroc
+    known = [np.array(part) for part in ([0.4, value], [0.4] * 2, [1.0] * 2, [0.0, 0.6])]
+    record.curve[0].judged = Judged.of(LABELS, *known)
+    record.curve[0].auroc = 0.4
+    store.write(record)
+    params = {"lr": 0.0, "scoring": _TWO_SCORINGS[1]}
+    for seed in SEEDS:
+        write_run(store, "a", seed, scores["a"], params=params)
+    assert standing(compiled("b", "a")) == [
+        ("b", 1, True, "confirmed"),
+        ("a", 2, True, "confirmed"),
     ]
 
 
