@@ -129,7 +129,8 @@ def errors_against_first(labels: npt.NDArray[np.integer], scores: Array) -> Arra
     """
     anomalous, normal, _ = placements(labels, scores)
     sources = _of_images(anomalous - anomalous[:1], normal - normal[:1])
-    return np.sqrt(np.sum([source.variance for source in sources], axis=0))
+    variance: Array = np.sum([source.variance for source in sources], axis=0)
+    return np.sqrt(variance)
 
 
 def _of_images(anomalous: Array, normal: Array) -> list[_Source]:

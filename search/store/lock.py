@@ -58,7 +58,7 @@ class DirectoryLock:
         StorageError: If another live process owns the directory; the message says which.
     """
 
-    def __init__(self, storage: Storage, note: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(self, storage: Storage, note: Callable[[str], object] = lambda text: None) -> None:
         self._storage = storage
         self._note = note
         self._lock: _Lease | _FileLock
@@ -149,7 +149,7 @@ def _has_kernel_locks(folder: Path) -> bool:
 class _Lease:
     """A mark that its owner renews."""
 
-    def __init__(self, storage: Storage, note: Callable[[str], None]) -> None:
+    def __init__(self, storage: Storage, note: Callable[[str], object]) -> None:
         self._storage = storage
         self._note = note
         self._mark: dict[str, Any] = {**_who(), "token": uuid.uuid4().hex, "beat": 0}

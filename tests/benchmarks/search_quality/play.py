@@ -111,7 +111,7 @@ class TablePlan(SearchPlan):
 @lru_cache
 def plan(name: str, method: str) -> TablePlan:
     """Returns how a method was searched when a table was recorded."""
-    table = _table(name)
+    table = table_of(name)
     recorded = table.trainings[method][0]
     fixed = dict(FIXED[method])
     sides = sorted(
@@ -134,7 +134,8 @@ def plan(name: str, method: str) -> TablePlan:
 
 
 @lru_cache
-def _table(name: str) -> Table:
+def table_of(name: str) -> Table:
+    """Returns a table, read once."""
     return load(name)
 
 
@@ -147,7 +148,7 @@ def nearest(name: str, method: str, point: dict[str, Any]) -> Training:
             _apart(item, point[key], training.point[key]) ** 2 for key, item in space.items()
         )
 
-    return min(_table(name).trainings[method], key=distance)
+    return min(table_of(name).trainings[method], key=distance)
 
 
 def _apart(item: Any, one: Any, other: Any) -> float:
@@ -462,7 +463,7 @@ def play(task: tuple[str, int, tuple[str, ...]]) -> tuple[str, int, dict[str, An
     name, split, searchers = task
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    category = Category(_table(name), split)
+    category = Category(table_of(name), split)
     seconds = whole_seconds(category.table)
     found: dict[str, Any] = {"paper": paper(category)}
     for searcher in searchers:
