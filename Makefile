@@ -9,6 +9,8 @@ demo: $(VENV)/.demo
 	$(BIN)/anomtune sweep
 
 # All tests. Those that start a Ray of their own wait most of the time: they run side by side too.
+# Processes that the tests start compile every module again where no bytecode may be kept.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray" -n auto --dist worksteal
 	$(BIN)/python -m pytest -m ray -n 2 --dist load --maxschedchunk 1
