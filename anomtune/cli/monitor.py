@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from math import inf
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -189,8 +188,9 @@ class _Shown:
     def _left(self) -> str:
         owed = self._owed()
         done = self._before - owed
-        most = inf if self._end is None else max(0.0, self._end - self._clock())
+        if self._end is not None:  # how much there will be to do in it nobody knows
+            return f"{duration(max(0.0, self._end - self._clock()))} left"
         if done < self._slots:
-            return "time left: not known yet" if most == inf else f"{duration(most)} left"
+            return "time left: not known yet"
         each = (self._clock() - self._began) / done
-        return f"about {duration(min(each * owed, most))} left"
+        return f"about {duration(each * owed)} left"

@@ -7,7 +7,14 @@ from rich.console import Console
 
 from anomtune.cli.monitor import Monitor, _Shown
 from anomtune.search.decide.progress import StudyProgress
-from anomtune.search.events import Note, SweepEnded, SweepStarted, TrialEnded, TrialStarted
+from anomtune.search.events import (
+    Note,
+    SearchEnded,
+    SweepEnded,
+    SweepStarted,
+    TrialEnded,
+    TrialStarted,
+)
 from anomtune.search.store.records import StudyKey
 
 
@@ -32,6 +39,20 @@ def test_the_progress_table_fits_the_terminal(height):
     assert len(lines) <= height
     assert "1/80 trials, 2 running, 1 failed" in lines[-1]
     assert ("more studies" in shown.get()) == (height == 10)
+
+
+def test_of_some_hours_it_says_what_is_left_and_not_how_many_trials_there_will_be():
+    now = [0.0]
+    progress = _Shown(studies(2), 2, lambda: now[0], 3600.0)
+    for number in range(3):
+        progress.update(TrialStarted("category-0", "toy", number))
+        progress.update(TrialEnded("category-0", "toy", number, "COMPLETE", auroc=0.9))
+    now[0] = 600.0
+    assert progress.line() == "3 trials, 0 running, 10 min 00 s gone, 50 min 00 s left"
+    for category, ended in (("category-0", 3), ("category-1", 0)):
+        progress.update(SearchEnded(category, "toy", 2))
+        assert f"{ended}" in progress.line()
+    assert progress.line().startswith("3 trials, 0 running, 4 to confirm")
 
 
 def test_without_a_terminal_there_are_lines(monkeypatch, capsys):
