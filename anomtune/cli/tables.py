@@ -65,7 +65,10 @@ def leaderboard_note(board: pa.Table) -> str:
     protocols = sorted({row["validation"] for row in rows})
     note = f"AUROC on {'/'.join(protocols)} validation images; gain over the paper's own config."
     if any(row["confirmed_auroc_mean"] is not None for row in rows):
-        note += " Confirmed: the same over seeds, which ranks; held out: images not seen before."
+        note += (
+            " Confirmed: the same over seeds, which ranks, less what choosing a scoring may have "
+            "added by chance (scoring_error); held out: images not seen before."
+        )
     if ranked_by_both(rows):
         note += " Rows that are not confirmed (-) come last, ranked by the search's AUROC."
     if any(row["tied"] for row in rows):

@@ -130,7 +130,8 @@ def heat_maps(evidence: Evidence) -> list[HeatMap]:
         _heat_map(
             evidence,
             "Validation",
-            "By this the methods are ranked, and its 95 % interval: the mean over the seeds, with "
+            "By this the methods are ranked, less what choosing a scoring may have added by chance "
+            "(one standard error), and its 95 % interval: the mean over the seeds, with "
             "other images and other seeds (of a single seed: with other images), where a config is "
             "confirmed; else one training of the search, with other images, ranked after all that "
             "are confirmed.",
