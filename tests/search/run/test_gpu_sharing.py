@@ -296,6 +296,8 @@ def test_a_sweep_on_gpus_that_are_not_there(tmp_path, toy_data):
         "toy": {
             # GiB that the run is to need; trial 0 has none, which means 2.
             "space": {"marker": {"choices": ["2", "5", "40"]}},
+            # As fast in a share as on a whole GPU: without it microseconds would be compared.
+            "fixed": {"seconds": 0.02},
         }
     }
     sweep = sweep_dict(
