@@ -3,7 +3,7 @@
 Pure logic: it knows Optuna and the records, not Ray or images. The records are the
 only state that outlives it: a new pool built from them goes on exactly where they end.
 
-Longer than 400 lines by little: handing out, taking back and rebuilding share one state.
+Longer than 400 lines: handing out, taking back and rebuilding share one state.
 """
 
 from __future__ import annotations
@@ -164,8 +164,10 @@ class Pool:
         self.closed = False
         self._transfer = Transfer(winners or {})
         self._turns: Pace | Race = self.pace
+        #: How many trials each category has; ``None``: there is no such number.
+        self._trials = None if config.budget is None else config.budget.trials
         if config.budget is not None and config.allocation == "race":
-            self._turns = Race(self.pace, config.budget.trials)
+            self._turns = Race(self.pace, self._trials)
         self.studies = {
             key: self._load_study(key, plan, split_hashes[key.category], records)
             for key, plan in plans.items()
@@ -180,11 +182,7 @@ class Pool:
     @property
     def remaining(self) -> int:
         """Number of trials that have not finished; with a number of hours, at most."""
-        left = 0
-        for studies in self.categories.values():
-            wanted = sum(max(0, self._most(study) - study.started) for study in studies)
-            left += min(wanted, self._left(studies)) + sum(len(study.running) for study in studies)
-        return left
+        return self.running + sum(map(self._left, self.categories.values()))
 
     @property
     def running(self) -> int:
@@ -306,23 +304,14 @@ class Pool:
         study.finished[state] += 1
         study.judgements.add(record)
         study.note_figure(record)
-        self._learn_winner(study)
+        if state == "COMPLETE":
+            self._learn_winner(study)
         self._renew(study)
         self.pace.learn(record)
         self._save(record)
         self._tell(study, record, trial)
         if study.judgements.best != study.scoring:
             self._read_anew(study)
-
-    def targets(self) -> dict[StudyKey, int]:
-        """Returns how many trials each study is to have, as far as that is known."""
-        known = {key: len(study.records) for key, study in self.studies.items()}
-        return trial_targets(
-            self._config,
-            known,
-            lambda key: bool(self.studies[key].plan.space),
-            closed=self.closed,
-        )
 
     def searched(self, study: Study) -> bool:
         """Whether a study has ended all of its trials."""
@@ -347,24 +336,23 @@ class Pool:
 
     def _new(self, studies: Sequence[Study]) -> int:
         """Returns how many of these have never been begun."""
-        budget = self._config.budget
         started = [study.started + study.begun for study in studies]
-        if budget is not None and budget.trials is not None:
-            return max(0, budget.trials - sum(started))
         most = [self._most(study) for study in studies]
-        return sum(max(0, may - has) for may, has in zip(most, started, strict=True))
+        new = sum(max(0, may - has) for may, has in zip(most, started, strict=True))
+        return new if self._trials is None else min(new, max(0, self._trials - sum(started)))
 
     def _share(self, study: Study) -> int:
         """Returns how many trials a study may have, given what its category shares."""
-        budget, most = self._config.budget, self._most(study)
-        if budget is None or budget.trials is None or self._config.allocation == "race":
-            return most
+        if self.closed or self._trials is None or self._config.allocation == "race":
+            return self._most(study)
         studies = self.categories[study.key.category]
-        return max(len(study.records), min(most, -(-budget.trials // len(studies))))
+        known = {other.key: len(other.records) for other in studies}
+        searched = {other.key: bool(other.plan.space) for other in studies}
+        return trial_targets(self._config, known, searched.__getitem__)[study.key]
 
     def _renew(self, study: Study) -> None:
         """Looks anew at what may start, after a change of a study."""
-        shared = self._config.budget is not None and self._config.budget.trials is not None
+        shared = self._trials is not None
         for other in self.categories[study.key.category] if shared else (study,):
             self._candidates[other.key] = self._candidate(other)
 

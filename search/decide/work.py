@@ -16,9 +16,7 @@ from anomtune.search.store.records import (
     ConfirmRecord,
     ConfirmResult,
     Cost,
-    Facts,
     Rung,
-    State,
     StudyKey,
     TrialRecord,
     best_record,
@@ -261,7 +259,7 @@ class Work:
         Confirm runs go first: they complete a study, and others can still search. In a number of
         hours they come when the search is over, so that the best ones come first.
         """
-        self._take_in()
+        self.take_in()
         if not self.hours.limited:
             return self.confirmation.ask() or self.pool.ask()
         if self.pool.remaining:
@@ -271,7 +269,7 @@ class Work:
             if not self.pool.closed:
                 self._closed()
                 self.pool.close()
-                self._take_in()
+                self.take_in()
         run = self.confirmation.ask(self.hours.left)
         if run is None and self.pool.remaining == 0 and self.confirmation.running == 0:
             self._over()
@@ -295,29 +293,11 @@ class Work:
         left = seconds / rung.step * (self._config.rungs - rung.step)
         return goes_on and left <= self._for_search()
 
-    def finish_trial(
-        self,
-        record: TrialRecord,
-        state: State,
-        *,
-        facts: Facts | None = None,
-        cost: Cost | None = None,
-        error: str | None = None,
-        traceback: str | None = None,
-    ) -> None:
-        """Ends a trial; with the last one of a study its confirm runs can begin."""
-        self.pool.finish(
-            record.key,
-            record.number,
-            state,
-            facts=facts,
-            cost=cost,
-            error=error,
-            traceback=traceback,
-        )
-        self._take_in()
+    def take_in(self) -> None:
+        """Tells of the studies whose search has ended, and takes in their confirm runs.
 
-    def _take_in(self) -> None:
+        To be called when a trial has ended.
+        """
         if self.hours.limited and self.pool.remaining:
             return
         for key, owed in self.confirmation.take_in():

@@ -178,6 +178,7 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
         with handout.guard():
             if error:
                 self._begin_again(run, *handout.reasons.pop(trial_id, (_NO_REASON, False)))
+                handout.work.take_in()
                 return
             match from_result(result):
                 case Aborted() as aborted:
@@ -193,6 +194,7 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
                     self._end_confirm(run, report.result)
                 case None:
                     self._fail(run, "the trial ended without a result")
+            handout.work.take_in()
 
     def _end_confirm(self, run: _Run, result: ConfirmResult) -> None:
         assert isinstance(run.record, ConfirmRecord)
@@ -206,10 +208,10 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
         if last.facts is not None:
             cost = self._learn(run, last.cost)
             work.report(record, last.rung, cost)
-            work.finish_trial(record, "COMPLETE", facts=last.facts, cost=cost)
+            work.pool.finish(record.key, record.number, "COMPLETE", facts=last.facts, cost=cost)
         elif pruned:
             cost = self._learn(run, last.cost)
-            work.finish_trial(record, "PRUNED", cost=cost)
+            work.pool.finish(record.key, record.number, "PRUNED", cost=cost)
         # Else it was interrupted: its record says RUNNING, and the next start runs it.
 
     def _learn(self, run: _Run, cost: Cost) -> Cost:
@@ -249,7 +251,7 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
         if isinstance(record, ConfirmRecord):
             work.confirmation.finish(record, None, error=error, traceback=traceback)
         else:
-            work.finish_trial(record, "FAIL", error=error, traceback=traceback)
+            work.pool.finish(record.key, record.number, "FAIL", error=error, traceback=traceback)
 
 
 class PoolScheduler(FIFOScheduler):  # type: ignore[misc]

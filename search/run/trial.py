@@ -212,8 +212,11 @@ def _figures(
     values, low, high = (np.where(usable, part, 0.0) for part in found)
     judged = None
     if len(scores) > 1:
-        errors = errors_against_first(labels, np.where(usable[:, None], scores, 0.0).astype(float))
-        judged = Judged.of(labels, values, *((low, high, errors) if whole else ()))
+        known: list[npt.NDArray[np.float64]] = []
+        if whole:
+            numbers = np.where(usable[:, None], scores, 0.0).astype(np.float64)
+            known = [low, high, errors_against_first(labels, numbers)]
+        judged = Judged.of(labels, values, *known)
     return {
         "auroc": float(values[0]),
         "auroc_low": float(low[0]),

@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 from anomtune.errors import SweepError
+from anomtune.registry import METHODS
 from anomtune.search.config import parse_sweep
 from anomtune.search.decide.budget import Hours, trial_targets
 from anomtune.search.decide.confirm import to_confirm
@@ -28,8 +29,6 @@ def two_methods(trials=20, **changes):
 @pytest.fixture(autouse=True)
 def other(monkeypatch):
     """A second method like the toy."""
-    from anomtune.registry import METHODS
-
     monkeypatch.setitem(METHODS._registered, "other", METHODS.get("toy"))
 
 
@@ -45,6 +44,27 @@ def test_each_category_gets_its_trials(simulation, allocation, trials, workers):
     if allocation == "even":
         each = Counter(len(found) for found in simulation.records().values())
         assert max(each) - min(each) <= 1
+
+
+@pytest.mark.parametrize("allocation", ["race", "even"])
+def test_what_a_method_without_a_space_leaves_the_others_have(simulation, allocation):
+    fixed = METHODS.get("toy").Hyperparameters().model_dump(exclude={"scoring"})
+    config = parse_sweep(
+        sweep_dict(
+            methods={"toy": {}, "other": {"fixed": fixed}},
+            trials=20,
+            budget={"trials": 10},
+            allocation=allocation,
+        ),
+        "test",
+    )
+    pool = simulation.run(config)
+    assert pool.remaining == 0
+    assert {key: len(found) for key, found in simulation.records().items()} == {
+        StudyKey(category, method): count
+        for category in simulation.categories
+        for method, count in (("toy", 9), ("other", 1))
+    }
 
 
 def test_a_killed_sweep_keeps_to_its_trials(make_sweep):
@@ -121,9 +141,11 @@ class Clocked:
             so_far = Cost(train_seconds=cost.train_seconds * step / self.config.rungs)
             goes_on = work.report(record, rung, so_far)
             if step == self.config.rungs:
-                work.finish_trial(record, "COMPLETE", facts=FACTS, cost=cost)
+                pool.finish(record.key, record.number, "COMPLETE", facts=FACTS, cost=cost)
+                work.take_in()
             elif not goes_on:
-                work.finish_trial(record, "PRUNED", cost=cost)
+                pool.finish(record.key, record.number, "PRUNED", cost=cost)
+                work.take_in()
             else:
                 end = clock + self._seconds(record) / self.config.rungs
                 heapq.heappush(queue, (end, next(serial), record, step + 1))
