@@ -69,7 +69,8 @@ def export_onnx(model: Model, path: Path) -> float:
     # Once before: constants that are kept must be numbers, not what stands for them in a graph.
     detector.predict(images)
     try:
-        with warnings.catch_warnings():
+        # Without gradients from the start: else each change of that mode is a graph of its own.
+        with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")  # of what torch itself will change one day
             # Exported here: torch.onnx would go on to try ways that take minutes to fail.
             graph = torch.export.export(

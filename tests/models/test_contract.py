@@ -89,7 +89,7 @@ def test_scores_leave_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_resnet_keeps_the_contract() -> None:
     hp = ReContrastHyperparameters(backbone="resnet18", weights="random", batch_size=4)
-    check_method(ReContrast, hp)
+    check_method(ReContrast, hp, image_size=32)
 
 
 @pytest.mark.parametrize("image_size", [0, 31, 100])

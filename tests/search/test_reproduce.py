@@ -35,7 +35,7 @@ QUICK: dict[str, dict[str, object]] = {
     "patchcore": {"backbone": "mobilenet_v2"},
     "rd4ad": {"backbone": "mobilenet_v2", "epochs": 1},
     "recontrast": {"backbone": "mobilenet_v2", "iterations": 2},
-    "spr": {"epochs": 1, "resolution": 64},
+    "spr": {"epochs": 1, "resolution": 64, "width": 16},
     "ssae": {"iterations": 2, "resolution": 64},
 }
 

@@ -6,10 +6,13 @@ and a method; the other half says what the choice is worth. No rule sees how lon
 
 * caution: how many standard errors of what a scoring has over the paper's are taken off when the
   scoring of a method is chosen, by its mean over trainings and neighbours.
-* handicap: how many of them are taken off when methods are compared.
+* handicap: how many of them are taken off when methods are compared; 1 + 1/n: and as much again
+  divided by the number of trainings.
 * config: how many standard errors of what a training has over trial 0's are taken off when the
   training is chosen.
 * shrunk: figures of trainings are moved by half towards the mean of their method.
+* rung: a training answers with its network at the rung with the highest AUROC, not at the last;
+  "late": of the last two.
 * paper's scoring: alone.
 * own scoring: each training has the scoring with its own highest AUROC.
 
@@ -29,7 +32,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from play import Category, interval, plan, table_of
+from play import interval
+from recorded import Category, plan, table_of
 from tables import names
 
 from anomtune.search.metrics.delong import errors_against_first
@@ -46,6 +50,7 @@ class Method(NamedTuple):
         smooth: Mean of the validation AUROC over trainings and neighbours ``(G,)``.
         errors: Mean standard error ``(G,)`` of what a scoring has over the paper's.
         config_errors: ``(T,)`` of what a training has over trial 0's, with a scoring.
+        rungs: Validation and held-out AUROC ``(T, R, G)`` by rung; of methods of one rung, R is 1.
     """
 
     seen: Figures
@@ -53,6 +58,7 @@ class Method(NamedTuple):
     smooth: Figures
     errors: Figures
     config_errors: Callable[[int], Figures]
+    rungs: tuple[Figures, Figures]
 
 
 class Choice(NamedTuple):
@@ -66,7 +72,9 @@ class Choice(NamedTuple):
 Rule = Callable[[Method], Choice]
 
 
-def pooled(caution: float, handicap: float, config: float = 0.0, shrink: float = 0.0) -> Rule:
+def pooled(
+    caution: float, handicap: float, config: float = 0.0, shrink: float = 0.0, shared: float = 0.0
+) -> Rule:
     """Returns a rule that gives all trainings of a method one scoring."""
 
     def choose(method: Method) -> Choice:
@@ -76,10 +84,23 @@ def pooled(caution: float, handicap: float, config: float = 0.0, shrink: float =
         best = int(np.argmax(taken))
         compared = figures[best] + shrink * (figures.mean() - figures[best])
         return Choice(
-            compared - handicap * method.errors[scoring],
+            compared - (handicap + shared / len(method.seen)) * method.errors[scoring],
             figures[best],
             method.unseen[best, scoring],
         )
+
+    return choose
+
+
+def at_rungs(last: int) -> Rule:
+    """Returns the chosen rule, with the network at the best of so many last rungs."""
+
+    def choose(method: Method) -> Choice:
+        scoring = int(np.argmax(method.smooth - 0.25 * method.errors))
+        seen, unseen = (part[:, -last:, scoring] for part in method.rungs)
+        best = np.unravel_index(np.argmax(seen), seen.shape)
+        taken = (1 + 1 / len(seen)) * method.errors[scoring]
+        return Choice(seen[best] - taken, seen[best], unseen[best])
 
     return choose
 
@@ -102,12 +123,16 @@ RULES: dict[str, Rule] = {
     "caution 1": pooled(1, 0),
     "handicap 1": pooled(0, 1),
     "caution 1/4, handicap 1/2": pooled(0.25, 0.5),
-    "caution 1/4, handicap 1 (chosen)": pooled(0.25, 1),
+    "caution 1/4, handicap 1": pooled(0.25, 1),
+    "caution 1/4, handicap 2": pooled(0.25, 2),
+    "caution 1/4, handicap 1 + 1/n (chosen)": pooled(0.25, 1, shared=1),
     "caution 1/2, handicap 1": pooled(0.5, 1),
     "caution 1, handicap 1": pooled(1, 1),
-    "chosen, config 1/2": pooled(0.25, 1, config=0.5),
-    "chosen, config 1": pooled(0.25, 1, config=1),
-    "chosen, shrunk": pooled(0.25, 1, shrink=0.5),
+    "chosen, config 1/2": pooled(0.25, 1, config=0.5, shared=1),
+    "chosen, config 1": pooled(0.25, 1, config=1, shared=1),
+    "chosen, shrunk": pooled(0.25, 1, shrink=0.5, shared=1),
+    "chosen, rung": at_rungs(99),
+    "chosen, rung, late": at_rungs(2),
 }
 
 
@@ -131,6 +156,18 @@ def play(task: tuple[str, int, int]) -> tuple[str, dict[str, tuple[float, float,
                 plan(name, method).neighbours @ seen.mean(0),
                 np.mean([category.errors(run) for run in first], axis=0),
                 config_errors,
+                tuple(
+                    np.array(
+                        [
+                            [
+                                category.aurocs(run, rung, held_out=held_out)
+                                for rung in range(len(run.ranks))
+                            ]
+                            for run in first
+                        ]
+                    )
+                    for held_out in (False, True)
+                ),
             )
         )
     found = {}

@@ -57,7 +57,7 @@ def combined(kinds: Figures, pooled: Figures) -> dict[str, Figures]:
     ranks = np.argsort(np.argsort(kinds, axis=0), axis=0).mean(1)
     hard = np.argsort(np.median(kinds, axis=0))[:3]
     others = [np.delete(kinds, k, 1).mean(1) for k in range(kinds.shape[1])]
-    agrees = [_rho(kinds[:, k], others[k]) > 0 for k in range(kinds.shape[1])]
+    agrees = [rho(kinds[:, k], others[k]) > 0 for k in range(kinds.shape[1])]
     chosen = np.flatnonzero(agrees) if any(agrees) else np.arange(kinds.shape[1])
     return {
         "pooled": pooled,
@@ -71,7 +71,8 @@ def combined(kinds: Figures, pooled: Figures) -> dict[str, Figures]:
     }
 
 
-def _rho(one: Figures, other: Figures) -> float:
+def rho(one: Figures, other: Figures) -> float:
+    """Returns Spearman's rho; 0 where one is constant."""
     if np.ptp(one) == 0 or np.ptp(other) == 0:
         return 0.0
     return float(spearmanr(one, other).statistic)
@@ -91,15 +92,15 @@ def main() -> None:
         methods = np.array([run.method for run in runs])
         for way in WAYS:
             row = found.setdefault(f"configs, {way}", {})
-            row[name] = [_rho(ways[way], papers)]
+            row[name] = [rho(ways[way], papers)]
             row = found.setdefault(f"within, {way}", {})
             row[name] = [
-                _rho(ways[way][methods == method], papers[methods == method])
+                rho(ways[way][methods == method], papers[methods == method])
                 for method in dict.fromkeys(methods)
                 if (methods == method).sum() > 4
             ]
             row = found.setdefault(f"scorings, {way}", {})
-            row[name] = [_rho(combined(*j)[way], t) for j, t in zip(judged, true, strict=True)]
+            row[name] = [rho(combined(*j)[way], t) for j, t in zip(judged, true, strict=True)]
     sets = names()
     print(f"| Spearman's rho | {' | '.join(sets)} | mean |\n|{'---|' * (len(sets) + 2)}")
     for label, row in found.items():

@@ -112,6 +112,15 @@ def test_an_error_passes_and_everything_is_changed_back(monkeypatch):
     assert (gc.get_threshold(), signal.getsignal(signal.SIGTERM)) == before
 
 
+@pytest.fixture
+def _heard():
+    """Interrupts are heard: a shell in whose background the tests run has them ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heard")
 def test_an_interrupt_that_a_fork_swallows_is_raised_afterwards():
     before = signal.getsignal(signal.SIGINT)
 
