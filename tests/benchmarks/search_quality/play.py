@@ -40,8 +40,8 @@ from tables import Table, Training, load, names
 
 from anomtune.models.ranges import Choice, FloatRange, IntRange
 from anomtune.search.config import MethodConfig, parse_sweep
+from anomtune.search.decide.plan import SearchPlan, plan_search
 from anomtune.search.decide.pool import Pool
-from anomtune.search.decide.study import SearchPlan, plan_search
 from anomtune.search.metrics.delong import errors_against_first, placements
 from anomtune.search.store.judged import Judged
 from anomtune.search.store.records import Cost, Facts, Rung, StudyKey
