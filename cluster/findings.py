@@ -23,7 +23,7 @@ from anomtune.datasets.io.store import cache_root
 from anomtune.errors import AnomtuneError
 from anomtune.names import to_name, to_text
 from anomtune.search.config import Sweep
-from anomtune.search.decide.study import plan_search
+from anomtune.search.decide.plan import plan_search
 from anomtune.search.preparation import prepare_methods
 from anomtune.search.run.probe import Node
 from anomtune.search.run.ray_internals import RAYLET_PID

@@ -16,9 +16,9 @@ from anomtune.errors import SweepError, suggest
 from anomtune.names import LONGEST, to_name, to_text
 from anomtune.registry import METHODS
 from anomtune.search.config import Sweep, check_extends
+from anomtune.search.decide.plan import SearchPlan, plan_studies
 from anomtune.search.decide.pool import check_deciders
 from anomtune.search.decide.scoring import read_studies
-from anomtune.search.decide.study import SearchPlan, plan_studies
 from anomtune.search.decide.transfer import Winner, Winners, winners_of
 from anomtune.search.detector.opened import few_notes
 from anomtune.search.events import Note, Observer

@@ -24,7 +24,7 @@ from anomtune.models.hyperparameters import Hyperparameters
 from anomtune.models.training.report import Report
 from anomtune.registry import METHODS
 from anomtune.search.config import Sweep, parse_sweep
-from anomtune.search.decide.study import plan_studies
+from anomtune.search.decide.plan import plan_studies
 from anomtune.search.detector.devices import choose_device
 from anomtune.search.detector.evaluate import evaluate
 from anomtune.search.detector.opened import open_detector

@@ -12,9 +12,9 @@ from anomtune.errors import SweepError
 from anomtune.names import to_text
 from anomtune.search.config import Sweep
 from anomtune.search.decide.budget import Hours
+from anomtune.search.decide.plan import SearchPlan
 from anomtune.search.decide.pool import Pool
 from anomtune.search.decide.progress import sweep_progress
-from anomtune.search.decide.study import SearchPlan
 from anomtune.search.decide.work import Confirmation, Work
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.events import (

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from anomtune.models.hyperparameters import Setting
     from anomtune.models.scoring import Scoring
-    from anomtune.search.decide.study import SearchPlan
+    from anomtune.search.decide.plan import SearchPlan
 
 
 def methods(
@@ -30,7 +30,7 @@ def methods(
     """List the methods with every default, range and preset: what trial 0 of a study has."""
     from anomtune.registry import METHODS
     from anomtune.search.config import MethodConfig
-    from anomtune.search.decide.study import plan_search
+    from anomtune.search.decide.plan import plan_search
     from anomtune.search.results.paper_results import published
 
     if dataset is None and category is not None:

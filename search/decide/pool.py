@@ -2,40 +2,30 @@
 
 Pure logic: it knows Optuna and the records, not Ray or images. The records are the
 only state that outlives it: a new pool built from them goes on exactly where they end.
-
-Longer than 400 lines: handing out, taking back and rebuilding share one state.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from math import inf
-from typing import Any
 
-import optuna
-from optuna.trial import TrialState
 from pydantic import ValidationError
 
-from anomtune.errors import SweepError
-from anomtune.registry import PRUNERS, SAMPLERS
+from anomtune.registry import SAMPLERS
 from anomtune.search.config import Sweep, explain
 from anomtune.search.decide.budget import trial_targets
 from anomtune.search.decide.factories import blamed
 from anomtune.search.decide.optuna_internals import (
-    contains,
     fast_truncated_normal,
     quiet,
-    running_trial,
 )
 from anomtune.search.decide.pace import Candidate, Pace
+from anomtune.search.decide.plan import SearchPlan
 from anomtune.search.decide.pruners import make_pruner
 from anomtune.search.decide.race import Race
 from anomtune.search.decide.samplers import make_sampler, startup_trials
-from anomtune.search.decide.scoring import Judgements, read_with
-from anomtune.search.decide.study import SearchPlan
+from anomtune.search.decide.study import Study
 from anomtune.search.decide.transfer import Transfer, Winners
 from anomtune.search.store.records import (
     PAPER,
@@ -48,88 +38,6 @@ from anomtune.search.store.records import (
     TrialRecord,
     now,
 )
-
-_OPTUNA_STATE = {
-    "COMPLETE": TrialState.COMPLETE,
-    "PRUNED": TrialState.PRUNED,
-    "FAIL": TrialState.FAIL,
-}
-
-
-#: So many of the scorings that are best so far have their scores kept with every trial.
-_LEADING = 32
-
-
-@dataclass
-class Study:
-    """One (category, method): its Optuna study and its trials.
-
-    Attributes:
-        key: Category and method.
-        plan: What is searched.
-        split_hash: The images that its trials train and validate on.
-        search: The Optuna study; its trial numbers are those of the records.
-        scoring: Number of the scoring that its trials are read with.
-        records: Trials by number, as they are kept.
-        figures: AUROCs of those that ended with one or were stopped early, by number, as the
-            scoring reads them.
-        finished: How many trials ended in each state.
-        running: Trials that have been handed out, by number.
-        again: Numbers that an earlier run began and did not finish, in order.
-    """
-
-    key: StudyKey
-    plan: SearchPlan
-    split_hash: str
-    search: optuna.Study
-    scoring: int = 0
-    records: dict[int, TrialRecord] = field(default_factory=dict)
-    figures: dict[int, float] = field(default_factory=dict)
-    finished: Counter[State] = field(default_factory=Counter)
-    running: dict[int, optuna.Trial] = field(default_factory=dict)
-    again: deque[int] = field(default_factory=deque)
-
-    @property
-    def read(self) -> list[TrialRecord]:
-        """The trials as the study's scoring reads them."""
-        return [self.read_one(record) for record in self.records.values()]
-
-    def read_one(self, record: TrialRecord) -> TrialRecord:
-        """Returns one of its trials as its scoring reads it."""
-        return read_with(record, self.scoring, self.plan.scorings)
-
-    @cached_property
-    def judgements(self) -> Judgements:
-        """What its completed trials say of the scorings."""
-        found = Judgements(self.plan.neighbours)
-        for record in self.records.values():
-            found.add(record)
-        return found
-
-    @property
-    def leading(self) -> tuple[int, ...]:
-        """The scorings that may come to be chosen, the best first."""
-        return self.judgements.leading(_LEADING)
-
-    @property
-    def started(self) -> int:
-        """Number of trials that have been handed out or have finished."""
-        return self.finished.total() + len(self.running)
-
-    @property
-    def begun(self) -> int:
-        """Number of trials that an earlier start began and that have not been begun again."""
-        return sum(number in self.records for number in self.again)
-
-    @property
-    def handicap(self) -> float:
-        """What is taken off its figures where methods are compared: chance may have added it."""
-        return self.judgements.error(self.scoring)
-
-    def note_figure(self, record: TrialRecord) -> None:
-        """Keeps the last AUROC of a trial that has ended."""
-        if record.state in ("COMPLETE", "PRUNED") and record.curve:
-            self.figures[record.number] = self.read_one(record).curve[-1].auroc
 
 
 class Pool:
@@ -169,9 +77,14 @@ class Pool:
         if config.budget is not None and config.allocation == "race":
             self._turns = Race(self.pace, self._trials)
         self.studies = {
-            key: self._load_study(key, plan, split_hashes[key.category], records)
+            key: Study(config, key, plan, split_hashes[key.category], records.get(key, ()))
             for key, plan in plans.items()
         }
+        for study in self.studies.values():
+            for record in study.records.values():
+                if record.state != "RUNNING":
+                    self.pace.learn(record)
+            self._learn_winner(study)
         #: Studies by category: what shares a budget.
         self.categories: dict[str, list[Study]] = defaultdict(list)
         for study in self.studies.values():
@@ -252,14 +165,8 @@ class Pool:
         """
         self.closed = True
         for study in self.studies.values():
-            for number in study.again:
-                record = study.records.get(number)
-                if record is not None:
-                    record.state, record.error = "PRUNED", "the time of the sweep was over"
-                    record.cost.finished_at = now()
-                    study.finished["PRUNED"] += 1
-                    self._save(record)
-            study.again.clear()
+            for record in study.close():
+                self._save(record)
 
     def report(self, key: StudyKey, number: int, rung: Rung) -> bool:
         """Takes a trial's rung.
@@ -268,17 +175,9 @@ class Pool:
             Whether the trial should go on. Trial 0 always does: it is what others are measured by.
         """
         study = self.studies[key]
-        record, trial = study.records[number], study.running[number]
-        record.curve = [*(past for past in record.curve if past.step < rung.step), rung]
-        prune = False
-        # A retried trial starts over; what Optuna has seen of it already, it has decided.
-        if rung.step not in study.search.get_trials(deepcopy=False)[number].intermediate_values:
-            latest = record.model_copy(update={"curve": [rung]})
-            trial.report(study.read_one(latest).curve[0].auroc, rung.step)
-            with blamed(PRUNERS, self._config.pruner):
-                prune = trial.should_prune() and number > 0
-        self._save(record)
-        return not prune
+        prune = study.report(number, rung)
+        self._save(study.records[number])
+        return number == 0 or not prune
 
     def finish(
         self,
@@ -293,7 +192,7 @@ class Pool:
     ) -> None:
         """Ends a trial and tells Optuna what came of it."""
         study = self.studies[key]
-        record, trial = study.records[number], study.running.pop(number)
+        record = study.records[number]
         started = record.cost.started_at
         record.facts = facts
         record.cost = (cost or Cost()).model_copy(
@@ -301,17 +200,16 @@ class Pool:
         )
         record.error, record.traceback = error, traceback
         record.state = state
-        study.finished[state] += 1
-        study.judgements.add(record)
-        study.note_figure(record)
+        trial = study.end(record)
         if state == "COMPLETE":
             self._learn_winner(study)
         self._renew(study)
         self.pace.learn(record)
         self._save(record)
-        self._tell(study, record, trial)
-        if study.judgements.best != study.scoring:
-            self._read_anew(study)
+        study.tell(record, trial)
+        if study.read_anew():
+            self._learn_winner(study)
+            self._renew(study)
 
     def searched(self, study: Study) -> bool:
         """Whether a study has ended all of its trials."""
@@ -418,8 +316,7 @@ class Pool:
             cost=Cost(started_at=now()),
         )
         self._save(record)
-        study.records[number] = record
-        study.running[number] = trial
+        study.begin(record, trial)
         self._renew(study)
         if state == "FAIL":
             self.finish(study.key, number, "FAIL", error=error)
@@ -427,102 +324,9 @@ class Pool:
 
     def _learn_winner(self, study: Study) -> None:
         """Lets other categories know what is best here by now."""
-        figures = {
-            number: value
-            for number, value in study.figures.items()
-            if study.records[number].state == "COMPLETE"
-        }
-        if len(figures) > 1 and 0 in figures:
-            best = max(figures, key=lambda number: (figures[number], -number))
-            self._transfer.learn(study.key, study.records[best].params, figures[best] - figures[0])
-
-    @staticmethod
-    def _tell(study: Study, record: TrialRecord, trial: optuna.Trial) -> None:
-        """Tells Optuna how a trial has ended."""
-        state = _OPTUNA_STATE[record.state]
-        if record.number == 0 and not study.plan.anchor()[1]:
-            state = TrialState.FAIL  # outside the space: no lesson for the sampler
-        complete = state is TrialState.COMPLETE
-        value = study.read_one(record).value if complete else None
-        study.search.tell(trial, values=value, state=state)
-
-    def _load_study(
-        self,
-        key: StudyKey,
-        plan: SearchPlan,
-        split_hash: str,
-        records: Mapping[StudyKey, Sequence[TrialRecord]],
-    ) -> Study:
-        study = Study(key, plan, split_hash, self._new_search(key))
-        study.records = {record.number: record for record in records.get(key, ())}
-        for record in study.records.values():
-            _check_record(study, record)
-            if record.state != "RUNNING":
-                study.finished[record.state] += 1
-                self.pace.learn(record)
-        study.scoring = study.judgements.best
-        for record in study.records.values():
-            study.note_figure(record)
-        self._learn_winner(study)
-        last = max(study.records, default=0)
-        # Waiting trials (the defaults, interrupted ones, those whose file was deleted).
-        study.again = deque(
-            number
-            for number in range(last + 1)
-            if number not in study.records or study.records[number].state == "RUNNING"
-        )
-        self._replay(study, last + 1)
-        return study
-
-    def _new_search(self, key: StudyKey) -> optuna.Study:
-        with quiet():
-            return optuna.create_study(
-                study_name=f"{self._config.dataset.name}/{key}",
-                direction="maximize",
-                pruner=make_pruner(self._config),
-                sampler=optuna.samplers.RandomSampler(),  # each trial brings its own
-            )
-
-    def _read_anew(self, study: Study) -> None:
-        """Shows Optuna all trials of a study with the scoring that is best for it by now."""
-        study.scoring = study.judgements.best
-        for record in study.records.values():
-            study.note_figure(record)
-        self._learn_winner(study)
-        self._renew(study)
-        study.search = self._new_search(study.key)
-        self._replay(study, study.started + len(study.again))
-
-    def _replay(self, study: Study, count: int) -> None:
-        """Lets Optuna live through the trials so far, so that its numbers are those of the records.
-
-        Those of an earlier start that did not end wait to be asked again.
-        """
-        waiting = set(study.again)
-        space = study.plan.distributions
-        for number in range(count):
-            point = self._point(study, number)
-            if number in waiting:
-                study.search.enqueue_trial(point)
-                continue
-            trial = running_trial(study.search, number, point, space)
-            record = study.records[number]
-            for rung in study.read_one(record).curve:
-                trial.report(rung.auroc, rung.step)
-                with blamed(PRUNERS, self._config.pruner):
-                    trial.should_prune()  # notes what it compares later trials with
-            if record.state == "RUNNING":
-                study.running[number] = trial
-            else:
-                self._tell(study, record, trial)
-
-    @staticmethod
-    def _point(study: Study, number: int) -> dict[str, Any]:
-        """Returns where in the space a trial is; nothing for one that is to be suggested anew."""
-        record = study.records.get(number)
-        if number == 0:
-            return study.plan.anchor()[0]
-        return {} if record is None else {name: record.params[name] for name in study.plan.space}
+        if (winner := study.winner) is not None:
+            record, gain = winner
+            self._transfer.learn(study.key, record.params, gain)
 
 
 def check_deciders(config: Sweep, plans: Mapping[StudyKey, SearchPlan]) -> None:
@@ -535,31 +339,3 @@ def check_deciders(config: Sweep, plans: Mapping[StudyKey, SearchPlan]) -> None:
         make_pruner(config)
         for plan in plans.values():
             make_sampler(config, plan.method, 0, plan.distributions)
-
-
-def _check_record(study: Study, record: TrialRecord) -> None:
-    """Checks that a record of an earlier run belongs to the study as it is now.
-
-    Raises:
-        SweepError: If its images or its hyperparameters do not.
-    """
-    remedy = "start another directory with --dir"
-    if record.split_hash != study.split_hash:
-        raise SweepError(
-            f"{record.category}: its images are not those that the trials of this directory used "
-            f"(split {study.split_hash[:12]}, was {record.split_hash[:12]}); "
-            f"restore them, or {remedy}"
-        )
-    fixed = study.plan.defaults.model_dump(mode="json")
-    searched = study.plan.distributions if record.number > 0 else {}
-    for name in {**record.params, **fixed}:
-        value = record.params.get(name)
-        if name in record.params and name in searched:
-            fits = contains(searched[name], value)
-        else:
-            fits = name in record.params and name in fixed and value == fixed[name]
-        if not fits:
-            raise SweepError(
-                f"{record.path}.json: was run with {name} = {value!r}, which this version of "
-                f"{record.method} does not; install the version that it was run with, or {remedy}"
-            )

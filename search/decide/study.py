@@ -1,323 +1,265 @@
-"""What a study searches: the space, and trial 0."""
+"""One (category, method): its trials, what they say, and the Optuna study that learns from them.
+
+Trials are kept as they ran, with the figures of every scoring; a study reads all of them with the
+one that is best for it by now (`search/decide/scoring.py`). Optuna knows them as read. When another
+scoring becomes the best, a new Optuna study lives through all of them.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from pydantic import ValidationError
+import optuna
+from optuna.trial import TrialState
 
-from anomtune.errors import MethodError, SweepError, suggest
-from anomtune.models.hyperparameters import Hyperparameters, TrainedHyperparameters
-from anomtune.models.ranges import Choice, FloatRange, IntRange, SearchRange, SizeRange
-from anomtune.registry import METHODS
-from anomtune.search.config import MethodConfig, Sweep, explain
-from anomtune.search.decide.scoring import neighbours
-from anomtune.search.store.records import StudyKey
+from anomtune.errors import SweepError
+from anomtune.registry import PRUNERS
+from anomtune.search.config import Sweep
+from anomtune.search.decide.factories import blamed
+from anomtune.search.decide.optuna_internals import contains, quiet, running_trial
+from anomtune.search.decide.plan import SearchPlan
+from anomtune.search.decide.pruners import make_pruner
+from anomtune.search.decide.scoring import Judgements, read_with
+from anomtune.search.store.records import Rung, State, StudyKey, TrialRecord, now
 
-if TYPE_CHECKING:  # it brings torch
-    from anomtune.models.base import Detector
+_OPTUNA_STATE = {
+    "COMPLETE": TrialState.COMPLETE,
+    "PRUNED": TrialState.PRUNED,
+    "FAIL": TrialState.FAIL,
+}
+#: So many of the scorings that are best so far have their scores kept with every trial.
+_LEADING = 32
 
 
-@dataclass(frozen=True)
-class SearchPlan:
-    """How one method is searched on one category.
+class Study:
+    """One (category, method): its Optuna study and its trials.
+
+    Args:
+        config: The sweep.
+        key: Category and method.
+        plan: What is searched.
+        split_hash: The images that its trials train and validate on.
+        records: Its trials of earlier starts, as they are kept.
 
     Attributes:
-        method: Name of the method.
-        defaults: Trial 0: the paper's values for that dataset and category, changed only by
-            ``preset`` and ``fixed``.
-        space: The range of every hyperparameter that is searched.
-        pinned: Fields of the scoring that keep their value; ``None``: all of them.
-    """
-
-    method: str
-    defaults: Hyperparameters
-    space: dict[str, SearchRange]
-    pinned: tuple[str, ...] | None = None
-
-    @cached_property
-    def scorings(self) -> tuple[dict[str, Any], ...]:
-        """The scorings that every training is judged with, the paper's first."""
-        judged = self.defaults.scorings(self.pinned)
-        return tuple(scoring.model_dump(mode="json") for scoring in judged)
-
-    @cached_property
-    def neighbours(self) -> npt.NDArray[np.float64]:
-        """Which of them are alike; see `anomtune.search.decide.scoring.neighbours`."""
-        return neighbours(self.scorings)
-
-    @cached_property
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """The space as Optuna knows it."""
-        return {name: _distribution(item) for name, item in self.space.items()}
-
-    def anchor(self) -> tuple[dict[str, Any], bool]:
-        """Returns trial 0 as a point of the space, and whether it really lies in it.
-
-        A user's range may leave the paper's value out. Trial 0 still runs it, as the baseline of
-        ``gain``; Optuna is shown the nearest point and must then not learn from the result.
-        """
-        values = self.defaults.model_dump()
-        point = {name: _nearest(item, values[name]) for name, item in self.space.items()}
-        return point, all(point[name] == values[name] for name in point)
-
-    def variants(self) -> list[Hyperparameters]:
-        """Returns trial 0, and for every choice of the space trial 0 with that choice."""
-        return [self.defaults] + [
-            self.defaults.model_copy(update={name: value})
-            for name, item in self.space.items()
-            if isinstance(item, Choice)
-            for value in item.choices
-        ]
-
-    def hyperparameters(self, point: Mapping[str, Any]) -> Hyperparameters:
-        """Returns the complete hyperparameters at a point of the space.
-
-        Raises:
-            ValidationError: If the values do not go together.
-        """
-        return type(self.defaults)(**{**self.defaults.model_dump(), **point})
-
-
-def plan_studies(config: Sweep) -> dict[StudyKey, SearchPlan]:
-    """Returns how each study of a sweep is searched.
-
-    Args:
-        config: The sweep, its categories spelled out.
+        search: The Optuna study; its trial numbers are those of the records.
+        scoring: Number of the scoring that its trials are read with.
+        records: Trials by number, as they are kept.
+        figures: AUROCs of those that ended with one or were stopped early, by number, as the
+            scoring reads them.
+        finished: How many trials ended in each state.
+        running: Trials that have been handed out, by number.
+        again: Numbers that an earlier start began and did not finish, in order.
 
     Raises:
-        SweepError: As `plan_search`.
+        SweepError: If records belong to other images, or to another version of the method, than
+            the sweep has now.
     """
-    return {
-        StudyKey(category, name): plan_search(
-            name,
-            method,
-            config.dataset.name,
-            category,
-            image_size=config.image_size,
-            paper_scoring=config.scoring == "paper",
+
+    def __init__(
+        self,
+        config: Sweep,
+        key: StudyKey,
+        plan: SearchPlan,
+        split_hash: str,
+        records: Sequence[TrialRecord] = (),
+    ) -> None:
+        self._config = config
+        self.key = key
+        self.plan = plan
+        self.split_hash = split_hash
+        self.records = {record.number: record for record in records}
+        self.figures: dict[int, float] = {}
+        self.finished: Counter[State] = Counter()
+        self.running: dict[int, optuna.Trial] = {}
+        for record in self.records.values():
+            _check_record(self, record)
+            if record.state != "RUNNING":
+                self.finished[record.state] += 1
+        self.scoring = self.judgements.best
+        last = max(self.records, default=0)
+        # Waiting trials (the defaults, interrupted ones, those whose file was deleted).
+        self.again = deque(
+            number
+            for number in range(last + 1)
+            if number not in self.records or self.records[number].state == "RUNNING"
         )
-        for category in config.dataset.categories or ()
-        for name, method in config.methods.items()
-    }
+        self._read_all(last + 1)
 
+    @property
+    def read(self) -> list[TrialRecord]:
+        """The trials as the study's scoring reads them."""
+        return [self.read_one(record) for record in self.records.values()]
 
-def plan_search(
-    method: str,
-    config: MethodConfig,
-    dataset: str = "",
-    category: str | None = None,
-    *,
-    image_size: int | None,
-    paper_scoring: bool = False,
-) -> SearchPlan:
-    """Checks what a sweep file says of a method against the method itself.
+    def read_one(self, record: TrialRecord) -> TrialRecord:
+        """Returns one of its trials as its scoring reads it."""
+        return read_with(record, self.scoring, self.plan.scorings)
 
-    Args:
-        method: Its name.
-        config: What the sweep file says of it; that overrides what a paper set.
-        dataset: Name of the dataset; "": any.
-        category: The category; ``None``: any.
-        image_size: Side of the maps in pixels. ``None``: any; what depends on it is not searched.
-        paper_scoring: Whether there is no scoring but the paper's.
+    @cached_property
+    def judgements(self) -> Judgements:
+        """What its completed trials say of the scorings."""
+        found = Judgements(self.plan.neighbours)
+        for record in self.records.values():
+            found.add(record)
+        return found
 
-    Raises:
-        SweepError: Naming the key that is wrong and what would be right.
-    """
-    where = f"methods.{method}"
-    try:
-        detector = METHODS.get(method)
-    except MethodError as error:
-        raise SweepError(f"{where}: {error}") from None
-    kind = detector.Hyperparameters
-    _check_names(where, config, kind)
-    preset: Mapping[str, Any] = {}
-    if config.preset is not None:
-        if config.preset not in kind.presets:
-            names = list(kind.presets) or ["none"]
-            raise SweepError(f"{where}.preset: no {config.preset!r}{suggest(config.preset, names)}")
-        preset = kind.presets[config.preset]
-    usual = kind.paper_values(dataset, category)
-    try:
-        fixed = kind.in_full(config.fixed)
-        defaults = kind(**kind.merged(usual, preset, fixed))
-    except ValidationError as error:
-        raise SweepError(f"{where}.fixed.{explain(error, kind)}") from None
-    pinned = None if paper_scoring else tuple(sorted(fixed.get("scoring", {})))
-    space = {
-        name: _with(item, getattr(defaults, name)) if name in usual else item
-        for name, item in _own_space(detector, defaults, image_size, usual).items()
-        if name not in fixed and name not in preset
-    }
-    defaults = _sized(defaults, {*space, *config.space}, image_size)
-    for name, given in config.space.items():
-        _check_length(where, defaults, name)
-        space[name] = _parse_range(f"{where}.space.{name}", given, defaults, name)
-    return SearchPlan(method, defaults, space, pinned)
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """The scorings that may come to be chosen, the best first."""
+        return self.judgements.leading(_LEADING)
 
+    @property
+    def started(self) -> int:
+        """Number of trials that have been handed out or have finished."""
+        return self.finished.total() + len(self.running)
 
-def _check_names(where: str, config: MethodConfig, kind: type[Hyperparameters]) -> None:
-    """Refuses what is fixed or searched and is nothing that can be."""
-    scoring = type(kind.model_fields["scoring"].default).model_fields
-    for section in ("fixed", "space"):
-        for name in getattr(config, section):
-            if name in kind.model_fields:
-                continue
-            if name not in scoring:
-                known = suggest(name, list(kind.model_fields))
-                raise SweepError(f"{where}.{section}.{name}: unknown hyperparameter{known}")
-            if section == "space":
-                raise SweepError(
-                    f"{where}.space.{name}: part of the scoring, which every trial judges whole; "
-                    f"to fix it set {where}.fixed.{name}"
-                )
-    if "scoring" in config.space:
-        raise SweepError(
-            f"{where}.space.scoring: every trial judges all scorings; to fix a part of it set "
-            f"{where}.fixed.scoring"
-        )
-    both = sorted(set(config.fixed) & set(config.space))
-    if both:
-        raise SweepError(f"{where}: {both[0]} is both fixed and searched; remove one of the two")
+    @property
+    def begun(self) -> int:
+        """Number of trials that an earlier start began and that have not been begun again."""
+        return sum(number in self.records for number in self.again)
 
+    @property
+    def handicap(self) -> float:
+        """What is taken off its figures where methods are compared: chance may have added it."""
+        return self.judgements.error(self.scoring)
 
-def _own_space(
-    detector: type[Detector[Any]],
-    defaults: Hyperparameters,
-    image_size: int | None,
-    usual: Collection[str],
-) -> dict[str, SearchRange]:
-    """Returns the method's own ranges, with the sizes of images for one size of the maps."""
-    space: dict[str, SearchRange] = {}
-    for name, item in defaults.search_space().items():
-        if not isinstance(item, SizeRange):
-            space[name] = item
-        # A paper's own size for a dataset stays: these are factors of the sweep's.
-        elif image_size is not None and name not in usual:
-            sides = _sides(detector, defaults, name, item, image_size)
-            if len(sides) > 1 and image_size in sides:
-                space[name] = Choice(choices=sides)
-    return space
+    @property
+    def winner(self) -> tuple[TrialRecord, float] | None:
+        """Its best complete trial, and what that has over the paper's config, if both are known."""
+        figures = {
+            number: value
+            for number, value in self.figures.items()
+            if self.records[number].state == "COMPLETE"
+        }
+        if len(figures) < 2 or 0 not in figures:
+            return None
+        best = max(figures, key=lambda number: (figures[number], -number))
+        return self.records[best], figures[best] - figures[0]
 
+    def begin(self, record: TrialRecord, trial: optuna.Trial) -> None:
+        """Takes in a trial that is handed out."""
+        self.records[record.number] = record
+        self.running[record.number] = trial
 
-def _sides(
-    detector: type[Detector[Any]],
-    defaults: Hyperparameters,
-    name: str,
-    item: SizeRange,
-    image_size: int,
-) -> tuple[int, ...]:
-    """Returns the sizes of images that a search tries: none that the method would refuse."""
-    fitting = []
-    for side in item.sides(image_size, math.lcm(32, detector.multiple_of)):
-        try:
-            sized = type(defaults)(**{**defaults.model_dump(), name: side})
-            detector.check_input_size(sized, image_size)
-        except (ValidationError, MethodError):
-            continue
-        fitting.append(side)
-    return tuple(fitting)
+    def report(self, number: int, rung: Rung) -> bool:
+        """Takes a running trial's rung and returns whether its pruner would stop it."""
+        record, trial = self.records[number], self.running[number]
+        record.curve = [*(past for past in record.curve if past.step < rung.step), rung]
+        # A retried trial starts over; what Optuna has seen of it already, it has decided.
+        if rung.step in self.search.get_trials(deepcopy=False)[number].intermediate_values:
+            return False
+        latest = record.model_copy(update={"curve": [rung]})
+        trial.report(self.read_one(latest).curve[0].auroc, rung.step)
+        with blamed(PRUNERS, self._config.pruner):
+            return bool(trial.should_prune())
 
+    def end(self, record: TrialRecord) -> optuna.Trial:
+        """Takes in that a running trial has ended, as its record says; `tell` is to follow."""
+        trial = self.running.pop(record.number)
+        self.finished[record.state] += 1
+        self.judgements.add(record)
+        self._note_figure(record)
+        return trial
 
-def _sized(
-    defaults: Hyperparameters, searched: Collection[str], image_size: int | None
-) -> Hyperparameters:
-    """Returns trial 0 as a point of the space: sizes that are searched spelled out, not null."""
-    null = [
-        name
-        for name, item in defaults.search_space().items()
-        if isinstance(item, SizeRange) and name in searched and getattr(defaults, name) is None
-    ]
-    return defaults.model_copy(update=dict.fromkeys(null, image_size))
+    def tell(self, record: TrialRecord, trial: optuna.Trial) -> None:
+        """Tells Optuna how a trial has ended."""
+        state = _OPTUNA_STATE[record.state]
+        if record.number == 0 and not self.plan.anchor()[1]:
+            state = TrialState.FAIL  # outside the space: no lesson for the sampler
+        complete = state is TrialState.COMPLETE
+        value = self.read_one(record).value if complete else None
+        self.search.tell(trial, values=value, state=state)
 
+    def read_anew(self) -> bool:
+        """Reads all trials with the scoring that is best by now; whether that is another one."""
+        if self.judgements.best == self.scoring:
+            return False
+        self.scoring = self.judgements.best
+        self._read_all(self.started + len(self.again))
+        return True
 
-def _check_length(where: str, defaults: Hyperparameters, name: str) -> None:
-    """Refuses to search over epochs where trial 0 counts iterations, and the other way round."""
-    others = {"epochs": "iterations", "iterations": "epochs"}
-    if isinstance(defaults, TrainedHyperparameters) and name in others:
-        other = others[name]
-        if getattr(defaults, other) is not None:
-            raise SweepError(
-                f"{where}.space.{name}: trial 0 counts {other}; search over those instead"
+    def close(self) -> list[TrialRecord]:
+        """Stops where they were the trials that an earlier start did not end, and returns them."""
+        stopped = [self.records[number] for number in self.again if number in self.records]
+        for record in stopped:
+            record.state, record.error = "PRUNED", "the time of the sweep was over"
+            record.cost.finished_at = now()
+            self.finished["PRUNED"] += 1
+        self.again.clear()
+        return stopped
+
+    def _note_figure(self, record: TrialRecord) -> None:
+        """Keeps the last AUROC of a trial that has ended."""
+        if record.state in ("COMPLETE", "PRUNED") and record.curve:
+            self.figures[record.number] = self.read_one(record).curve[-1].auroc
+
+    def _read_all(self, count: int) -> None:
+        """Lets a new Optuna study live through the trials so far, as they are read now.
+
+        Its numbers are those of the records. Trials of an earlier start that did not end wait to
+        be asked again.
+
+        Args:
+            count: Of the trials that have a number.
+        """
+        for record in self.records.values():
+            self._note_figure(record)
+        with quiet():
+            self.search = optuna.create_study(
+                study_name=f"{self._config.dataset.name}/{self.key}",
+                direction="maximize",
+                pruner=make_pruner(self._config),
+                sampler=optuna.samplers.RandomSampler(),  # each trial brings its own
             )
+        waiting, space = set(self.again), self.plan.distributions
+        for number in range(count):
+            if number in waiting:
+                self.search.enqueue_trial(self._point(number))
+                continue
+            trial = running_trial(self.search, number, self._point(number), space)
+            record = self.records[number]
+            for rung in self.read_one(record).curve:
+                trial.report(rung.auroc, rung.step)
+                with blamed(PRUNERS, self._config.pruner):
+                    trial.should_prune()  # notes what it compares later trials with
+            if record.state == "RUNNING":
+                self.running[number] = trial
+            else:
+                self.tell(record, trial)
+
+    def _point(self, number: int) -> dict[str, object]:
+        """Returns where in the space a trial is; nothing for one that is to be suggested anew."""
+        record = self.records.get(number)
+        if number == 0:
+            return self.plan.anchor()[0]
+        return {} if record is None else {name: record.params[name] for name in self.plan.space}
 
 
-def _with(item: SearchRange, value: Any) -> SearchRange:
-    """Returns a method's own range; choices with what the paper chose on this dataset."""
-    if isinstance(item, Choice) and value not in item.choices:
-        return Choice(choices=(*item.choices, value))
-    return item
+def _check_record(study: Study, record: TrialRecord) -> None:
+    """Checks that a record of an earlier start belongs to the study as it is now.
 
-
-def _parse_range(
-    where: str, given: Mapping[str, Any], defaults: Hyperparameters, name: str
-) -> SearchRange:
-    kind = type(defaults)
-    numeric: dict[Any, type[SearchRange]] = {
-        int: IntRange,
-        float: FloatRange,
-        int | None: IntRange,
-        float | None: FloatRange,
-    }
-    shape = numeric.get(kind.model_fields[name].annotation, Choice)
-    if "choices" in given or getattr(defaults, name) is None:  # null lies between no numbers
-        shape = Choice
-    try:
-        parsed = shape(**given)
-    except ValidationError as error:
-        raise SweepError(f"{where}: {explain(error, shape)}") from None
-    match parsed:
-        case Choice():
-            tried: tuple[Any, ...] = parsed.choices
-        case IntRange():  # the second of the grid as well: a field may take multiples alone
-            tried = (parsed.low, min(parsed.low + parsed.step, parsed.high), parsed.high)
-        case FloatRange():
-            tried = (parsed.low, parsed.high)
-    values = tuple(_field_value(where, kind, name, value) for value in tried)
-    # Choices become what the field makes of them, which is what a record will hold.
-    return Choice(choices=values) if isinstance(parsed, Choice) else parsed
-
-
-def _field_value(where: str, kind: type[Hyperparameters], name: str, value: Any) -> Any:
-    try:
-        return getattr(kind(**{name: value}), name)
-    except ValidationError as error:
-        # Only the value itself is judged here: how values go together, each trial shows.
-        wrong = [item for item in error.errors() if item["loc"][:1] == (name,)]
-        if wrong:
-            raise SweepError(f"{where}: {value!r} cannot be: {wrong[0]['msg']}") from None
-        return value
-
-
-def _distribution(item: SearchRange) -> BaseDistribution:
-    match item:
-        case FloatRange():
-            return FloatDistribution(item.low, item.high, log=item.log)
-        case IntRange():
-            high = item.high - (item.high - item.low) % item.step  # the last on the grid
-            return IntDistribution(item.low, high, log=item.log, step=item.step)
-        case Choice():
-            return CategoricalDistribution(item.choices)
-
-
-def _nearest(item: SearchRange, value: Any) -> Any:
-    match item:
-        case FloatRange():
-            return min(max(float(value), item.low), item.high)
-        case IntRange():
-            last = (item.high - item.low) // item.step
-            return item.low + min(max(round((value - item.low) / item.step), 0), last) * item.step
-        case Choice():
-            return value if value in item.choices else item.choices[0]
+    Raises:
+        SweepError: If its images or its hyperparameters do not.
+    """
+    remedy = "start another directory with --dir"
+    if record.split_hash != study.split_hash:
+        raise SweepError(
+            f"{record.category}: its images are not those that the trials of this directory used "
+            f"(split {study.split_hash[:12]}, was {record.split_hash[:12]}); "
+            f"restore them, or {remedy}"
+        )
+    fixed = study.plan.defaults.model_dump(mode="json")
+    searched = study.plan.distributions if record.number > 0 else {}
+    for name in {**record.params, **fixed}:
+        value = record.params.get(name)
+        if name in record.params and name in searched:
+            fits = contains(searched[name], value)
+        else:
+            fits = name in record.params and name in fixed and value == fixed[name]
+        if not fits:
+            raise SweepError(
+                f"{record.path}.json: was run with {name} = {value!r}, which this version of "
+                f"{record.method} does not; install the version that it was run with, or {remedy}"
+            )

@@ -9,8 +9,9 @@ from math import inf
 from anomtune.search.config import Sweep
 from anomtune.search.decide.budget import Hours
 from anomtune.search.decide.pace import seconds_of
-from anomtune.search.decide.pool import Pool, Study
+from anomtune.search.decide.pool import Pool
 from anomtune.search.decide.progress import most_confirm_runs, owed_confirm_runs
+from anomtune.search.decide.study import Study
 from anomtune.search.store.records import (
     AnyRecord,
     ConfirmRecord,

@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from anomtune.search.config import Sweep
 from anomtune.search.decide.confirm import Confirmed, choose, summarise
+from anomtune.search.decide.plan import SearchPlan, plan_studies
 from anomtune.search.decide.progress import StudyProgress, sweep_progress
 from anomtune.search.decide.scoring import read_studies
-from anomtune.search.decide.study import SearchPlan, plan_studies
 from anomtune.search.metrics.image import Auroc, Labels, Scores, are_tied, auroc
 from anomtune.search.report.verdict import Verdict, is_papers, judge
 from anomtune.search.results.column import Row

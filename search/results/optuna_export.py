@@ -33,8 +33,8 @@ from anomtune.errors import StorageError, SweepError
 from anomtune.models.scoring import score_rule
 from anomtune.search.config import Sweep
 from anomtune.search.decide.optuna_internals import quiet
+from anomtune.search.decide.plan import SearchPlan, plan_studies
 from anomtune.search.decide.scoring import read_studies
-from anomtune.search.decide.study import SearchPlan, plan_studies
 from anomtune.search.store.directory import read_sweep
 from anomtune.search.store.records import StudyKey, TrialRecord
 

@@ -9,9 +9,9 @@ from statistics import mean
 
 from anomtune.errors import SweepError
 from anomtune.search.config import MethodConfig, Sweep
+from anomtune.search.decide.plan import plan_search
 from anomtune.search.decide.progress import StudyProgress, sweep_progress
 from anomtune.search.decide.scoring import read_studies
-from anomtune.search.decide.study import plan_search
 from anomtune.search.results.duration import duration
 from anomtune.search.store.records import (
     AnyRecord,

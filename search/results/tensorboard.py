@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from anomtune.search.decide.study import SearchPlan
+from anomtune.search.decide.plan import SearchPlan
 from anomtune.search.detector.heatmaps import png_bytes, sheet_rows
 from anomtune.search.metrics.image import roc_curve
 from anomtune.search.results import tensorboard_internals as events

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from anomtune.search.config import Sweep, parse_sweep
+from anomtune.search.decide.plan import SearchPlan, plan_search
 from anomtune.search.decide.pool import Pool
-from anomtune.search.decide.study import SearchPlan, plan_search
 from anomtune.search.run.process import rare_full_collections
 from anomtune.search.store.records import (
     Cost,

@@ -93,7 +93,7 @@ def score(run: Run) -> tuple[Run, Result]:
     from anomtune.datasets.splits.validation import Validation
     from anomtune.registry import METHODS
     from anomtune.search.config import MethodConfig
-    from anomtune.search.decide.study import plan_search
+    from anomtune.search.decide.plan import plan_search
 
     torch.set_num_threads(1)
     plan = plan_search(run.method, MethodConfig(fixed=FIXED[run.method]), image_size=SIZE)

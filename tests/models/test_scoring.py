@@ -22,7 +22,7 @@ from anomtune.models.spr import SPRScoring
 from anomtune.models.ssae import SSAEHyperparameters
 from anomtune.registry import METHODS
 from anomtune.search.config import MethodConfig
-from anomtune.search.decide.study import plan_search
+from anomtune.search.decide.plan import plan_search
 
 NAMES = sorted(set(METHODS.names()) - {"toy"})
 SIDE = 32

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from anomtune.search.config import Sweep, parse_sweep
+from anomtune.search.decide.plan import plan_search
 from anomtune.search.decide.pool import Pool
-from anomtune.search.decide.study import plan_search
 from anomtune.search.store.judged import Judged
 from anomtune.search.store.records import Cost, Facts, Rung, StudyKey, TrialRecord
 

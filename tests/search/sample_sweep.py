@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from anomtune.search.config import Sweep, parse_sweep
 from anomtune.search.decide.confirm import to_confirm
+from anomtune.search.decide.plan import SearchPlan, plan_studies
 from anomtune.search.decide.pool import Pool
 from anomtune.search.decide.scoring import read_studies
-from anomtune.search.decide.study import SearchPlan, plan_studies
 from anomtune.search.detector.heatmaps import outline, overlay, png_bytes, sheet
 from anomtune.search.metrics.delong import intervals
 from anomtune.search.metrics.image import auroc

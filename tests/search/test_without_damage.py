@@ -11,7 +11,7 @@ from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import DataError, SweepError
 from anomtune.registry import METHODS
 from anomtune.search.config import parse_sweep, read_yaml
-from anomtune.search.decide.study import plan_search
+from anomtune.search.decide.plan import plan_search
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.preparation import leave_out_damage
 from anomtune.search.run.trial import TrialSpec, open_trial

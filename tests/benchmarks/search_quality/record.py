@@ -111,7 +111,7 @@ def draw(config: Config, n_train: int) -> tuple[Any, dict[str, Any]]:
     import optuna
 
     from anomtune.search.config import MethodConfig
-    from anomtune.search.decide.study import plan_search
+    from anomtune.search.decide.plan import plan_search
 
     images, fixed = SETS[config.images], dict(FIXED[config.method])
     if steps := STEPS.get(config.method):

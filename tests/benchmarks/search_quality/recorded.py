@@ -20,7 +20,7 @@ from tables import Table, Training, load
 
 from anomtune.models.ranges import Choice, FloatRange, IntRange
 from anomtune.search.config import MethodConfig
-from anomtune.search.decide.study import SearchPlan, plan_search
+from anomtune.search.decide.plan import SearchPlan, plan_search
 from anomtune.search.metrics.delong import errors_against_first, placements
 
 Figures = npt.NDArray[np.float64]

@@ -7,10 +7,10 @@ import pytest
 
 from anomtune.errors import SweepError
 from anomtune.registry import PRUNERS, SAMPLERS
+from anomtune.search.decide.plan import plan_search
 from anomtune.search.decide.pool import check_deciders
 from anomtune.search.decide.pruners import make_pruner
 from anomtune.search.decide.samplers import make_sampler
-from anomtune.search.decide.study import plan_search
 from anomtune.search.store.records import StudyKey
 from tests.search.conftest import Simulation
 

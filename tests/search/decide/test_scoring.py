@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from anomtune.errors import SweepError
 from anomtune.search.config import MethodConfig
+from anomtune.search.decide.plan import plan_search
 from anomtune.search.decide.scoring import (
     Judgements,
     neighbours,
@@ -16,7 +17,6 @@ from anomtune.search.decide.scoring import (
     read_study,
     read_with,
 )
-from anomtune.search.decide.study import plan_search
 from anomtune.search.store.judged import Judged
 from anomtune.search.store.records import RecordStore, Rung, StudyKey, TrialRecord
 from anomtune.search.store.storage import Storage

@@ -18,7 +18,7 @@ from anomtune.datasets.splits.split import load_search_split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import DataError, SweepError, TrainingDivergedError
 from anomtune.search.config import MethodConfig
-from anomtune.search.decide.study import plan_search
+from anomtune.search.decide.plan import plan_search
 from anomtune.search.detector.saved import load_detector
 from anomtune.search.detector.train import train
 from anomtune.search.sweep import run as run_sweep

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from anomtune.models.training.report import Histogram
 from anomtune.search.config import MethodConfig
-from anomtune.search.decide.study import plan_search, plan_studies
+from anomtune.search.decide.plan import plan_search, plan_studies
 from anomtune.search.detector.heatmaps import sheet_rows
 from anomtune.search.results.tensorboard import CurveWriter
 from anomtune.search.store.directory import read_sweep

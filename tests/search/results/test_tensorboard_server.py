@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from anomtune.search.config import MethodConfig
-from anomtune.search.decide.study import plan_search
+from anomtune.search.decide.plan import plan_search
 from anomtune.search.store.directory import read_sweep
 from tests.search.results.test_tensorboard import ROC, sweep_writer, write_toys
 from tests.search.sample_sweep import write_sample_sweep

@@ -17,7 +17,7 @@ from anomtune.errors import DataError, MethodError, StorageError, TrainingDiverg
 from anomtune.models.layers.evidence import Evidence
 from anomtune.registry import METHODS
 from anomtune.search.config import DatasetConfig, MethodConfig
-from anomtune.search.decide.study import plan_search
+from anomtune.search.decide.plan import plan_search
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.run.checkpoint import (
     SECONDS_VARIABLE,

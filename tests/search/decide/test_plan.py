@@ -8,7 +8,7 @@ from anomtune.errors import MethodError, SweepError
 from anomtune.models.ranges import Choice, IntRange, SizeRange
 from anomtune.registry import METHODS
 from anomtune.search.config import MethodConfig
-from anomtune.search.decide.study import plan_search, plan_studies
+from anomtune.search.decide.plan import plan_search, plan_studies
 from anomtune.search.store.records import StudyKey
 from tests.search.conftest import parse_sweep, sweep_dict
 
