@@ -8,7 +8,8 @@ like the paper's, the more it must win. What is then left to differ between tria
 training. ``docs/scoring.md`` compares this rule with others on held-out images.
 
 Methods gain by it what they gain, and what chance adds. Where they are compared with each other,
-one whole standard error is taken off (`Rung.scoring_error`).
+one whole standard error is taken off, and as much again shared by the trainings that chose it
+(`doubt`).
 """
 
 from __future__ import annotations
@@ -40,6 +41,17 @@ def neighbours(scorings: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float64]
 
 #: Of how many standard errors a scoring must beat the paper's.
 _CAUTION = 0.25
+
+
+def doubt(error: float, trainings: int) -> float:
+    """Returns what is taken off a method's AUROC where methods are compared.
+
+    Args:
+        error: Standard error, over images, of what its scoring has over the paper's.
+        trainings: How many completed trainings chose the scoring, at least one. One alone may owe
+            it to its own weights.
+    """
+    return error * (1 + 1 / trainings)
 
 
 class Judgements:
@@ -77,9 +89,11 @@ class Judgements:
         means = np.round(means / self._count, 9)
         return tuple(np.argsort(-means, kind="stable")[:count].tolist())
 
-    def error(self, scoring: int) -> float:
-        """Returns the standard error of what a scoring has over the paper's, mean over trials."""
-        return float(self._errors[scoring] / self._count) if self._count else 0.0
+    def doubt(self, scoring: int) -> float:
+        """Returns what is taken off figures by a scoring, see `doubt`; 0 if none is known."""
+        if not self._count:
+            return 0.0
+        return doubt(float(self._errors[scoring] / self._count), self._count)
 
     @property
     def best(self) -> int:

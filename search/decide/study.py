@@ -123,7 +123,7 @@ class Study:
     @property
     def handicap(self) -> float:
         """What is taken off its figures where methods are compared: chance may have added it."""
-        return self.judgements.error(self.scoring)
+        return self.judgements.doubt(self.scoring)
 
     @property
     def winner(self) -> tuple[TrialRecord, float] | None:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from anomtune.models.scoring import score_rule
 from anomtune.search.config import Sweep
 from anomtune.search.decide.confirm import Confirmed
+from anomtune.search.decide.scoring import doubt
 from anomtune.search.metrics.image import Auroc
 from anomtune.search.metrics.metric import BUILT_IN, Metric, metrics
 from anomtune.search.results.column import NAME, TIME, Column, Row, as_time, plain
@@ -80,8 +81,11 @@ class Standing:
 
     @property
     def scoring_error(self) -> float:
-        """Standard error of what the study's scoring has over the paper's; 0 for the paper's."""
-        return 0.0 if self.last is None else self.last.scoring_error or 0.0
+        """What ranks take off for the choice of its scoring; 0 for the paper's."""
+        if self.last is None or not self.last.scoring_error:
+            return 0.0
+        complete = sum(record.state == "COMPLETE" for record in self.records)
+        return doubt(self.last.scoring_error, complete)
 
     @property
     def trainings(self) -> Sequence[AnyRecord]:
@@ -277,9 +281,9 @@ _BEFORE_METRICS: tuple[Column[Standing], ...] = (
            "val_auroc over that of the paper's own config with its own scoring."),
     _hidden("scoring_error", pa.float64(),
             lambda study: None if study.last is None else study.scoring_error,
-            "Standard error, over images, of what the chosen scoring has over the paper's on the "
-            "chosen training. It was chosen among many: ranks of methods take this off. 0 for the "
-            "paper's."),
+            "What ranks of methods take off, as the scoring was chosen among many: the standard "
+            "error, over images, of what it has over the paper's on the chosen training, and as "
+            "much again divided by the number of completed trials. 0 for the paper's."),
     Column("scoring_gain", pa.float64(), lambda study: study.scoring_gain, "of scoring",
            _signed("scoring_gain"),
            "The part of gain that the choice of a scoring gives the paper's own config, without "

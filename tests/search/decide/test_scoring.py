@@ -67,10 +67,12 @@ def test_a_scoring_must_beat_the_papers_by_part_of_its_standard_error():
     read = read_with(judged([0, 0.01, 0.02, *[0.0] * 5]), 2, SCORINGS)
     assert read.curve[-1].scoring_error == pytest.approx(0.02)
     known = Judgements(near)
+    assert known.doubt(2) == 0
     known.add(judged([0, 0.01, 0.02, *[0.0] * 5]))
+    assert known.doubt(2) == pytest.approx(0.02 * 2)
     known.add(judged([0, 0.01, 0.04, *[0.0] * 5]))
-    assert known.error(2) == pytest.approx(0.03)
-    assert known.error(0) == 0
+    assert known.doubt(2) == pytest.approx(0.03 * 1.5)
+    assert known.doubt(0) == 0
 
 
 #: Number 5 is the best, and so are its neighbours.
