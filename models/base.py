@@ -7,19 +7,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from anomtune.errors import MethodError
 from anomtune.models.hyperparameters import Hyperparameters
+from anomtune.models.images.pixels import normalise
 from anomtune.models.layers.evidence import Evidence, combined, image_scores
 from anomtune.models.layers.maps import gaussian_smooth, resized, scaled, surround
 from anomtune.models.layers.precision import full_precision
 from anomtune.models.scoring import Scoring
 from anomtune.models.training.report import Report
 from anomtune.models.training.state import part_of, prefixed, seeded, self_contained
+
+if TYPE_CHECKING:
+    from anomtune.models.layers.backbones import Encoder
 
 H = TypeVar("H", bound=Hyperparameters)
 
@@ -186,6 +190,17 @@ class Detector(ABC, Generic[H]):
             size: Side of the maps.
         """
         raise MethodError("sigma: this method has no smoothing of its own; use a number")
+
+    def frozen_encoders(self) -> Sequence[Encoder]:
+        """Returns encoders that never learn and see all images as `inputs` gives them.
+
+        What they say of the images of a search is then computed once (`KnownFeatures`). None here.
+        """
+        return ()
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Returns uint8 images ``(B, 3, I, I)`` as the network sees them, float32 on its device."""
+        return normalise(images, self.device)
 
     def learn_normal(self, images: Tensor) -> None:
         """Measures the evidence of normal images at each place, as the network is now.

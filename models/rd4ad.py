@@ -8,6 +8,7 @@ the paper compares points (``region``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anomtune.models.hyperparameters import Protocol, Setting
-from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
+from anomtune.models.layers.backbones import Backbone, Encoder, Weights, load_backbone
 from anomtune.models.layers.losses import alpha_schedule, feature_loss
 from anomtune.models.layers.maps import Pair
 from anomtune.models.layers.reverse_distillation import Student
@@ -103,6 +104,10 @@ class RD4AD(DistillationDetector[RD4ADHyperparameters]):
     def build_optimizers(self) -> list[Optimizer]:
         """Returns the student's Adam; see `GradientDetector.build_optimizers`."""
         return [self.network.student_optimizer(self.hyperparameters.lr)]
+
+    def frozen_encoders(self) -> Sequence[Encoder]:
+        """Returns the encoder; see `Detector.frozen_encoders`."""
+        return [self.network.encoder]
 
     def loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
         """Returns the loss of images that the network sees; see `GradientDetector.loss`."""

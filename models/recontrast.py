@@ -9,7 +9,7 @@ output heads per view, and the mean, not the sum, of both directions as loss.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anomtune.models.hyperparameters import Protocol, Setting
-from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
+from anomtune.models.layers.backbones import Backbone, Encoder, Weights, load_backbone
 from anomtune.models.layers.batch_norm import use_partial_norm
 from anomtune.models.layers.losses import Loss, alpha_schedule, feature_loss
 from anomtune.models.layers.maps import Pair
@@ -298,6 +298,12 @@ class ReContrast(DistillationDetector[ReContrastHyperparameters]):
             )
             if trained
         ]
+
+    def frozen_encoders(self) -> Sequence[Encoder]:
+        """Returns the frozen view, if there is one; see `Detector.frozen_encoders`."""
+        if not self.hyperparameters.train_encoder:
+            return [self.network.encoder]
+        return [] if self.network.frozen is None else [self.network.frozen]
 
     def fit(self, images: Tensor, iterations: int) -> Report:
         """Trains on; see `GradientDetector.fit`. Reports ``feature_diversity`` as well."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -173,6 +174,40 @@ def audit(
         write_manifest(
             manifest, [row for name in names for row in list_parts(source, name, validation)]
         )
+
+
+def cache() -> None:
+    """Show what this machine keeps of images and features, and how much it may take."""
+    from anomtune.datasets.io.eviction import entries
+    from anomtune.datasets.io.store import bound, cache_root
+
+    root, most = cache_root(), bound()
+    known = entries(root)
+    table = Table(box=None, pad_edge=False)
+    for column in ("kind", "entries", "size", "used last"):
+        table.add_column(column, justify="right" if column in {"entries", "size"} else "left")
+    for kind in sorted({entry.kind for entry in known}):
+        own = [entry for entry in known if entry.kind == kind]
+        last = datetime.fromtimestamp(max(entry.used for entry in own)).astimezone()
+        size = sum(entry.size for entry in own)
+        table.add_row(
+            cell(kind), str(len(own)), _gigabytes(size), last.isoformat(" ", "minutes")[:16]
+        )
+    out = console()
+    if known:
+        out.print(table)
+    taken = sum(entry.size for entry in known)
+    out.print(
+        f"{root}: {_gigabytes(taken)} of at most {_gigabytes(most)} (ANOMTUNE_CACHE_GB); what was "
+        "used least recently goes first, and all of it may be deleted when nothing runs.",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _check_category(dataset: str, category: str | None) -> None:

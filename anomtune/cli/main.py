@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from anomtune.cli.catalogue import audit, datasets, methods
+from anomtune.cli.catalogue import audit, cache, datasets, methods
 from anomtune.cli.cluster import doctor, jobs, logs, status, stop, submit
 from anomtune.cli.detector import export, predict, train
 from anomtune.cli.reproduce import reproduce
@@ -26,7 +26,7 @@ app = typer.Typer(
 for _command in (
     *(sweep, leaderboard, best, report, tensorboard),
     *(train, predict, export),
-    *(methods, datasets, audit, reproduce),
+    *(methods, datasets, audit, cache, reproduce),
     *(submit, jobs, status, logs, stop, doctor),
 ):
     app.command()(_command)

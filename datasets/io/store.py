@@ -5,12 +5,16 @@ The cache lies in ``$ANOMTUNE_CACHE``, else ``$XDG_CACHE_HOME/anomtune``, else
 place under a lock and renamed into it. So several processes can ask for it at once and only one
 builds, and a builder may be killed at any moment: what it leaves is never opened, and the next
 builder removes it. Nothing in it is precious.
+
+All of it takes at most ``$ANOMTUNE_CACHE_GB`` (10^9 bytes each). After a build, what was used least
+recently goes, but nothing that a running process has opened (`anomtune.datasets.io.eviction`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
@@ -20,11 +24,14 @@ from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
+from anomtune.datasets.io import eviction
 from anomtune.errors import StorageError
 from anomtune.files import TEMPORARY, write_whole
 
 T = TypeVar("T")
 
+#: What the cache may take where nobody says.
+_USUAL_GB = 50
 # What a loader raises on a directory that is absent or that somebody has damaged.
 _UNUSABLE = (OSError, ValueError, KeyError, TypeError, EOFError)
 
@@ -45,6 +52,25 @@ def cache_root() -> Path:
             f"no place for the image cache ({error}); set the environment variable "
             "ANOMTUNE_CACHE to a folder with room"
         ) from error
+
+
+def bound() -> int:
+    """Returns how many bytes the cache may take.
+
+    Raises:
+        StorageError: If ``ANOMTUNE_CACHE_GB`` is no number above 0.
+    """
+    given = os.environ.get("ANOMTUNE_CACHE_GB", "") or str(_USUAL_GB)
+    try:
+        gigabytes = float(given)
+    except ValueError:
+        gigabytes = math.nan
+    if not gigabytes > 0 or math.isinf(gigabytes):
+        raise StorageError(
+            f"ANOMTUNE_CACHE_GB={given}: must be a number above 0, the gigabytes that the cache "
+            "of this node may take"
+        )
+    return round(gigabytes * 1e9)
 
 
 def digest(*parts: object) -> str:
@@ -68,20 +94,24 @@ def obtain(kind: str, key: str, build: Callable[[Path], None], load: Callable[[P
         StorageError: If the cache cannot be written.
         AnomtuneError: From ``build``.
     """
-    family = cache_root() / kind
+    family, most = cache_root() / kind, bound()
     place = family / key
+    eviction.hold(place)
     try:
         return load(place)
     except _UNUSABLE:
         pass
     try:
         family.mkdir(parents=True, exist_ok=True)
+        eviction.hold(place)
         with FileLock(family / f"{key}.lock"):
             try:
                 return load(place)  # Somebody else built it while we waited.
             except _UNUSABLE:
                 _build(family, key, build)
-            return load(place)
+            found = load(place)
+        eviction.evict(cache_root(), most)
+        return found
     except OSError as error:
         raise _unwritable(error) from error
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from anomtune.errors import MethodError
+from anomtune.models.layers.frozen import KnownFeatures
 
 Backbone = Literal["resnet18", "resnet34", "resnet50", "wide_resnet50_2", "mobilenet_v2"]
 Weights = Literal["imagenet", "random"]
@@ -56,7 +57,42 @@ def _sources() -> dict[Backbone, _Source]:
     }
 
 
-class ResNetEncoder(nn.Module):
+class _Encoder(nn.Module):
+    """What encoders share.
+
+    Attributes:
+        known: Features of images that a frozen encoder is shown again and again; ``None``: none
+            are known, or its weights have changed.
+    """
+
+    known: KnownFeatures | None = None
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Returns the maps of strides 4, 8 and 16 of normalised images ``(B, 3, S, S)``."""
+        if self.known is not None and (found := self.known.find(images)) is not None:
+            return found
+        first = self.stage(1, images)
+        second = self.stage(2, first)
+        return [first, second, self.stage(3, second)]
+
+    def stage(self, number: int, x: Tensor) -> Tensor:
+        """Returns the map of stage 1, 2 or 3 of the map before it; stage 1 takes images."""
+        raise NotImplementedError
+
+    def digest(self) -> str:
+        """Returns what names the weights and statistics, whatever file they came from."""
+        content = hashlib.blake2b(digest_size=16)
+        for name, value in self.state_dict().items():
+            content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            content.update(value.cpu().contiguous().view(-1).numpy())
+        return content.hexdigest()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.known = None
+
+
+class ResNetEncoder(_Encoder):
     """Stem and layers 1 to 3 of a torchvision ResNet.
 
     Attributes:
@@ -84,12 +120,6 @@ class ResNetEncoder(nn.Module):
         self.channels = (64 * self.expansion, 128 * self.expansion, 256 * self.expansion)
         self.blocks = (len(self.layer1), len(self.layer2), len(self.layer3))
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Returns the maps of strides 4, 8 and 16 of normalised images ``(B, 3, S, S)``."""
-        first = self.stage(1, images)
-        second = self.stage(2, first)
-        return [first, second, self.stage(3, second)]
-
     def stage(self, number: int, x: Tensor) -> Tensor:
         """Returns the map of stage 1, 2 or 3 of the map before it; stage 1 takes images."""
         if number == 1:
@@ -97,7 +127,7 @@ class ResNetEncoder(nn.Module):
         return cast(Tensor, (self.layer1, self.layer2, self.layer3)[number - 1](x))
 
 
-class MobileNetV2Encoder(nn.Module):
+class MobileNetV2Encoder(_Encoder):
     """Features 0 to 13 of torchvision's MobileNetV2: maps of strides 4, 8 and 16.
 
     Attributes are those of `ResNetEncoder`; ``blocks``, ``expansion`` and ``base_width``
@@ -113,12 +143,6 @@ class MobileNetV2Encoder(nn.Module):
     def __init__(self, mobilenet: Any) -> None:
         super().__init__()
         self.features = mobilenet.features[:14]
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Returns the maps of strides 4, 8 and 16 of normalised images ``(B, 3, S, S)``."""
-        first = self.stage(1, images)
-        second = self.stage(2, first)
-        return [first, second, self.stage(3, second)]
 
     def stage(self, number: int, x: Tensor) -> Tensor:
         """Returns the map of stage 1, 2 or 3 of the map before it; stage 1 takes images."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, TypeVar, get_args
 
 import torch
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from anomtune.models.base import Detector
 from anomtune.models.hyperparameters import Hyperparameters
-from anomtune.models.images.pixels import normalise
-from anomtune.models.layers.backbones import Backbone, Weights, prepare_weights
+from anomtune.models.layers.backbones import Backbone, Encoder, Weights, prepare_weights
 from anomtune.models.ranges import Choice, SizeRange
 from anomtune.models.scoring import Scoring
 from anomtune.models.training.report import Report
@@ -100,9 +99,9 @@ class OnePassDetector(Detector[H]):
         self.iteration += iterations
         return report
 
-    def inputs(self, images: Tensor) -> Tensor:
-        """Returns uint8 images ``(B, 3, I, I)`` as the encoder sees them, float32."""
-        return normalise(images, self.device)
+    def frozen_encoders(self) -> Sequence[Encoder]:
+        """Returns the encoder; see `Detector.frozen_encoders`."""
+        return [module for module in self.network.modules() if isinstance(module, Encoder)]
 
     def _batches(self, images: Tensor) -> Iterator[Tensor]:
         """Yields all images as the encoder sees them, batch by batch."""

@@ -82,6 +82,7 @@ def fit_whole(opened: OpenedDetector, on_progress: OnProgress | None = None) -> 
         TrainingDivergedError: If the loss is not finite.
     """
     detector, total = opened.detector, opened.iterations
+    opened.know_features()
     for part in range(1, _PARTS + 1):
         iterations = part * total // _PARTS - detector.iteration
         if iterations == 0:

@@ -64,6 +64,7 @@ def run_confirm(spec: TrialSpec) -> Iterator[ConfirmResult]:
     """
     training, trial = spec.training, open_trial(spec)
     begin = time.perf_counter()
+    trial.know_features()
     check_loss(trial.detector.fit(trial.train, trial.iterations))
     trial.make_ready()
     fitted = time.perf_counter()
@@ -85,7 +86,7 @@ def run_confirm(spec: TrialSpec) -> Iterator[ConfirmResult]:
         cost=Cost(
             train_seconds=fitted - begin,
             evaluate_seconds=time.perf_counter() - fitted,
-            image_ms=(evaluated - fitted) / len(scores) * 1e3,
+            image_ms=trial.image_ms(evaluated - fitted, len(scores)),
             peak_memory_bytes=peak_memory(trial.detector.device),
             iterations=trial.iterations,
             gpu=spec.gpu or None,

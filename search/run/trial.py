@@ -136,6 +136,11 @@ def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
     detector, total = trial.detector, trial.iterations
     scorings = detector.hyperparameters.scorings(spec.pinned)
     cost = results[-1].cost if results else Cost()
+    begin = time.perf_counter()
+    trial.know_features()
+    cost = cost.model_copy(
+        update={"train_seconds": cost.train_seconds + time.perf_counter() - begin}
+    )
     for step in range(1, spec.rungs + 1):
         # Whole iterations, spread as evenly as they go: rung k ends at floor(k T / R). With fewer
         # iterations than rungs, some rungs would look at the same network again: left out.
@@ -238,7 +243,7 @@ def _image_ms(trial: OpenedDetector) -> float:
     images = trial.validation[:_TIMED]
     begin = time.perf_counter()
     trial.detector.score(images)
-    return (time.perf_counter() - begin) / len(images) * 1e3
+    return trial.image_ms(time.perf_counter() - begin, len(images))
 
 
 def _monitoring(report: Report) -> dict[str, Any]:

@@ -27,7 +27,9 @@ pytestmark = pytest.mark.slow
 
 
 def entries(cache: Path) -> list[str]:
-    return sorted(p.name for p in (cache / "categories").iterdir() if p.suffix != ".lock")
+    return sorted(
+        p.name for p in (cache / "categories").iterdir() if p.suffix not in (".lock", ".used")
+    )
 
 
 def test_cache_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
