@@ -217,7 +217,7 @@ def test_a_node_that_does_not_see_the_directory_ends_the_sweep_and_fails_no_conf
     ("method", "fixed", "size"),
     [
         ("rd4ad", {"epochs": 4, "batch_size": 8}, 64),
-        ("recontrast", {"iterations": 16, "batch_size": 8}, 96),
+        ("recontrast", {"iterations": 20, "batch_size": 8}, 96),
     ],
 )
 def test_real_welds(tmp_path, shared_data, method, fixed, size):
