@@ -54,8 +54,8 @@ class Judged(Part):
             errors: ``(G,)``, in [0, 1].
         """
         n_anomalous = int((labels == 1).sum())
-        # A tie counts one half.
-        steps = 2 * n_anomalous * (len(labels) - n_anomalous)
+        # A tie counts one half. Of very many images there are more steps than a number has.
+        steps = min(2 * n_anomalous * (len(labels) - n_anomalous), _STEPS)
         return cls(
             steps=steps,
             aurocs=_pack(aurocs, steps),

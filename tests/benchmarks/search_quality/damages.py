@@ -4,7 +4,8 @@ Eight configs of every method are trained as by `record.py`, and score the test 
 way, two damaged copies by every mechanism of ten normal images that they have not seen. Spearman's
 rho says how far the AUROC on the copies, pooled or of the mechanism that is found worst, orders
 configs as the AUROC on the test images does, all with the papers' scorings: over all configs of a
-set, and within each method. The ways:
+set, and within each method. The test AUROC of the config that comes first is printed as well. The
+ways:
 
 * now: as `anomtune.datasets.splits.damage` draws it.
 * weak: at a third of the strength.
@@ -220,7 +221,10 @@ def report(work: Path, sets: list[str]) -> None:
                 ]
                 rows.setdefault((way, label, "all"), []).append(rho(figures, true))
                 rows.setdefault((way, label, "within"), []).append(float(np.mean(within)))
-    print(f"| damage | figure | configs | {' | '.join(sets)} | mean |\n|{'---|' * (len(sets) + 4)}")
+                rows.setdefault((way, label, "AUROC of the first"), []).append(
+                    float(true[figures.argmax()])
+                )
+    print(f"| damage | figure | of | {' | '.join(sets)} | mean |\n|{'---|' * (len(sets) + 4)}")
     for labels, values in rows.items():
         cells = " | ".join(f"{value:.2f}" for value in values)
         print(f"| {' | '.join(labels)} | {cells} | {np.mean(values):.2f} |")

@@ -12,7 +12,9 @@ by Spearman's rho over all trainings of a set. The ways to make one figure of it
 * shrunk: mean, less the spread of the kinds.
 
 ``within`` is the mean of rho within each method, ``scorings`` that of rho over the scorings of a
-training, mean over all.
+training, mean over all. A second table says what it all is worth: the AUROC on all test images of
+what a sweep of all methods would answer with, each method with the scoring that is best over its
+first eight trainings, and the mean over methods of their own answers.
 
 Run ``python tests/benchmarks/search_quality/labels_free.py``.
 """
@@ -22,6 +24,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from record import COPIES, HELD
+from recorded import plan
 from scipy.stats import spearmanr
 from tables import Table, Training, load, names
 
@@ -29,6 +32,8 @@ from anomtune.datasets.splits.damage import MECHANISMS
 from anomtune.search.metrics.delong import placements
 
 Figures = npt.NDArray[np.float64]
+#: Of each method in the second table.
+_TRIALS = 8
 WAYS = ("pooled", "mean", "median", "lowest", "ranks", "hard", "agreeing", "shrunk")
 
 
@@ -71,6 +76,26 @@ def combined(kinds: Figures, pooled: Figures) -> dict[str, Figures]:
     }
 
 
+def answers(table: Table, judged: dict[str, list[tuple[Figures, Figures]]]) -> Figures:
+    """Returns what a sweep and, on average, its methods would answer with by each way, ``(W, 2)``.
+
+    Args:
+        table: The recorded trainings.
+        judged: What `by_kind` says of them, by method.
+    """
+    found = []
+    for way in WAYS:
+        choices = []
+        for method, runs in table.trainings.items():
+            each = [combined(*known)[way] for known in judged[method][:_TRIALS]]
+            figures = np.stack(each)
+            scoring = int((plan(table.name, method).neighbours @ figures.mean(0)).argmax())
+            best = int(figures[:, scoring].argmax())
+            choices.append((figures[best, scoring], truth(table, runs[best])[scoring]))
+        found.append((max(choices)[1], np.mean([true for _, true in choices])))
+    return np.array(found)
+
+
 def rho(one: Figures, other: Figures) -> float:
     """Returns Spearman's rho; 0 where one is constant."""
     if np.ptp(one) == 0 or np.ptp(other) == 0:
@@ -81,10 +106,13 @@ def rho(one: Figures, other: Figures) -> float:
 def main() -> None:
     """Prints a table per question."""
     found: dict[str, dict[str, list[float]]] = {}
+    worth: list[Figures] = []
     for name in names():
         table = load(name)
         runs = [run for trainings in table.trainings.values() for run in trainings]
-        judged = [by_kind(run) for run in runs]
+        of_method = {m: [by_kind(run) for run in own] for m, own in table.trainings.items()}
+        judged = [known for own in of_method.values() for known in own]
+        worth.append(answers(table, of_method))
         true = [truth(table, run) for run in runs]
         kinds, pooled = (np.stack([j[part][0] for j in judged]) for part in (0, 1))
         papers = np.array([t[0] for t in true])
@@ -107,6 +135,12 @@ def main() -> None:
         values = [float(np.mean(row[name])) for name in sets]
         cells = " | ".join(f"{value:.2f}" for value in values)
         print(f"| {label} | {cells} | {np.mean(values):.2f} |")
+    print(f"\n| AUROC | {' | '.join(sets)} | mean |\n|{'---|' * (len(sets) + 2)}")
+    for column, label in enumerate(("answer", "methods")):
+        for number, way in enumerate(WAYS):
+            values = [float(known[number, column]) for known in worth]
+            cells = " | ".join(f"{value:.3f}" for value in values)
+            print(f"| {label}, {way} | {cells} | {np.mean(values):.3f} |")
 
 
 if __name__ == "__main__":
