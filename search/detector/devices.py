@@ -28,6 +28,12 @@ def choose_device(name: str | None = None) -> torch.device:
     return device
 
 
+def wait_for(device: torch.device) -> None:
+    """Waits until a GPU has done all that it was told, so that its time can be taken."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def gpu_memory(device: torch.device) -> int | None:
     """Returns the memory of a whole GPU in bytes, ``None`` of a CPU."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None

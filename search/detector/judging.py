@@ -8,6 +8,7 @@ maps at the rungs before the last, which only compare trials. At the last they a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -21,6 +22,7 @@ from anomtune.models.base import Detector
 from anomtune.models.layers.evidence import Evidence, image_scores
 from anomtune.models.layers.precision import full_precision
 from anomtune.models.scoring import Scoring
+from anomtune.search.detector.devices import wait_for
 
 _BATCH = 32
 #: Sides of the maps that scorings are judged on, in pixels: the least, if they can be had, and the
@@ -29,7 +31,12 @@ _LEAST, _LARGEST = 64, 128
 
 
 def judge(
-    detector: Detector[Any], images: Tensor, scorings: Sequence[Scoring], *, fine: bool = True
+    detector: Detector[Any],
+    images: Tensor,
+    scorings: Sequence[Scoring],
+    *,
+    fine: bool = True,
+    seconds: list[float] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Returns the scores ``(G, N)`` that scorings give the images.
 
@@ -39,6 +46,7 @@ def judge(
         scorings: Of which the first is the detector's own. If one is normalised, the detector has
             learnt what is normal.
         fine: Whether maps are twice the evidence's size, else of its own size: less is looked at.
+        seconds: Takes what an image of each batch took with the detector's own scoring.
     """
     own = detector.scoring
     passes = [list(group) for _, group in groupby(_in_order(scorings), _pass)]
@@ -48,10 +56,14 @@ def judge(
             scores: dict[str, Tensor] = {}
             for wanted in passes:
                 # Once for all that needs the same evidence.
-                detector.scoring = wanted[0]
+                detector.scoring = own if own in wanted else wanted[0]
+                begin = time.perf_counter()
                 evidence = detector.observe(batch.to(detector.device))
                 if own in wanted:
                     scores[own.key] = detector.judge(evidence, own)[1]
+                    if seconds is not None:
+                        wait_for(detector.device)
+                        seconds.append((time.perf_counter() - begin) / len(batch))
                 others = [scoring for scoring in wanted if scoring != own]
                 scores.update(judge_evidence(detector, evidence, others, fine=fine))
             found.append(torch.stack([scores[scoring.key] for scoring in scorings]))

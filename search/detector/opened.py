@@ -64,16 +64,15 @@ class OpenedDetector:
         how = self.detector.input_size, self.detector.hyperparameters.resize
         know_features(self.detector, (self.train, self.validation), (self.split_hash, *how))
 
-    def image_ms(self, seconds: float, images: int) -> float:
-        """Returns the time to score one image in a batch, in milliseconds.
+    def image_ms(self, seconds: float) -> float:
+        """Returns the time to score an image that nothing is known of, in milliseconds.
 
         Args:
-            seconds: What it took to score some of the images whose features may be known.
-            images: How many they were.
+            seconds: What one of the images took whose features may be known.
         """
         known = [encoder.known for encoder in self.detector.frozen_encoders()]
         spared = sum(features.seconds for features in known if features is not None)
-        return (seconds / images + spared) * 1e3
+        return (seconds + spared) * 1e3
 
     def make_ready(self) -> None:
         """Makes a trained detector ready to predict as its scoring wants."""

@@ -86,7 +86,7 @@ def run_confirm(spec: TrialSpec) -> Iterator[ConfirmResult]:
         cost=Cost(
             train_seconds=fitted - begin,
             evaluate_seconds=time.perf_counter() - fitted,
-            image_ms=trial.image_ms(evaluated - fitted, len(scores)),
+            image_ms=trial.image_ms((evaluated - fitted) / len(scores)),
             peak_memory_bytes=peak_memory(trial.detector.device),
             iterations=trial.iterations,
             gpu=spec.gpu or None,

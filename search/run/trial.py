@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -40,8 +41,6 @@ from anomtune.search.store.storage import Storage
 _SMALL = 2**16
 #: Else those of so many of the best.
 _LEADING = 32
-#: So many images are scored to see how long that takes.
-_TIMED = 32
 
 
 class TrialSpec(BaseModel):
@@ -156,14 +155,17 @@ def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
         fitted = time.perf_counter()
         if any(scoring.normalise != "none" for scoring in scorings):
             detector.learn_normal(trial.train)
-        scores = judge(detector, trial.validation, scorings, fine=step == spec.rungs)
+        seconds: list[float] = []
+        scores = judge(
+            detector, trial.validation, scorings, fine=step == spec.rungs, seconds=seconds
+        )
         evaluated = time.perf_counter()
         if not np.isfinite(scores[0]).all():
             raise TrainingDivergedError(f"anomaly scores are not finite at rung {step}")
         cost = Cost(
             train_seconds=cost.train_seconds + fitted - begin,
             evaluate_seconds=cost.evaluate_seconds + evaluated - fitted,
-            image_ms=_image_ms(trial) if step == spec.rungs else None,
+            image_ms=trial.image_ms(statistics.median(seconds)) if step == spec.rungs else None,
             peak_memory_bytes=max(peak_memory(detector.device), cost.peak_memory_bytes or 0),
             iterations=(cost.iterations or 0) + iterations,
             gpu=spec.gpu or None,
@@ -236,14 +238,6 @@ def _leading(rung: Rung, wanted: Sequence[int]) -> npt.NDArray[np.intp]:
         return np.zeros(1, np.intp)
     best = np.argsort(-rung.judged.values(), kind="stable")[:_LEADING]
     return np.unique(np.concatenate([[0], best, wanted]).astype(np.intp))
-
-
-def _image_ms(trial: OpenedDetector) -> float:
-    """Returns the time to score one image in a batch, in milliseconds."""
-    images = trial.validation[:_TIMED]
-    begin = time.perf_counter()
-    trial.detector.score(images)
-    return trial.image_ms(time.perf_counter() - begin, len(images))
 
 
 def _monitoring(report: Report) -> dict[str, Any]:

@@ -202,7 +202,7 @@ def test_the_time_of_an_image_has_the_encoders_part(data, cache, monkeypatch):
     found.know_features()
     # Half a second for each batch: ten images of training are one, twelve of validation the other.
     sizes = [len(found.train), len(found.validation)]
-    assert found.image_ms(0.3, 3) == pytest.approx(100 + 1e3 * np.median([0.5 / n for n in sizes]))
+    assert found.image_ms(0.1) == pytest.approx(100 + 1e3 * np.median([0.5 / n for n in sizes]))
 
 
 _BUILDER = """

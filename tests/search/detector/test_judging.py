@@ -19,6 +19,7 @@ from anomtune.models.hyperparameters import Hyperparameters
 from anomtune.models.layers.evidence import Evidence
 from anomtune.models.training.report import Report
 from anomtune.registry import METHODS
+from anomtune.search.detector import judging
 from anomtune.search.detector.judging import judge
 
 SMALL: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random"}
@@ -147,6 +148,18 @@ def test_every_row_belongs_to_its_scoring(method: str, fields: dict[str, Any]) -
         expected = detector.judge(detector.observe(shown), scorings[index])[1]
         np.testing.assert_allclose(row, expected.numpy(), rtol=1e-5, atol=1e-9)
     detector.scoring = own
+
+
+def test_the_time_of_an_image_is_that_of_the_detectors_own_scoring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    detector = trained("spr", width=4, resolution=SIDE)
+    clock = iter(range(1000))
+    monkeypatch.setattr(judging.time, "perf_counter", lambda: float(next(clock)))
+    seconds: list[float] = []
+    judge(detector, images(37), detector.hyperparameters.scorings(), seconds=seconds)
+    # Every pass looks at the clock when it begins, the own one when it has judged as well.
+    assert seconds == [1 / 32, 1 / 5]
 
 
 def test_the_scoring_is_restored_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
