@@ -64,6 +64,11 @@ class OpenedDetector:
         how = self.detector.input_size, self.detector.hyperparameters.resize
         know_features(self.detector, (self.train, self.validation), (self.split_hash, *how))
 
+    def forget_features(self) -> None:
+        """Lets the detector compute everything itself again, as one that is loaded will."""
+        for encoder in self.detector.frozen_encoders():
+            encoder.known = None
+
     def image_ms(self, seconds: float) -> float:
         """Returns the time to score an image that nothing is known of, in milliseconds.
 

@@ -126,6 +126,8 @@ def make_saved_config(spec: TrainingSpec, opened: OpenedDetector) -> SavedConfig
     Raises:
         TrainingDivergedError: If a map or a score is not finite.
     """
+    # The threshold is for scores of other batches, which round otherwise: let it be seen.
+    opened.forget_features()
     detector, labels = opened.detector, opened.labels
     batches: list[torch.Tensor] = []
     highs, peaks = [], []

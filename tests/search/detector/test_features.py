@@ -20,6 +20,7 @@ from anomtune.registry import METHODS
 from anomtune.search.detector import features
 from anomtune.search.detector.judging import judge
 from anomtune.search.detector.opened import OpenedDetector, open_detector
+from anomtune.search.detector.saved import make_saved_config
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.metrics.image import auroc
 from tests.conftest import draw_category
@@ -194,6 +195,26 @@ def test_what_takes_too_much_of_the_cache_is_not_kept(data, cache, monkeypatch):
     (encoder,) = found.detector.frozen_encoders()
     assert encoder.known is None
     assert not (cache / "features").exists()
+
+
+@pytest.mark.slow
+def test_a_model_that_is_kept_computes_them_itself(data, cache):
+    """Else its threshold would be of scores that no other batch gives."""
+    found = opened(data, "patchcore")
+    found.know_features()
+    trained(found)
+    (encoder,) = found.detector.frozen_encoders()
+    assert encoder.known is not None
+    spec = TrainingSpec(
+        dataset={"name": "folder", "root": str(data)},
+        category="plate",
+        method="patchcore",
+        image_size=64,
+        hyperparameters=found.detector.hyperparameters.model_dump(mode="json"),
+        validation={"protocol": "labelled"},
+    )
+    make_saved_config(spec, found)
+    assert encoder.known is None
 
 
 def test_the_time_of_an_image_has_the_encoders_part(data, cache, monkeypatch):
