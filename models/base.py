@@ -1,6 +1,7 @@
 """What every detector is: hyperparameters that carry their search ranges, and a network to fit.
 
-This module knows nothing of Ray, Optuna or datasets: images arrive as tensors.
+This module knows nothing of Ray, Optuna or datasets: images arrive as tensors. It is longer than
+most, as it says in words what each method promises.
 """
 
 from __future__ import annotations
