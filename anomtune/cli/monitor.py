@@ -105,6 +105,7 @@ class _Shown:
     ) -> None:
         # What ran when an earlier start was killed is handed out anew.
         self._studies = {study.key: replace(study, running=0, confirming=0) for study in studies}
+        self._handed_out: set[tuple[StudyKey, int]] = set()
         self._slots = slots
         self._clock = clock
         self._began = clock()
@@ -119,11 +120,15 @@ class _Shown:
         key = StudyKey(event.category, event.method)
         study = self._studies[key]
         match event:
-            case TrialStarted():
+            case TrialStarted(number=number):
+                self._handed_out.add((key, number))
                 study = replace(study, running=study.running + 1)
             case TrialEnded(number=number, state=state, auroc=auroc):
                 name = _COUNTED[state]
-                study = replace(study, running=study.running - 1)
+                # One of an earlier start may end without having been handed out in this one.
+                if (key, number) in self._handed_out:
+                    self._handed_out.remove((key, number))
+                    study = replace(study, running=study.running - 1)
                 study = replace(study, **{name: getattr(study, name) + 1})
                 if auroc is not None:
                     study = replace(study, best=max(auroc, study.best or 0.0))

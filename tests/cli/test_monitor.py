@@ -55,6 +55,15 @@ def test_of_some_hours_it_says_what_is_left_and_not_how_many_trials_there_will_b
     assert progress.line().startswith("3 trials, 0 running, 4 to confirm")
 
 
+def test_a_trial_of_an_earlier_start_that_is_given_up_was_not_running():
+    progress = _Shown(studies(1), 2, lambda: 0.0)
+    progress.update(TrialStarted("category-0", "toy", 1))
+    progress.update(TrialEnded("category-0", "toy", 0, "PRUNED", error="x"))
+    assert "1/4 trials, 1 running, 1 pruned" in progress.line()
+    progress.update(TrialEnded("category-0", "toy", 1, "COMPLETE", auroc=0.9))
+    assert "2/4 trials, 0 running, 1 pruned" in progress.line()
+
+
 def test_without_a_terminal_there_are_lines(monkeypatch, capsys):
     monkeypatch.setattr("anomtune.cli.monitor._LINE_EVERY", 0.01)
     monitor = Monitor(Console(force_terminal=False, width=200))
