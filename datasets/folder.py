@@ -7,8 +7,8 @@
     <category>/ground_truth/<defect type>/<stem>/*.png          (the same, several masks in union)
 
 The root is one category, or a folder of categories. Published datasets that differ from it in a
-detail (see `Layout`) are read by the same listing. Longer than most: half are the ways in which such
-a folder can be wrong.
+detail (see `Layout`) are read by the same listing. Longer than most: half are the ways in which
+such a folder can be wrong.
 """
 
 from __future__ import annotations
