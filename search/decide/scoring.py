@@ -114,6 +114,13 @@ def pooled_scoring(trials: Iterable[TrialRecord], near: npt.NDArray[np.float64])
     return judgements.best
 
 
+def auroc_with(rung: Rung, scoring: int) -> float:
+    """Returns the AUROC of a rung, as it is kept, with a scoring: that of `read_with`, in less."""
+    if scoring == 0 or rung.judged is None:
+        return rung.auroc
+    return float(rung.judged.values()[scoring])
+
+
 def read_with(
     record: TrialRecord, scoring: int, scorings: Sequence[Mapping[str, Any]]
 ) -> TrialRecord:

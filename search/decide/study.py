@@ -21,7 +21,7 @@ from anomtune.search.decide.factories import blamed
 from anomtune.search.decide.optuna_internals import contains, quiet, running_trial
 from anomtune.search.decide.plan import SearchPlan
 from anomtune.search.decide.pruners import make_pruner
-from anomtune.search.decide.scoring import Judgements, read_with
+from anomtune.search.decide.scoring import Judgements, auroc_with, read_with
 from anomtune.search.store.records import Rung, State, StudyKey, TrialRecord, now
 
 _OPTUNA_STATE = {
@@ -150,8 +150,7 @@ class Study:
         # A retried trial starts over; what Optuna has seen of it already, it has decided.
         if rung.step in self.search.get_trials(deepcopy=False)[number].intermediate_values:
             return False
-        latest = record.model_copy(update={"curve": [rung]})
-        trial.report(self.read_one(latest).curve[0].auroc, rung.step)
+        trial.report(auroc_with(rung, self.scoring), rung.step)
         with blamed(PRUNERS, self._config.pruner):
             return bool(trial.should_prune())
 
@@ -168,8 +167,7 @@ class Study:
         state = _OPTUNA_STATE[record.state]
         if record.number == 0 and not self.plan.anchor()[1]:
             state = TrialState.FAIL  # outside the space: no lesson for the sampler
-        complete = state is TrialState.COMPLETE
-        value = self.read_one(record).value if complete else None
+        value = self.figures[record.number] if state is TrialState.COMPLETE else None
         self.search.tell(trial, values=value, state=state)
 
     def read_anew(self) -> bool:
@@ -193,7 +191,7 @@ class Study:
     def _note_figure(self, record: TrialRecord) -> None:
         """Keeps the last AUROC of a trial that has ended."""
         if record.state in ("COMPLETE", "PRUNED") and record.curve:
-            self.figures[record.number] = self.read_one(record).curve[-1].auroc
+            self.figures[record.number] = auroc_with(record.curve[-1], self.scoring)
 
     def _read_all(self, count: int) -> None:
         """Lets a new Optuna study live through the trials so far, as they are read now.
@@ -220,8 +218,8 @@ class Study:
                 continue
             trial = running_trial(self.search, number, self._point(number), space)
             record = self.records[number]
-            for rung in self.read_one(record).curve:
-                trial.report(rung.auroc, rung.step)
+            for rung in record.curve:
+                trial.report(auroc_with(rung, self.scoring), rung.step)
                 with blamed(PRUNERS, self._config.pruner):
                     trial.should_prune()  # notes what it compares later trials with
             if record.state == "RUNNING":

@@ -12,6 +12,7 @@ from anomtune.search.config import MethodConfig
 from anomtune.search.decide.plan import plan_search
 from anomtune.search.decide.scoring import (
     Judgements,
+    auroc_with,
     neighbours,
     pooled_scoring,
     read_study,
@@ -141,6 +142,11 @@ def test_a_trial_is_read_with_the_scoring_of_its_study():
     assert read_study(kept, SCORINGS)[0].paper_value == 0.55
     assert read_study(kept, []) == kept
     assert read_with(kept[0], 0, SCORINGS) is kept[0]
+    for scoring in range(len(SCORINGS)):
+        for rung, own in zip(
+            read_with(kept[0], scoring, SCORINGS).curve, kept[0].curve, strict=True
+        ):
+            assert auroc_with(own, scoring) == rung.auroc
 
 
 def test_scorings_of_another_version_are_refused(tmp_path):
