@@ -8,11 +8,13 @@ weights, size and what the network sees of a pixel. Held-out images are never am
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -48,16 +50,14 @@ def know_features(
         encoder.known = _obtain(detector, encoder, parts, images)
 
 
+class _TooLarge(Exception):  # noqa: N818 - ends a build, is no error
+    """The features would take too much of the cache."""
+
+
 def _obtain(
     detector: Detector[Any], encoder: Encoder, parts: Sequence[Tensor], images: Sequence[object]
 ) -> KnownFeatures | None:
     """Returns the features of images; ``None`` if they would take too much of the cache."""
-    first = detector.inputs(parts[0][:1])
-    with torch.inference_mode():
-        shapes = [tuple(stage.shape[1:]) for stage in encoder(first)]
-    count = sum(len(part) for part in parts)
-    if 4 * count * sum(map(np.prod, shapes)) > _LARGEST_PART * store.bound():
-        return None
 
     def build(folder: Path) -> None:
         _build(detector, encoder, parts, folder)
@@ -67,52 +67,58 @@ def _obtain(
         return KnownFeatures(
             [bytes.fromhex(digest) for digest in meta["digests"]],
             [
-                _map(folder / f"stage{number}.npy", (count, height, width, channels))
-                for number, (channels, height, width) in enumerate(shapes)
+                _map(folder / f"stage{number}.npy", (len(meta["digests"]), *shape))
+                for number, shape in enumerate(meta["shapes"])
             ],
             meta["seconds"],
         )
 
     # The first image says what the network sees of a pixel, and of which part of the image.
-    seen = digests_of(first)[0].hex()
+    seen = digests_of(detector.inputs(parts[0][:1]))[0].hex()
     # Bits depend on them; results must not depend on who came first.
     arithmetic = torch.__version__, torch.get_num_threads()
     key = store.digest(FORMAT, encoder.digest(), *images, seen, *arithmetic)
-    return store.obtain("features", key, build, load)
+    try:
+        return store.obtain("features", key, build, load)
+    except _TooLarge:
+        return None
 
 
 def _build(
     detector: Detector[Any], encoder: Encoder, parts: Sequence[Tensor], folder: Path
 ) -> None:
-    """Writes the features of all images, stage by stage, and the digests of what is seen."""
-    count, digests = sum(len(part) for part in parts), []
+    """Writes the features of all images, stage by stage, and the digests of what is seen.
+
+    Raises:
+        _TooLarge: If they would take too much of the cache.
+    """
+    count = sum(len(part) for part in parts)
+    digests: list[str] = []
+    shapes: list[tuple[int, ...]] = []
     seconds: list[float] = []
-    files: list[Any] = []
-    try:
-        for part in parts:
-            for batch in torch.split(part, _BATCH):
-                inputs = detector.inputs(batch)
-                digests += [digest.hex() for digest in digests_of(inputs)]
-                begin = time.perf_counter()
-                with torch.inference_mode():
-                    stages = encoder(inputs)
-                seconds.append((time.perf_counter() - begin) / len(batch))
-                for number, stage in enumerate(stages):
-                    values = stage.permute(0, 2, 3, 1).contiguous().numpy()
-                    if number == len(files):
-                        # Written, not mapped: on a full disk a mapped write is a SIGBUS.
-                        files.append((folder / f"stage{number}.npy").open("wb"))
-                        header = {
-                            "descr": values.dtype.str,
-                            "fortran_order": False,
-                            "shape": (count, *values.shape[1:]),
-                        }
-                        np.lib.format.write_array_header_1_0(files[number], header)
-                    files[number].write(values.tobytes())
-    finally:
-        for file in files:
-            file.close()
-    meta = {"digests": digests, "seconds": statistics.median(seconds)}
+    with ExitStack() as files:
+        opened: list[BinaryIO] = []
+        for batch in (batch for part in parts for batch in torch.split(part, _BATCH)):
+            inputs = detector.inputs(batch)
+            digests += [digest.hex() for digest in digests_of(inputs)]
+            begin = time.perf_counter()
+            with torch.inference_mode():
+                stages = encoder(inputs)
+            seconds.append((time.perf_counter() - begin) / len(batch))
+            values = [stage.permute(0, 2, 3, 1).contiguous().numpy() for stage in stages]
+            if not opened:
+                shapes = [value.shape[1:] for value in values]
+                if count * sum(4 * math.prod(s) for s in shapes) > _LARGEST_PART * store.bound():
+                    raise _TooLarge
+                # Written, not mapped: on a full disk a mapped write is a SIGBUS.
+                for number, shape in enumerate(shapes):
+                    file = files.enter_context((folder / f"stage{number}.npy").open("wb"))
+                    header = {"descr": "<f4", "fortran_order": False, "shape": (count, *shape)}
+                    np.lib.format.write_array_header_1_0(file, header)
+                    opened.append(file)
+            for number, value in enumerate(values):
+                opened[number].write(value.tobytes())
+    meta = {"digests": digests, "shapes": shapes, "seconds": statistics.median(seconds)}
     (folder / "meta.json").write_text(json.dumps(meta), encoding="ascii")
 
 

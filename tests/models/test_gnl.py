@@ -52,7 +52,7 @@ def images(n: int = 6, seed: int = 1) -> Tensor:
             64,
         ),
         ({"scoring": {"fdm": "none"}, "weight_lowf": 0.0, "loss": "global_hm"}, 32),
-        ({"scoring": {"fdm": "mixstyle"}, "weight_abs": 0.0}, 32),
+        ({"backbone": "resnet18", "scoring": {"fdm": "mixstyle"}, "weight_abs": 0.0}, 32),
     ],
 )
 def test_gnl_keeps_the_contract(fields: dict[str, Any], image_size: int) -> None:

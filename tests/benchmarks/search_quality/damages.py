@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from labels_free import rho
-from record import CONFIGS, COPIES, HELD, SETS, SHARED, TRAIN, Config, draw
+from record import CONFIGS, COPIES, SETS, SHARED, Config, as_tensor, open_config
 from scipy import ndimage
 
 from anomtune.datasets.splits import damage
@@ -146,43 +146,17 @@ def train(task: tuple[Config, Path]) -> str:
     """Trains a config and writes what it scores."""
     import torch
 
-    from anomtune.datasets.opening import open_dataset
-    from anomtune.datasets.splits.held_out import load_whole_test
-    from anomtune.datasets.splits.split import load_search_split
-    from anomtune.datasets.splits.validation import Validation
-    from anomtune.registry import METHODS
-
     config, path = task
     torch.set_num_threads(1)
-    images, whole = SETS[config.images], Validation(protocol="test")
-    root = None if images.dataset == "synthetic" else SHARED / "data" / images.root
-    dataset = open_dataset(images.dataset, root)
-    known = load_search_split(dataset, images.category, images.image_size, whole)
-    n_train = min(len(known.train) - HELD, TRAIN)
-    hyperparameters, _ = draw(config, n_train)
-    side, resize = hyperparameters.input_size(images.image_size), hyperparameters.resize
-    split = load_search_split(
-        dataset, images.category, images.image_size, whole, input_size=side, resize=resize
-    )
-    test = load_whole_test(dataset, images.category, side, resize)
-    held = split.train[n_train : n_train + HELD]
+    opened = open_config(config)
+    detector, held = opened.detector, opened.held
+    detector.fit(opened.seen, detector.hyperparameters.training_iterations(len(opened.seen)))
 
-    def tensor(pixels: Any) -> Any:
-        return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
+    def scored(images: Any) -> npt.NDArray[np.float32]:
+        return detector.score(images).numpy()
 
-    seen = tensor(split.train[:n_train])
-    detector = METHODS.get(config.method)(
-        hyperparameters, image_size=images.image_size, device="cpu", seed=0
-    )
-    detector.first_image = split.first_image if split.first_image < n_train else 0
-    detector.fit(seen, hyperparameters.training_iterations(len(seen)))
-
-    def scored(pixels: Any) -> npt.NDArray[np.float32]:
-        batches = torch.split(tensor(pixels), 32)
-        return torch.cat([detector.predict(batch)[1] for batch in batches]).numpy()
-
-    arrays = {"labels": test.labels[:: images.every], "test": scored(test.images[:: images.every])}
-    arrays["held"] = scored(held)
+    arrays = {"labels": opened.labels, "test": scored(opened.test)}
+    arrays["held"] = scored(as_tensor(held))
     for name, way in WAYS.items():
         copies = [
             damaged(image, mechanism, way, np.random.default_rng([number, copy, kind]))
@@ -190,7 +164,7 @@ def train(task: tuple[Config, Path]) -> str:
             for number, image in enumerate(held)
             for copy in range(COPIES)
         ]
-        arrays[name] = scored(np.stack(copies)).reshape(len(MECHANISMS), -1)
+        arrays[name] = scored(as_tensor(np.stack(copies))).reshape(len(MECHANISMS), -1)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".tmp").open("wb") as file:
         np.savez(file, **arrays)

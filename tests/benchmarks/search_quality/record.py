@@ -20,7 +20,7 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -136,10 +136,28 @@ def draw(config: Config, n_train: int) -> tuple[Any, dict[str, Any]]:
     return plan.hyperparameters(point), point
 
 
-def train(config: Config, path: Path) -> None:
-    """Trains a config and writes what it says of the test images at each rung."""
-    import torch
+class Opened(NamedTuple):
+    """What a config is trained and tried on.
 
+    Attributes:
+        detector: Untrained.
+        point: Where in the space its hyperparameters are.
+        seen: Training images ``(N, 3, I, I)``.
+        test: Test images ``(M, 3, I, I)``.
+        labels: Theirs, ``(M,)``.
+        held: Normal images ``(K, I, I, 3)`` that are not trained on.
+    """
+
+    detector: Any
+    point: dict[str, Any]
+    seen: Any
+    test: Any
+    labels: Any
+    held: Any
+
+
+def open_config(config: Config) -> Opened:
+    """Opens what a config is trained and tried on."""
     from anomtune.datasets.opening import open_dataset
     from anomtune.datasets.splits.held_out import load_whole_test
     from anomtune.datasets.splits.split import load_search_split
@@ -157,23 +175,40 @@ def train(config: Config, path: Path) -> None:
         dataset, images.category, images.image_size, whole, input_size=side, resize=resize
     )
     test = load_whole_test(dataset, images.category, side, resize)
-    held = split.train[n_train : n_train + HELD]
-    seen, chosen, synthetic = (
-        torch.from_numpy(np.ascontiguousarray(a)).permute(0, 3, 1, 2)
-        for a in (split.train[:n_train], test.images[:: images.every], damaged(held))
-    )
     detector = METHODS.get(config.method)(
         hyperparameters, image_size=images.image_size, device="cpu", seed=0
     )
     detector.first_image = split.first_image if split.first_image < n_train else 0
-    arrays: dict[str, Any] = {"labels": test.labels[:: images.every]}
+    return Opened(
+        detector,
+        point,
+        seen=as_tensor(split.train[:n_train]),
+        test=as_tensor(test.images[:: images.every]),
+        labels=test.labels[:: images.every],
+        held=split.train[n_train : n_train + HELD],
+    )
+
+
+def as_tensor(pixels: Any) -> Any:
+    """Returns images ``(N, I, I, 3)`` as detectors take them."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
+
+
+def train(config: Config, path: Path) -> None:
+    """Trains a config and writes what it says of the test images at each rung."""
+    opened = open_config(config)
+    detector = opened.detector
+    arrays: dict[str, Any] = {"labels": opened.labels}
+    hyperparameters = detector.hyperparameters
     about = {
         "params": hyperparameters.model_dump(mode="json"),
-        "point": point,
+        "point": opened.point,
         "scales": list(hyperparameters.scales),
-        **_rungs(detector, seen, chosen, arrays, every_pass=config.number == 0),
+        **_rungs(detector, opened.seen, opened.test, arrays, every_pass=config.number == 0),
     }
-    _keep(arrays, "synthetic", detector, _observe(detector, synthetic))
+    _keep(arrays, "synthetic", detector, _observe(detector, as_tensor(damaged(opened.held))))
     arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")

@@ -109,13 +109,13 @@ def test_the_encoder_sees_each_image_once(data, cache, method, monkeypatch):
     counts = passes(monkeypatch, first)
     first.know_features()
     everything = len(first.train) + len(first.validation)
-    assert sum(counts) == everything + 1  # and the first, for its shapes
+    assert sum(counts) == everything
     trained(first)
-    assert sum(counts) == everything + 1
+    assert sum(counts) == everything
     counts = passes(monkeypatch, second)
     second.know_features()
     trained(second)
-    assert sum(counts) == 1
+    assert counts == []
 
 
 @pytest.mark.slow
@@ -194,7 +194,7 @@ def test_what_takes_too_much_of_the_cache_is_not_kept(data, cache, monkeypatch):
     found.know_features()
     (encoder,) = found.detector.frozen_encoders()
     assert encoder.known is None
-    assert not (cache / "features").exists()
+    assert not [path for path in (cache / "features").iterdir() if path.is_dir()]
 
 
 @pytest.mark.slow
