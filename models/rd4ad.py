@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from anomtune.models.hyperparameters import Protocol, Setting
 from anomtune.models.layers.backbones import Backbone, Encoder, Weights, load_backbone
+from anomtune.models.layers.frozen import targets
 from anomtune.models.layers.losses import alpha_schedule, feature_loss
 from anomtune.models.layers.maps import Pair
 from anomtune.models.layers.reverse_distillation import Student
@@ -83,9 +84,8 @@ class ReverseDistillation(nn.Module):
 
     def forward(self, images: Tensor) -> list[Pair]:
         """Returns target and prediction of each scale of normalised images ``(B, 3, S, S)``."""
-        with torch.no_grad():
-            targets = self.encoder(images)
-        return list(zip(targets, self.student(targets)[0], strict=True))
+        features = targets(self.encoder, images)
+        return list(zip(features, self.student(features)[0], strict=True))
 
     def student_optimizer(self, lr: float) -> torch.optim.Adam:
         """Returns the optimiser of the papers that train this network (RD4AD, GNL)."""

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from anomtune.models.hyperparameters import Protocol, Setting
 from anomtune.models.layers.backbones import Backbone, Encoder, Weights, load_backbone
 from anomtune.models.layers.batch_norm import use_partial_norm
+from anomtune.models.layers.frozen import targets
 from anomtune.models.layers.losses import Loss, alpha_schedule, feature_loss
 from anomtune.models.layers.maps import Pair
 from anomtune.models.layers.reverse_distillation import Student
@@ -255,12 +256,10 @@ class ContrastNetwork(nn.Module):
         Args:
             images: Normalised images ``(B, 3, S, S)``.
         """
-        with torch.set_grad_enabled(self._train_encoder and torch.is_grad_enabled()):
-            adapted = self.encoder(images)
+        adapted = self.encoder(images) if self._train_encoder else targets(self.encoder, images)
         if self.frozen is None:
             return list(zip(adapted, self.student(adapted)[0], strict=True))
-        with torch.no_grad():
-            frozen = self.frozen(images)
+        frozen = targets(self.frozen, images)
         from_adapted, from_frozen = self.student(adapted, frozen)
         return [
             *zip(frozen, from_adapted, strict=True),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -41,6 +42,18 @@ class KnownFeatures:
         chosen = torch.tensor(known)
         # Channels last in memory, as encoders give them.
         return [stage.index_select(0, chosen).permute(0, 3, 1, 2) for stage in self._stages]
+
+
+@torch.no_grad()
+def targets(encoder: Callable[[Tensor], list[Tensor]], images: Tensor) -> list[Tensor]:
+    """Returns what a frozen encoder says of normalised images, for others to learn.
+
+    On a CPU in float32, whatever the training computes in: there it is asked once, for training
+    and scoring alike, and who asks anew must be told the same.
+    """
+    on_cpu = images.device.type == "cpu"
+    with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
+        return encoder(images)
 
 
 def digests_of(images: Tensor) -> list[bytes]:
