@@ -21,6 +21,7 @@ from torchvision.transforms.functional import rgb_to_grayscale
 from anomtune.models.hyperparameters import Protocol, Setting
 from anomtune.models.images.augmix import AugMix, OperationList
 from anomtune.models.layers.feature_matching import MatchedEncoder, Matching
+from anomtune.models.layers.frozen import targets
 from anomtune.models.layers.losses import Loss, alpha_schedule, feature_loss, global_loss
 from anomtune.models.layers.maps import Pair
 from anomtune.models.ranges import Choice
@@ -207,10 +208,9 @@ class GNL(DistillationDetector[GNLHyperparameters]):
     def loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
         """Returns the loss of the views of a batch; see `GradientDetector.loss`."""
         hp, student = self.hyperparameters, self.network.student
-        with torch.no_grad():
-            # In eval mode no image sees another, so that all views can pass together. The student
-            # gets them one by one: its batch norm must not see their mixture (official code).
-            features = self.network.encoder(images)
+        # In eval mode no image sees another, so that all views can pass together. The student
+        # gets them one by one: its batch norm must not see their mixture (official code).
+        features = targets(self.network.encoder, images)
         n_views = 3 if self._has_views else 1
         original, *views = (
             list(maps) for maps in zip(*(part.chunk(n_views) for part in features), strict=True)

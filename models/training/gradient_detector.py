@@ -15,6 +15,7 @@ from anomtune.errors import TrainingDivergedError
 from anomtune.models.base import Detector, H
 from anomtune.models.layers.precision import mixed_precision
 from anomtune.models.training.batches import BatchOrder
+from anomtune.models.training.flat import FlatWeights
 from anomtune.models.training.report import Report
 from anomtune.models.training.state import part_of, prefixed, self_contained
 
@@ -74,6 +75,7 @@ class GradientDetector(Detector[H]):
         """Builds optimisers and the order of the batches; see `Detector.set_up`."""
         #: All stepped once per batch.
         self.optimizers = self.build_optimizers()
+        self._flat = [FlatWeights(optimizer) for optimizer in self.optimizers]
         self._order = self.build_order()
 
     def build_optimizers(self) -> Sequence[Optimizer]:
@@ -145,11 +147,11 @@ class GradientDetector(Detector[H]):
             with mixed_precision(self.device):
                 batch = self.batch(images, rows if chosen is None else chosen[rows])
                 value = self.loss(batch, self.iteration, total)
-            for optimizer in self.optimizers:
-                optimizer.zero_grad(set_to_none=True)
+            self.network.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             self.before_step(self.iteration, total)
-            for optimizer in self.optimizers:
+            for weights, optimizer in zip(self._flat, self.optimizers, strict=True):
+                weights.take_gradients()
                 optimizer.step()
             self.after_step(self.iteration, total)
             losses.append(value.detach())

@@ -98,7 +98,9 @@ class Decoder(nn.Module):
             maps.insert(0, x)
         if not self.heads:
             return [maps]
-        return [[head(part) for head, part in zip(heads, maps)] for heads in self.heads]
+        return [
+            [head(part) for head, part in zip(heads, maps, strict=True)] for heads in self.heads
+        ]
 
 
 class ResNet18(nn.Module):

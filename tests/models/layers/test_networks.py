@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from anomtune.models.layers.backbones import load_backbone
+from anomtune.models.layers.backbones import StridedDepthwise, load_backbone
 from anomtune.models.layers.batch_norm import PartialNorm
 from anomtune.models.rd4ad import RD4AD, RD4ADHyperparameters
 from anomtune.models.recontrast import (
@@ -215,3 +215,20 @@ def test_construction_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
     build()
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_strided_depthwise_convolutions_are_float32_on_cpus() -> None:
+    encoder = load_backbone("mobilenet_v2", "random").train()
+    images = torch.randn(2, 3, 64, 64)
+    layers = [layer for layer in encoder.modules() if isinstance(layer, StridedDepthwise)]
+    assert [layer.stride for layer in layers] == [(2, 2)] * 3
+    seen: list[torch.dtype] = []
+    for layer in layers:
+        layer.register_forward_hook(lambda _, inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        encoder(images)[2].float().sum().backward()
+    assert seen == [torch.float32] * 3
+    plain = nn.Conv2d(96, 96, 3, stride=2, padding=1, groups=96, bias=False)
+    x = torch.randn(1, 96, 8, 8)
+    assert torch.equal(StridedDepthwise(plain)(x), plain(x))
+    assert StridedDepthwise(plain).weight is plain.weight
