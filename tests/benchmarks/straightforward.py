@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2, resnet18
-
-Method = Literal["rd4ad", "recontrast"]
 
 
 class Block(nn.Module):
@@ -192,13 +189,20 @@ class RD4AD(nn.Module):
 class ReContrast(nn.Module):
     """An encoder that adapts, its frozen copy, and the student of both."""
 
-    def __init__(self, backbone: str, decoder_lr: float = 2e-3, encoder_lr: float = 1e-5) -> None:
+    def __init__(
+        self,
+        backbone: str,
+        decoder_lr: float = 2e-3,
+        encoder_lr: float = 1e-5,
+        alpha_final: float = 1.0,
+    ) -> None:
         super().__init__()
         self.encoder = ENCODERS[backbone]()
         channels, signed = self.encoder.channels, self.encoder.signed
         self.bottleneck = Bottleneck(channels, unused_layer=not signed)
         self.decoder = Decoder(channels, heads=2)
         self.lr = decoder_lr, encoder_lr
+        self.alpha_final = alpha_final
 
     def prepare(self) -> None:
         """To be called when the encoder has its weights: its frozen view is copied from it."""
@@ -229,7 +233,8 @@ class ReContrast(nn.Module):
 
     def loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
         pairs = self.pairs(images)
-        alpha = min(-3 + 4 * iteration / (0.1 * total), 1)
+        final = self.alpha_final
+        alpha = min(-3 + (final + 3) * iteration / (0.1 * total), final)
         loss = 0.5 * mined_loss(*map(list, zip(*pairs[:3], strict=True)), alpha)
         return loss + 0.5 * mined_loss(*map(list, zip(*pairs[3:], strict=True)), alpha)
 
