@@ -29,14 +29,14 @@ from anomtune.search.events import (
     TrialEnded,
     TrialStarted,
 )
+from anomtune.search.journal import Journal
 from anomtune.search.preparation import check_directory, prepare
 from anomtune.search.results.leaderboard import write_tables
 from anomtune.search.results.result import SweepResult
-from anomtune.search.results.tensorboard import CurveWriter
 from anomtune.search.results.winners import kept_seed, publish_winner
 from anomtune.search.run.adapters import SpecMaker
 from anomtune.search.run.capacity import Capacity
-from anomtune.search.run.checkpoint import delete_checkpoint, delete_other_checkpoints
+from anomtune.search.run.checkpoint import delete_other_checkpoints
 from anomtune.search.run.engine import run_work
 from anomtune.search.run.probe import require_shared
 from anomtune.search.run.ray_cluster import living_nodes, ray_cluster
@@ -117,20 +117,16 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
     config, plans, splits = prepared.config, prepared.plans, prepared.splits
 
     # Nothing has been written so far, and nothing will be if the directory has another owner.
-    with DirectoryLock(storage, lambda text: on_event(Note(text))) as lock:
+    with (
+        DirectoryLock(storage, lambda text: on_event(Note(text))) as lock,
+        Journal(storage, lock, plans) as journal,
+    ):
         check_directory(storage, config)
         store = RecordStore(storage)
-        curves = CurveWriter(storage, plans)
 
         def save(record: AnyRecord) -> None:
-            lock.check()
-            # The curve first: should we be killed in between, the trial is run again and its
-            # curve is written anew.
             shown = pool.read(record) if isinstance(record, TrialRecord) else record
-            curves.update(shown)
-            store.write(record)
-            if record.state != "RUNNING":
-                delete_checkpoint(storage, record.path)
+            journal.write(record, shown)
             _tell(shown, on_event)
 
         confirmed = store.read_confirmed()
@@ -140,6 +136,8 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
         if spent.search_is_over(config):
             pool.close()
         delete_other_checkpoints(storage, {record.path for record in pool.unfinished})
+        journal.catch_up(record for study in pool.studies.values() for record in study.read)
+        journal.catch_up(run for runs in confirmed.values() for run in runs)
 
         def publish(key: StudyKey) -> None:
             trials, runs = pool.studies[key].read, store.read_runs(key)

@@ -29,7 +29,7 @@ SEARCH_FLOORS = (
     ("store",),
     ("decide", "detector"),
     ("run", "results", "events"),
-    ("preparation",),
+    ("preparation", "journal"),
     ("sweep", "report", "reproduce"),
 )
 #: What a room must not import, directly or through others.

@@ -9,10 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import statistics
+import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import safetensors.torch
 import torch
 from pydantic import ValidationError
@@ -116,32 +120,59 @@ class SavedConfig(Settings):
     weights_sha256: str = ""
 
 
-def make_saved_config(spec: TrainingSpec, opened: OpenedDetector) -> SavedConfig:
-    """Scores the validation images with a trained detector and says what there is to say of it.
+@dataclass(frozen=True)
+class Look:
+    """What a trained detector makes of the validation images, as it will when it is loaded.
+
+    Attributes:
+        scores: ``(M,)``.
+        usual: What 95 % of the pixels of each map stay below ``(M,)``.
+        highest: What 99.9 % of them stay below ``(M,)``.
+        image_ms: What an image took, in milliseconds.
+    """
+
+    scores: npt.NDArray[np.float32]
+    usual: npt.NDArray[np.floating[Any]]
+    highest: npt.NDArray[np.floating[Any]]
+    image_ms: float
+
+
+def look(opened: OpenedDetector) -> Look:
+    """Scores the validation images once, with nothing known of them.
 
     Args:
-        spec: What it was trained on.
-        opened: The detector, trained, and its images.
+        opened: A trained detector and its images.
 
     Raises:
         TrainingDivergedError: If a map or a score is not finite.
     """
     # The threshold is for scores of other batches, which round otherwise: let it be seen.
     opened.forget_features()
-    detector, labels = opened.detector, opened.labels
-    batches: list[torch.Tensor] = []
-    highs, peaks = [], []
+    scores: list[torch.Tensor] = []
+    levels: list[npt.NDArray[Any]] = []
+    seconds: list[float] = []
     for images in torch.split(opened.validation, _BATCH):
-        maps, scored = detector.predict(images)
-        batches.append(scored.float().cpu())
-        pixels = maps.flatten(1).float().cpu().numpy()
-        high, peak = np.quantile(pixels, (0.95, 0.999), axis=1)
-        highs.append(high)
-        peaks.append(peak)
-    scores = torch.cat(batches).numpy()
-    usual, highest = np.concatenate(highs), np.concatenate(peaks)
-    if not (np.isfinite(scores).all() and np.isfinite(usual).all() and np.isfinite(highest).all()):
+        begin = time.perf_counter()
+        maps, scored = opened.detector.predict(images)
+        scores.append(scored.float().cpu())
+        seconds.append((time.perf_counter() - begin) / len(images))
+        levels.append(np.quantile(maps.flatten(1).float().cpu().numpy(), (0.95, 0.999), axis=1))
+    usual, highest = np.concatenate(levels, axis=1)
+    found = Look(torch.cat(scores).numpy(), usual, highest, statistics.median(seconds) * 1e3)
+    if not all(np.isfinite(part).all() for part in (found.scores, usual, highest)):
         raise TrainingDivergedError("anomaly maps or scores are not finite")
+    return found
+
+
+def make_saved_config(spec: TrainingSpec, opened: OpenedDetector, seen: Look) -> SavedConfig:
+    """Says what there is to say of a trained detector.
+
+    Args:
+        spec: What it was trained on.
+        opened: The detector, trained, and its images.
+        seen: What it makes of the validation images.
+    """
+    detector, labels, scores = opened.detector, opened.labels, seen.scores
     area = auroc(labels, scores)
     rounding = seen_rounding(detector, opened.validation, scores)
     threshold = choose_threshold(labels, scores, rounding)
@@ -154,8 +185,8 @@ def make_saved_config(spec: TrainingSpec, opened: OpenedDetector) -> SavedConfig
         category=spec.category,
         score_rule=detector.scoring.rule,
         threshold=threshold.value,
-        map_low=float(np.median(usual[labels == 0])),
-        map_high=float(highest.max()),
+        map_low=float(np.median(seen.usual[labels == 0])),
+        map_high=float(seen.highest.max()),
         validation=spec.validation,
         split_hash=opened.split_hash,
         measured=Measured(

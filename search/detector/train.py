@@ -21,7 +21,7 @@ from anomtune.search.detector.opened import (
     open_detector,
 )
 from anomtune.search.detector.predict import Model
-from anomtune.search.detector.saved import make_saved_config
+from anomtune.search.detector.saved import look, make_saved_config
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.yaml_text import read_yaml_file
 
@@ -68,7 +68,7 @@ def train(
         for note in few_notes(spec.dataset, opened.notes):
             on_note(note)
     fit_whole(opened, on_progress)
-    return Model(opened.detector, make_saved_config(spec, opened))
+    return Model(opened.detector, make_saved_config(spec, opened, look(opened)))
 
 
 def fit_whole(opened: OpenedDetector, on_progress: OnProgress | None = None) -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,14 @@ _LEFT_OUT = {"auroc", "aupro_per_image", "accuracy"}
 _ROC_TAG = "roc/TPR by FPR (per mille)"
 
 
+@dataclass(frozen=True)
+class _Written:
+    """What the event file of a running trial has: rungs, and parts that were added one by one."""
+
+    rungs: int = 0
+    parts: int = 0
+
+
 class CurveWriter:
     """Writes the event files of a sweep: a folder per study, below it a folder per run.
 
@@ -65,7 +74,7 @@ class CurveWriter:
     def __init__(self, storage: Storage, plans: Mapping[StudyKey, SearchPlan]) -> None:
         self._storage = storage
         self._plans = plans
-        self._written: dict[str, int] = {}
+        self._written: dict[str, _Written] = {}
 
     def update(self, record: AnyRecord) -> None:
         """Adds what is new in a record: a trial's start, a rung, its end; a confirm run's end."""
@@ -78,20 +87,20 @@ class CurveWriter:
         path = f"tensorboard/{record.key}/{record.number:05d}"
         new = []
         written = self._written.get(record.path)
-        if written is None or written > len(record.curve):  # begun, or begun again
+        if written is None or written.rungs > len(record.curve):  # begun, or begun again
             self._storage.delete_folder(path)
-            written = 0
+            written = _Written()
             new += self._start(record, "search", f"{record.key}/{record.number:05d}")
-        for rung in record.curve[written:]:
+        for rung in record.curve[written.rungs :]:
             values = [*_scalars(_rung_figures(rung)), *_histograms(rung)]
             new.append(events.event(values, rung.step))
         if record.state != "RUNNING":
             new.append(events.session_end("failure" if record.state == "FAIL" else "success"))
             self._written.pop(record.path, None)
         else:
-            self._written[record.path] = len(record.curve)
+            self._written[record.path] = _Written(len(record.curve), written.parts + bool(new))
         if new:
-            self._storage.append(f"{path}/{_EVENT_FILE}", events.encode(new))
+            self._storage.append(f"{path}/{_EVENT_FILE}", events.encode(new), written.parts)
 
     def _update_confirmed(self, record: ConfirmRecord) -> None:
         """Writes all of a completed run at once: what an earlier start left of it is replaced."""

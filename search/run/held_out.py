@@ -27,7 +27,7 @@ from anomtune.search.detector.opened import (
     check_loss,
     images_changed,
 )
-from anomtune.search.detector.saved import SavedConfig, make_saved_config, save_model
+from anomtune.search.detector.saved import SavedConfig, look, make_saved_config, save_model
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.metrics.image import auroc
 from anomtune.search.run.trial import TrialSpec, open_trial
@@ -68,9 +68,13 @@ def run_confirm(spec: TrialSpec) -> Iterator[ConfirmResult]:
     check_loss(trial.detector.fit(trial.train, trial.iterations))
     trial.make_ready()
     fitted = time.perf_counter()
-    scores = _validation_scores(trial)
-    evaluated = time.perf_counter()
-    saved = make_saved_config(training, trial) if spec.keep else None
+    if spec.keep:
+        seen = look(trial)
+        scores, image_ms = seen.scores, seen.image_ms
+        saved = make_saved_config(training, trial, seen)
+    else:
+        scores, saved = _validation_scores(trial), None
+        image_ms = trial.image_ms((time.perf_counter() - fitted) / len(scores))
     held_out = _open_held_out(training, trial) if trial.n_held_out else None
     evaluation = None if held_out is None else _evaluate(trial, held_out, saved)
     paper, paper_scores = _as_the_paper(spec.paper, trial, held_out)
@@ -86,7 +90,7 @@ def run_confirm(spec: TrialSpec) -> Iterator[ConfirmResult]:
         cost=Cost(
             train_seconds=fitted - begin,
             evaluate_seconds=time.perf_counter() - fitted,
-            image_ms=trial.image_ms((evaluated - fitted) / len(scores)),
+            image_ms=image_ms,
             peak_memory_bytes=peak_memory(trial.detector.device),
             iterations=trial.iterations,
             gpu=spec.gpu or None,

@@ -125,11 +125,20 @@ class Storage:
                 "with --dir"
             ) from error
 
-    def append(self, path: str, content: bytes) -> None:
-        """Adds to the end of a file, for logs: a reader may see half of what is being added."""
+    def append(self, path: str, content: bytes, part: int) -> None:
+        """Adds the next part to a log: a reader may see half of what is being added.
+
+        Nothing can be added to an object: on an object store each part is a file of its own, whose
+        name ends with its number, so that their order is that of their names.
+
+        Args:
+            path: The log.
+            content: What is added.
+            part: How many parts it has already.
+        """
         local = self._local(path)
         if local is None:
-            self.write(path, (self.read(path) or b"") + content)
+            self.write(f"{path}.{part:05d}", content)
             return
         try:
             local.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from anomtune.registry import METHODS
 from anomtune.search.detector import features
 from anomtune.search.detector.judging import judge
 from anomtune.search.detector.opened import OpenedDetector, open_detector
-from anomtune.search.detector.saved import make_saved_config
+from anomtune.search.detector.saved import look, make_saved_config
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.metrics.image import auroc
 from tests.conftest import draw_category
@@ -213,7 +213,7 @@ def test_a_model_that_is_kept_computes_them_itself(data, cache):
         hyperparameters=found.detector.hyperparameters.model_dump(mode="json"),
         validation={"protocol": "labelled"},
     )
-    make_saved_config(spec, found)
+    make_saved_config(spec, found, look(found))
     assert encoder.known is None
 
 

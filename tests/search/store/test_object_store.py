@@ -11,10 +11,12 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from anomtune.errors import StorageError
 from anomtune.search.detector.saved import load_detector
 from anomtune.search.results.leaderboard import write_tables
+from anomtune.search.results.tensorboard import CurveWriter
 from anomtune.search.store import lock
 from anomtune.search.store.directory import read_sweep
 from anomtune.search.store.lock import DirectoryLock
@@ -22,6 +24,7 @@ from anomtune.search.store.records import RecordStore, TrialRecord
 from anomtune.search.store.storage import Storage
 from tests.driver import Driver
 from tests.search.conftest import sweep_dict
+from tests.search.results.test_tensorboard import TOY_PLANS, toy_record
 
 pytestmark = pytest.mark.slow
 
@@ -85,15 +88,33 @@ def test_files(place):
     storage.write("a/b.json", b"1")
     storage.write("a/b.json", b"2", durable=True)
     storage.write("a/c/d.json", b"3" * 12_000_000)  # more than one part
-    storage.append("a/log", b"x")
-    storage.append("a/log", b"y")
+    storage.append("a/log", b"x", 0)
+    storage.append("a/log", b"y", 1)
     assert storage.list("", ".json") == ["a/b.json", "a/c/d.json"]
-    paths = ["a/log", "a/b.json", "nothing", "a/c/d.json"]
-    assert list(storage.read_many(paths)) == [b"xy", b"2", None, b"3" * 12_000_000]
+    paths = ["a/log.00000", "a/log.00001", "a/b.json", "nothing", "a/c/d.json"]
+    assert list(storage.read_many(paths)) == [b"x", b"y", b"2", None, b"3" * 12_000_000]
     for _ in range(2):
-        storage.delete("a/log")
+        storage.delete("a/log.00000")
+        storage.delete("a/log.00001")
         storage.delete_folder("a/c")
         assert storage.list("", "") == ["a/b.json"]
+
+
+def test_curves_are_added_to_without_reading_them(place, tmp_path, monkeypatch):
+    storage = Storage(place)
+    writer = CurveWriter(storage, TOY_PLANS)
+    monkeypatch.setattr(Storage, "read", None)
+    for steps in range(4):
+        writer.update(toy_record(0, "RUNNING", steps))
+    writer.update(toy_record(0, "COMPLETE", 4))
+    monkeypatch.undo()
+    files = storage.list("tensorboard", "")
+    assert len(files) == 5
+    for file, content in zip(files, Storage(place).read_many(files), strict=True):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(content)
+    found = EventAccumulator(str((tmp_path / files[0]).parent)).Reload()
+    assert [event.step for event in found.Scalars("auroc/validation")] == [1, 2, 3, 4]
 
 
 def test_a_reader_never_sees_half_an_object(place, monkeypatch):

@@ -61,8 +61,8 @@ def test_read_list_append_delete(tmp_path):
     assert storage.list("a", ".json") == []
     storage.write("a/b.json", b"1")
     storage.write("a/c/d.json", b"2", durable=True)
-    storage.append("a/log", b"x")
-    storage.append("a/log", b"y")
+    storage.append("a/log", b"x", 0)
+    storage.append("a/log", b"y", 1)
     assert storage.read("a/log") == b"xy"
     assert storage.list("a", ".json") == ["a/b.json", "a/c/d.json"]
     storage.delete_folder("a/c")
