@@ -68,12 +68,13 @@ class Settings:
         self.device = torch.device("cpu" if dry else "cuda")
         self.size = 64 if dry else 256
         self.steps = 1 if dry else TIMED_STEPS
+        self.backbone = "mobilenet_v2" if dry else BACKBONE
 
     def fields(self, method: str) -> dict[str, Any]:
         """Returns the hyperparameters of a method's run."""
         fields = dict(LENGTH[method])
         if "backbone" in METHODS.get(method).Hyperparameters.model_fields:
-            fields |= {"backbone": "mobilenet_v2" if self.dry else BACKBONE, "weights": "random"}
+            fields |= {"backbone": self.backbone, "weights": "random"}
         if self.dry:
             fields |= {"iterations": 2} if "iterations" in fields else {}
             fields |= {"width": 8, "resolution": 32} if method in ("spr", "ssae") else {}
@@ -161,7 +162,7 @@ def plain_loop(settings: Settings, method: str, images: torch.Tensor) -> float:
 def measure_methods(settings: Settings) -> None:
     """Prints a row per method."""
     print(
-        f"{settings.size} px, {BACKBONE} where there is a backbone\n"
+        f"{settings.size} px, {settings.backbone} where there is a backbone\n"
         "| method | AUROC in bfloat16 | in float32 | s | steps/s | float32 | GPU busy |\n"
         "|---|---|---|---|---|---|---|"
     )

@@ -103,11 +103,11 @@ def test_files(place):
 def test_curves_are_added_to_without_reading_them(place, tmp_path, monkeypatch):
     storage = Storage(place)
     writer = CurveWriter(storage, TOY_PLANS)
-    monkeypatch.setattr(Storage, "read", None)
-    for steps in range(4):
-        writer.update(toy_record(0, "RUNNING", steps))
-    writer.update(toy_record(0, "COMPLETE", 4))
-    monkeypatch.undo()
+    with monkeypatch.context() as nothing_read:
+        nothing_read.setattr(Storage, "read", None)
+        for steps in range(4):
+            writer.update(toy_record(0, "RUNNING", steps))
+        writer.update(toy_record(0, "COMPLETE", 4))
     files = storage.list("tensorboard", "")
     assert len(files) == 5
     for file, content in zip(files, Storage(place).read_many(files), strict=True):

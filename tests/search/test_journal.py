@@ -1,0 +1,93 @@
+"""Records are written at once, curves soon after; what a killed driver left is written anew."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from anomtune.search import journal as journals
+from anomtune.search.journal import Journal
+from anomtune.search.results.tensorboard import CurveWriter
+from anomtune.search.store.lock import DirectoryLock
+from anomtune.search.store.records import Cost, RecordStore, TrialRecord
+from anomtune.search.store.storage import Storage
+from tests.search.results.test_tensorboard import TOY_PLANS, toy_record
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(tmp_path)
+
+
+def journal(storage: Storage) -> Journal:
+    return Journal(storage, DirectoryLock(storage), TOY_PLANS)
+
+
+def steps(storage: Storage, record: TrialRecord) -> list[int]:
+    folder = storage.local_root / "tensorboard" / str(record.key) / f"{record.number:05d}"
+    found = EventAccumulator(str(folder)).Reload()
+    return [event.step for event in found.Scalars("auroc/validation")]
+
+
+def ended(number: int) -> TrialRecord:
+    finished = f"2026-01-01T00:00:{number:02d}+00:00"
+    return toy_record(number, "COMPLETE", 4).model_copy(
+        update={"cost": Cost(finished_at=finished), "params": {"quality": 0.5, "colour": "green"}}
+    )
+
+
+def test_a_record_does_not_wait_for_curves(storage, monkeypatch):
+    gate, update = threading.Event(), CurveWriter.update
+
+    def slow(self: CurveWriter, record: TrialRecord) -> None:
+        gate.wait(10)
+        update(self, record)
+
+    monkeypatch.setattr(CurveWriter, "update", slow)
+    record = toy_record(0, "RUNNING", 0)
+    with journal(storage) as open_journal:
+        for rung in toy_record(0, "RUNNING", 3).curve:
+            record.curve.append(rung)
+            open_journal.write(record, record)
+        read = RecordStore(storage).read_trials(record.key)
+        assert [len(one.curve) for one in read] == [3]
+        assert storage.list("tensorboard", "") == []
+        gate.set()
+    assert steps(storage, record) == [1, 2, 3]
+
+
+def test_a_change_is_shown_as_it_was(storage, monkeypatch):
+    shown: list[int] = []
+    monkeypatch.setattr(CurveWriter, "update", lambda self, one: shown.append(len(one.curve)))
+    record = toy_record(0, "RUNNING", 0)
+    with journal(storage) as open_journal:
+        for rung in toy_record(0, "RUNNING", 3).curve:
+            open_journal.write(record, record)
+            record.curve.append(rung)
+    assert shown == [0, 1, 2]
+
+
+def test_what_a_killed_driver_left_behind_is_written_anew(storage, monkeypatch):
+    monkeypatch.setattr(journals, "_BEHIND", 3)
+    records = [ended(number) for number in range(9)]
+    for record in records:
+        RecordStore(storage).write(record)
+    for _ in range(2):
+        with journal(storage) as open_journal:
+            open_journal.catch_up([toy_record(9, "RUNNING", 2), *reversed(records)])
+        written = {Path(file).parent.name for file in storage.list("tensorboard", "")}
+        assert written == {f"{number:05d}" for number in (5, 6, 7, 8)}
+        assert all(steps(storage, record) == [1, 2, 3, 4] for record in records[-4:])
+
+
+def test_nothing_is_written_into_a_directory_that_is_lost(storage, monkeypatch):
+    def lost(self: DirectoryLock) -> None:
+        raise RuntimeError("another driver has it")
+
+    monkeypatch.setattr(DirectoryLock, "check", lost)
+    with pytest.raises(RuntimeError, match="another driver"), journal(storage) as open_journal:
+        open_journal.catch_up([ended(0)])
+    assert storage.list("", "") == []
