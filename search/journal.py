@@ -57,7 +57,7 @@ class Journal:
         self._behind.put(partial(self._follow, shown.model_copy(update=added_to)))
 
     def catch_up(self, records: Iterable[AnyRecord]) -> None:
-        """Writes the curves again that an earlier start may not have come to.
+        """Writes the curves anew that an earlier start has not come to.
 
         Args:
             records: All there are, as they are shown.
@@ -65,7 +65,11 @@ class Journal:
         ended = [record for record in records if record.state != "RUNNING"]
         ended.sort(key=lambda record: record.cost.finished_at or "")
         for record in ended[-_BEHIND - 1 :]:
-            self._behind.put(partial(self._follow, record))
+            self._behind.put(partial(self._make_whole, record))
+
+    def _make_whole(self, record: Any) -> None:
+        if not self._curves.is_whole(record):
+            self._follow(record)
 
     def _follow(self, record: Any) -> None:
         self._lock.check()

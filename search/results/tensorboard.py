@@ -83,9 +83,15 @@ class CurveWriter:
         else:
             self._update_trial(record)
 
+    def is_whole(self, record: AnyRecord) -> bool:
+        """Whether all is written of a run that has ended."""
+        files = self._storage.list(_folder(record), "")
+        if isinstance(record, ConfirmRecord):
+            return bool(files) or record.state != "COMPLETE"
+        return bool(files) and events.says_the_end(self._storage.read(files[-1]) or b"")
+
     def _update_trial(self, record: TrialRecord) -> None:
-        path = f"tensorboard/{record.key}/{record.number:05d}"
-        new = []
+        path, new = _folder(record), []
         written = self._written.get(record.path)
         if written is None or written.rungs > len(record.curve):  # begun, or begun again
             self._storage.delete_folder(path)
@@ -121,11 +127,12 @@ class CurveWriter:
             events.event(values),
             events.session_end("success"),
         ]
-        self._storage.write(f"{study}/confirm/{run}/{_EVENT_FILE}", events.encode(whole))
         held_out = store.read_held_out(record)
         if held_out is not None and record.test is not None and record.test.auroc is not None:
             curve = [events.first_event(), *_roc(held_out)]
             self._storage.write(f"{study}/roc/{run}/{_EVENT_FILE}", events.encode(curve))
+        # Last: where it is, the other is too.
+        self._storage.write(f"{_folder(record)}/{_EVENT_FILE}", events.encode(whole))
 
     def _start(self, record: AnyRecord, stage: str, session: str) -> list[events.Event]:
         """Returns the events that tell TensorBoard of a run's hyperparameters."""
@@ -137,6 +144,13 @@ class CurveWriter:
         space = self._plans[record.key].space
         settings |= {name: _plain(record.params[name]) for name in space}
         return [events.first_event(), events.session_start(settings, session)]
+
+
+def _folder(record: AnyRecord) -> str:
+    """Returns where the event file of a run lies."""
+    if isinstance(record, ConfirmRecord):
+        return f"tensorboard/{record.key}/confirm/{record.number:05d}-{record.seed}"
+    return f"tensorboard/{record.key}/{record.number:05d}"
 
 
 def _rung_figures(rung: Rung) -> dict[str, float]:

@@ -35,6 +35,7 @@ __all__ = [
     "first_event",
     "histogram",
     "image",
+    "says_the_end",
     "scalar",
     "session_end",
     "session_start",
@@ -109,6 +110,11 @@ def session_end(outcome: Literal["success", "failure"]) -> Event:
         tensor=metadata.NULL_TENSOR,
     )
     return event([value])
+
+
+def says_the_end(content: bytes) -> bool:
+    """Whether there is a `session_end` in the end of an event file."""
+    return metadata.SESSION_END_INFO_TAG.encode() in content
 
 
 def encode(events: Iterable[Event]) -> bytes:

@@ -11,11 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import safetensors.numpy
 from sklearn.metrics import roc_auc_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from anomtune.search.decide.confirm import choose, to_confirm
 from anomtune.search.decide.scoring import read_studies
 from anomtune.search.detector.saved import load_detector
 from anomtune.search.results.leaderboard import write_tables
+from anomtune.search.results.tensorboard_internals import says_the_end
 from anomtune.search.results.winners import kept_seed, model_folder
 from anomtune.search.store.directory import read_sweep
 from anomtune.search.store.records import (
@@ -77,6 +79,7 @@ def violations(directory: Path, before: dict[str, bytes]) -> Iterator[str]:
             yield f"{key}: trials {numbers}"
         for record in records:
             yield from _wrong_trial(store, record, config.rungs)
+            yield from _wrong_curve(directory, record)
         expected = {
             (number, seed)
             for number in to_confirm(records, config.confirm)
@@ -95,6 +98,10 @@ def violations(directory: Path, before: dict[str, bytes]) -> Iterator[str]:
                 yield f"{run.path}: no held-out scores"
             if run.state == "COMPLETE":
                 yield from _wrong_scores(store, run)
+                for folder in ("confirm", "roc"):
+                    curve = f"tensorboard/{key}/{folder}/{run.number:05d}-{run.seed}"
+                    if not list(directory.glob(f"{curve}/*tfevents*")):
+                        yield f"{curve}: nothing there"
         _, winner = choose(records, of_study, config.confirm)
         yield from _wrong_model(directory, key, winner.runs if winner else (), config.confirm)
     yield from _wrong_tables(directory, store)
@@ -136,6 +143,19 @@ def _is_whole(path: Path) -> bool:
     except Exception:  # noqa: BLE001 - whatever a reader would stumble on
         return False
     return bool(content)
+
+
+def _wrong_curve(directory: Path, record: TrialRecord) -> Iterator[str]:
+    """Yields what TensorBoard would not show of a trial as it was."""
+    folder = directory / f"tensorboard/{record.key}/{record.number:05d}"
+    found = EventAccumulator(str(folder)).Reload()
+    tag = "auroc/validation"
+    shown = [event.step for event in found.Scalars(tag)] if tag in found.Tags()["scalars"] else []
+    if shown != [rung.step for rung in record.curve]:
+        yield f"{folder.relative_to(directory)}: shows rungs {shown}"
+    files = sorted(folder.glob("*tfevents*"))
+    if not files or not says_the_end(files[-1].read_bytes()):
+        yield f"{folder.relative_to(directory)}: has no end"
 
 
 def _wrong_trial(store: RecordStore, record: TrialRecord, rungs: int) -> Iterator[str]:

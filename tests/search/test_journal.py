@@ -75,12 +75,17 @@ def test_what_a_killed_driver_left_behind_is_written_anew(storage, monkeypatch):
     records = [ended(number) for number in range(9)]
     for record in records:
         RecordStore(storage).write(record)
-    for _ in range(2):
-        with journal(storage) as open_journal:
-            open_journal.catch_up([toy_record(9, "RUNNING", 2), *reversed(records)])
-        written = {Path(file).parent.name for file in storage.list("tensorboard", "")}
-        assert written == {f"{number:05d}" for number in (5, 6, 7, 8)}
-        assert all(steps(storage, record) == [1, 2, 3, 4] for record in records[-4:])
+    with journal(storage) as open_journal:
+        # Whole, and not: they go on, or are left.
+        half = CurveWriter(storage, TOY_PLANS)
+        half.update(toy_record(7, "RUNNING", 2))
+        half.update(records[8])
+        whole = storage.read(storage.list("tensorboard/plate/toy/00008", "")[0])
+        open_journal.catch_up([toy_record(9, "RUNNING", 2), *reversed(records)])
+    written = {Path(file).parent.name for file in storage.list("tensorboard", "")}
+    assert written == {f"{number:05d}" for number in (5, 6, 7, 8)}
+    assert all(steps(storage, record) == [1, 2, 3, 4] for record in records[-4:])
+    assert storage.read(storage.list("tensorboard/plate/toy/00008", "")[0]) == whole
 
 
 def test_nothing_is_written_into_a_directory_that_is_lost(storage, monkeypatch):

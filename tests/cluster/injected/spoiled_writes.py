@@ -38,12 +38,12 @@ def _patch(module):
         _interfere()
         replace(target, content, durable=durable)
 
-    def spoiled_append(self, path, content):
+    def spoiled_append(self, path, content, part):
         try:
             _interfere()
         except OSError as error:
             raise self._unusable("write", path, error) from error
-        append(self, path, content)
+        append(self, path, content, part)
 
     module.write_whole = spoiled_replace
     module.Storage.append = spoiled_append
