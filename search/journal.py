@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 from anomtune.search.decide.plan import SearchPlan
@@ -15,30 +14,32 @@ from anomtune.search.store.lock import DirectoryLock
 from anomtune.search.store.records import AnyRecord, RecordStore, StudyKey, TrialRecord
 from anomtune.search.store.storage import Storage
 
-#: How many changes of records their curves may be behind.
-_BEHIND = 32
-
 
 class Journal:
-    """Writes records and curves, as a context manager: at its end all is written.
+    """Writes records at once and curves behind them.
 
-    A verdict waits for its own record and for nothing else. What a killed driver has left behind
-    of the curves, the next start writes anew.
+    A verdict waits for its own record, not for curves. What a killed driver has left behind of
+    these, the next start writes anew.
 
     Args:
         storage: The sweep directory.
         lock: Is asked whether the directory is still ours before anything is written.
+        behind: Does the curves.
         plans: How each study is searched.
     """
 
     def __init__(
-        self, storage: Storage, lock: DirectoryLock, plans: Mapping[StudyKey, SearchPlan]
+        self,
+        storage: Storage,
+        lock: DirectoryLock,
+        behind: Behind,
+        plans: Mapping[StudyKey, SearchPlan],
     ) -> None:
         self._storage = storage
         self._lock = lock
         self._records = RecordStore(storage)
         self._curves = CurveWriter(storage, plans)
-        self._behind = Behind(_BEHIND)
+        self._behind = behind
 
     def write(self, record: AnyRecord, shown: AnyRecord) -> None:
         """Writes a change.
@@ -56,16 +57,19 @@ class Journal:
         added_to = {"curve": list(shown.curve)} if isinstance(shown, TrialRecord) else {}
         self._behind.put(partial(self._follow, shown.model_copy(update=added_to)))
 
-    def catch_up(self, records: Iterable[AnyRecord]) -> None:
+    def catch_up(
+        self, records: Iterable[AnyRecord], show: Callable[[AnyRecord], AnyRecord]
+    ) -> None:
         """Writes the curves anew that an earlier start has not come to.
 
         Args:
-            records: All there are, as they are shown.
+            records: All there are.
+            show: Returns a record as the scoring of its study reads it.
         """
         ended = [record for record in records if record.state != "RUNNING"]
         ended.sort(key=lambda record: record.cost.finished_at or "")
-        for record in ended[-_BEHIND - 1 :]:
-            self._behind.put(partial(self._make_whole, record))
+        for record in ended[-self._behind.most - 1 :]:
+            self._behind.put(partial(self._make_whole, show(record)))
 
     def _make_whole(self, record: Any) -> None:
         if not self._curves.is_whole(record):
@@ -76,15 +80,3 @@ class Journal:
         self._curves.update(record)
         if record.state != "RUNNING":
             delete_checkpoint(self._storage, record.path)
-
-    def __enter__(self) -> Journal:
-        self._behind.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._behind.__exit__(kind, error, trace)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from anomtune.datasets.splits.split import SearchSplit
 from anomtune.errors import SweepError
@@ -41,6 +41,7 @@ from anomtune.search.run.engine import run_work
 from anomtune.search.run.probe import require_shared
 from anomtune.search.run.ray_cluster import living_nodes, ray_cluster
 from anomtune.search.run.trial import TrialSpec
+from anomtune.search.store.behind import Behind
 from anomtune.search.store.directory import write_config
 from anomtune.search.store.lock import DirectoryLock
 from anomtune.search.store.records import (
@@ -52,6 +53,9 @@ from anomtune.search.store.records import (
 )
 from anomtune.search.store.spent import Spent, SpentClock, read_spent
 from anomtune.search.store.storage import Storage
+
+#: How many changes of records their curves may be behind.
+_BEHIND = 32
 
 #: Ray and its switches are a process's own: one sweep at a time.
 _one = threading.Lock()
@@ -119,13 +123,17 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
     # Nothing has been written so far, and nothing will be if the directory has another owner.
     with (
         DirectoryLock(storage, lambda text: on_event(Note(text))) as lock,
-        Journal(storage, lock, plans) as journal,
+        Behind(_BEHIND) as behind,
     ):
         check_directory(storage, config)
         store = RecordStore(storage)
+        journal = Journal(storage, lock, behind, plans)
+
+        def show(record: AnyRecord) -> AnyRecord:
+            return pool.read(record) if isinstance(record, TrialRecord) else record
 
         def save(record: AnyRecord) -> None:
-            shown = pool.read(record) if isinstance(record, TrialRecord) else record
+            shown = show(record)
             journal.write(record, shown)
             _tell(shown, on_event)
 
@@ -136,8 +144,7 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
         if spent.search_is_over(config):
             pool.close()
         delete_other_checkpoints(storage, {record.path for record in pool.unfinished})
-        journal.catch_up(record for study in pool.studies.values() for record in study.read)
-        journal.catch_up(run for runs in confirmed.values() for run in runs)
+        journal.catch_up(_all_records(pool, confirmed), show)
 
         def publish(key: StudyKey) -> None:
             trials, runs = pool.studies[key].read, store.read_runs(key)
@@ -168,6 +175,15 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
         if work.remaining:
             raise KeyboardInterrupt(f"{storage.location}: interrupted; the same call goes on")
         return SweepResult(storage.location)
+
+
+def _all_records(
+    pool: Pool, confirmed: Mapping[StudyKey, Sequence[ConfirmRecord]]
+) -> Iterator[AnyRecord]:
+    for study in pool.studies.values():
+        yield from study.records.values()
+    for runs in confirmed.values():
+        yield from runs
 
 
 def _make_work(

@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 
 class FlatWeights:
-    """The weights of a fused optimiser as flat views of them, in the order of their memory.
+    """Steps of an optimiser; of a fused one through flat views of the weights, as memory has them.
 
     On a CPU a fused step copies every weight that is not in plain layout, and those of a
     channels-last network are not: two thirds of its time. What it does to a number depends on no
@@ -18,6 +18,7 @@ class FlatWeights:
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
         self._pairs: list[tuple[Tensor, Tensor]] = []
         for group in optimizer.param_groups:
             if group.get("fused"):
@@ -25,8 +26,14 @@ class FlatWeights:
                 self._pairs += zip(group["params"], views, strict=True)
                 group["params"] = views
 
-    def take_gradients(self) -> None:
-        """Gives the views what the backward pass has left with the weights."""
+    def zero_grad(self) -> None:
+        """Forgets the gradients of the weights, whatever module they belong to."""
+        self._optimizer.zero_grad(set_to_none=True)
+        for weight, _ in self._pairs:
+            weight.grad = None
+
+    def step(self) -> None:
+        """Does a step with the gradients that the backward pass has left with the weights."""
         for weight, view in self._pairs:
             if view.data_ptr() != weight.data_ptr():  # The network was moved, or cast.
                 view.data = _flat(weight)
@@ -34,6 +41,7 @@ class FlatWeights:
             if gradient is not None and gradient.stride() != weight.stride():
                 gradient = weight.detach().clone().copy_(gradient)
             view.grad = None if gradient is None else _flat(gradient)
+        self._optimizer.step()
 
 
 def _flat(values: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ class GradientDetector(Detector[H]):
         """Builds optimisers and the order of the batches; see `Detector.set_up`."""
         #: All stepped once per batch.
         self.optimizers = self.build_optimizers()
-        self._flat = [FlatWeights(optimizer) for optimizer in self.optimizers]
+        self._steps = [FlatWeights(optimizer) for optimizer in self.optimizers]
         self._order = self.build_order()
 
     def build_optimizers(self) -> Sequence[Optimizer]:
@@ -147,12 +147,12 @@ class GradientDetector(Detector[H]):
             with mixed_precision(self.device):
                 batch = self.batch(images, rows if chosen is None else chosen[rows])
                 value = self.loss(batch, self.iteration, total)
-            self.network.zero_grad(set_to_none=True)
+            for step in self._steps:
+                step.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
             self.before_step(self.iteration, total)
-            for weights, optimizer in zip(self._flat, self.optimizers, strict=True):
-                weights.take_gradients()
-                optimizer.step()
+            for step in self._steps:
+                step.step()
             self.after_step(self.iteration, total)
             losses.append(value.detach())
             self.iteration += 1

@@ -113,7 +113,7 @@ def session_end(outcome: Literal["success", "failure"]) -> Event:
 
 
 def says_the_end(content: bytes) -> bool:
-    """Whether there is a `session_end` in the end of an event file."""
+    """Whether an event file has a `session_end`."""
     return metadata.SESSION_END_INFO_TAG.encode() in content
 
 

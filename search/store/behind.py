@@ -18,9 +18,13 @@ class Behind:
 
     Args:
         most: How much may wait; whoever puts more does.
+
+    Attributes:
+        most: The same.
     """
 
     def __init__(self, most: int) -> None:
+        self.most = most
         self._waiting: queue.Queue[Callable[[], object] | object] = queue.Queue(most)
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="behind", daemon=True)

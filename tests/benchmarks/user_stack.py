@@ -188,8 +188,8 @@ def batches(loader: DataLoader) -> Iterator[torch.Tensor]:
             yield images
 
 
-def trainable(config: dict[str, Any], cell: Cell, weights: str, parts: Any) -> None:
-    """Trains one config and reports its validation AUROC at every look."""
+def trainable(config: dict[str, Any], cell: Cell, weights: str, parts: Any, *, keep: bool) -> None:
+    """Trains one config and reports its validation AUROC at every look, with its model if kept."""
     import straightforward
 
     torch.set_num_threads(1)
@@ -200,11 +200,13 @@ def trainable(config: dict[str, Any], cell: Cell, weights: str, parts: Any) -> N
         while done < look * cell.iterations // RUNGS:
             straightforward.step(model, next(order), done, cell.iterations)
             done += 1
-        auroc = score(model, parts["validation"], cell.size)
+        figures = {"auroc": score(model, parts["validation"], cell.size), "steps": done}
+        if not keep:
+            tune.report(figures)
+            continue
         with tempfile.TemporaryDirectory() as folder:
             torch.save(model.state_dict(), Path(folder) / "model.pt")
-            checkpoint = tune.Checkpoint.from_directory(folder)
-            tune.report({"auroc": auroc, "steps": done}, checkpoint=checkpoint)
+            tune.report(figures, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
 @dataclass(frozen=True)
@@ -227,8 +229,10 @@ def parts_of(cell: Cell) -> dict[str, list[tuple[str, int]]]:
     return found
 
 
-def user_stack(cell: Cell, configs: list[dict[str, Any]], first: int, scratch: Path) -> Outcome:
-    """Searches with Ray Tune, OptunaSearch and ASHA."""
+def user_stack(
+    cell: Cell, configs: list[dict[str, Any]], first: int, scratch: Path, *, keep: bool = False
+) -> Outcome:
+    """Searches with Ray Tune, OptunaSearch and ASHA; what is kept is scored on held-out images."""
     parts, weights = parts_of(cell), cell.weights
     search = OptunaSearch(
         space=SPACES[cell.method], metric="auroc", mode="max", points_to_evaluate=configs
@@ -236,7 +240,8 @@ def user_stack(cell: Cell, configs: list[dict[str, Any]], first: int, scratch: P
     begin = time.perf_counter()
     results = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(trainable, cell=cell, weights=weights, parts=parts), {"cpu": 1}
+            tune.with_parameters(trainable, cell=cell, weights=weights, parts=parts, keep=keep),
+            {"cpu": 1},
         ),
         tune_config=tune.TuneConfig(
             metric="auroc",
@@ -255,16 +260,14 @@ def user_stack(cell: Cell, configs: list[dict[str, Any]], first: int, scratch: P
     seconds = time.perf_counter() - begin
     if results.errors:
         raise RuntimeError(f"a trial failed: {results.errors[0]}")
-    best = results.get_best_result()
-    model = new_model(cell.method, cell.backbone, weights, best.config)
-    with best.checkpoint.as_directory() as folder:
-        model.load_state_dict(torch.load(Path(folder) / "model.pt", weights_only=True))
-    return Outcome(
-        seconds,
-        best.metrics["auroc"],
-        sum(result.metrics["steps"] for result in results),
-        score(model, parts["test"], cell.size),
-    )
+    best, held_out = results.get_best_result(), None
+    if keep:
+        model = new_model(cell.method, cell.backbone, weights, best.config)
+        with best.checkpoint.as_directory() as folder:
+            model.load_state_dict(torch.load(Path(folder) / "model.pt", weights_only=True))
+        held_out = score(model, parts["test"], cell.size)
+    steps = sum(result.metrics["steps"] for result in results)
+    return Outcome(seconds, best.metrics["auroc"], steps, held_out)
 
 
 def anomtune(cell: Cell, trials: int, scratch: Path, **fields: Any) -> tuple[Outcome, list[dict]]:
@@ -328,7 +331,7 @@ def compare_answers(arguments: argparse.Namespace, scratch: Path) -> None:
                     rows.append(("anomtune", trials, ours))
                 _, configs = anomtune(cell, arguments.trials, scratch, scoring="paper", confirm=0)
                 first = first_look(cell.sweep(arguments.trials))
-                other = user_stack(cell, configs, first, scratch)
+                other = user_stack(cell, configs, first, scratch, keep=True)
                 rows.append(("user's stack", len(configs), other))
                 for name, trials, found in rows:
                     seen.setdefault(f"{name}, {trials} trials", []).append(

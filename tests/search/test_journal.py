@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from anomtune.search import journal as journals
 from anomtune.search.journal import Journal
 from anomtune.search.results.tensorboard import CurveWriter
+from anomtune.search.store.behind import Behind
 from anomtune.search.store.lock import DirectoryLock
-from anomtune.search.store.records import Cost, RecordStore, TrialRecord
+from anomtune.search.store.records import AnyRecord, Cost, RecordStore, TrialRecord
 from anomtune.search.store.storage import Storage
 from tests.search.results.test_tensorboard import TOY_PLANS, toy_record
 
@@ -22,8 +24,10 @@ def storage(tmp_path: Path) -> Storage:
     return Storage(tmp_path)
 
 
-def journal(storage: Storage) -> Journal:
-    return Journal(storage, DirectoryLock(storage), TOY_PLANS)
+@contextmanager
+def journal(storage: Storage, most: int = 32) -> Iterator[Journal]:
+    with Behind(most) as behind:
+        yield Journal(storage, DirectoryLock(storage), behind, TOY_PLANS)
 
 
 def steps(storage: Storage, record: TrialRecord) -> list[int]:
@@ -37,6 +41,10 @@ def ended(number: int) -> TrialRecord:
     return toy_record(number, "COMPLETE", 4).model_copy(
         update={"cost": Cost(finished_at=finished), "params": {"quality": 0.5, "colour": "green"}}
     )
+
+
+def as_it_is(record: AnyRecord) -> AnyRecord:
+    return record
 
 
 def test_a_record_does_not_wait_for_curves(storage, monkeypatch):
@@ -70,18 +78,17 @@ def test_a_change_is_shown_as_it_was(storage, monkeypatch):
     assert shown == [0, 1, 2]
 
 
-def test_what_a_killed_driver_left_behind_is_written_anew(storage, monkeypatch):
-    monkeypatch.setattr(journals, "_BEHIND", 3)
+def test_what_a_killed_driver_left_behind_is_written_anew(storage):
     records = [ended(number) for number in range(9)]
     for record in records:
         RecordStore(storage).write(record)
-    with journal(storage) as open_journal:
+    with journal(storage, most=3) as open_journal:
         # Whole, and not: they go on, or are left.
         half = CurveWriter(storage, TOY_PLANS)
         half.update(toy_record(7, "RUNNING", 2))
         half.update(records[8])
         whole = storage.read(storage.list("tensorboard/plate/toy/00008", "")[0])
-        open_journal.catch_up([toy_record(9, "RUNNING", 2), *reversed(records)])
+        open_journal.catch_up([toy_record(9, "RUNNING", 2), *reversed(records)], as_it_is)
     written = {Path(file).parent.name for file in storage.list("tensorboard", "")}
     assert written == {f"{number:05d}" for number in (5, 6, 7, 8)}
     assert all(steps(storage, record) == [1, 2, 3, 4] for record in records[-4:])
@@ -94,5 +101,5 @@ def test_nothing_is_written_into_a_directory_that_is_lost(storage, monkeypatch):
 
     monkeypatch.setattr(DirectoryLock, "check", lost)
     with pytest.raises(RuntimeError, match="another driver"), journal(storage) as open_journal:
-        open_journal.catch_up([ended(0)])
+        open_journal.catch_up([ended(0)], as_it_is)
     assert storage.list("", "") == []

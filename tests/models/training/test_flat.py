@@ -49,9 +49,7 @@ def test_steps_are_the_same(build: Build) -> None:
             gradients(made, step)
             if step == 2:
                 made[2].zero_grad(set_to_none=True)  # takes no step, nor does it decay
-            if made is flat:
-                weights.take_gradients()
-            optimizer.step()
+            (weights if made is flat else optimizer).step()
         for one, other in zip(plain.parameters(), flat.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
@@ -64,7 +62,18 @@ def test_a_network_that_was_cast_is_followed() -> None:
     for weight in made.parameters():
         weight.grad = torch.ones_like(weight)
     before = [weight.detach().clone() for weight in made.parameters()]
-    weights.take_gradients()
-    optimizer.step()
+    weights.step()
     for weight, was in zip(made.parameters(), before, strict=True):
         torch.testing.assert_close(weight.detach(), was - 1)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_gradients_are_forgotten(fused: bool) -> None:
+    made = network()
+    optimizer = SGD(made.parameters(), 1.0, fused=fused)
+    weights = FlatWeights(optimizer)
+    gradients(made, 0)
+    weights.step()
+    weights.zero_grad()
+    assert all(weight.grad is None for weight in made.parameters())
+    assert all(one.grad is None for group in optimizer.param_groups for one in group["params"])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomtune.models.layers import frozen
+from anomtune.models.layers import frozen, precision
 from anomtune.models.layers.frozen import KnownFeatures, digests_of
 from anomtune.registry import METHODS
 from anomtune.search.detector import features
@@ -91,9 +91,19 @@ def test_one_pass_methods_find_the_same_bits(data, cache, method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["rd4ad", "recontrast"])
-def test_trained_methods_find_the_same(data, cache, method):
-    plain, known, again = (opened(data, method) for _ in range(3))
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        ("rd4ad", {}),
+        ("recontrast", {}),
+        ("recontrast", {"train_encoder": False, "dual": False}),
+    ],
+)
+def test_trained_methods_find_the_same(data, cache, method, fields, bfloat16, monkeypatch):
+    """Also where this CPU would not train in bfloat16 by itself."""
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: bfloat16)
+    plain, known, again = (opened(data, method, **fields) for _ in range(3))
     known.know_features()
     again.know_features()
     scores, found = trained(plain), trained(known)
