@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar, get_args
 
 import torch
@@ -20,6 +21,7 @@ from anomtune.models.layers.evidence import Evidence, combined, image_scores
 from anomtune.models.layers.maps import gaussian_smooth, resized, scaled, surround
 from anomtune.models.layers.precision import full_precision
 from anomtune.models.scoring import Scoring
+from anomtune.models.training.memo import Memo
 from anomtune.models.training.report import Report
 from anomtune.models.training.state import part_of, prefixed, seeded, self_contained
 
@@ -59,6 +61,12 @@ class Detector(ABC, Generic[H]):
     Hyperparameters: ClassVar[type[Hyperparameters]]
     #: What `build` returns, on its device and with channels last in memory.
     network: nn.Module
+
+    #: Set by a search: what other trainings on the same images compute as well. A method that
+    #: uses it notes what that spared.
+    memo: Memo | None = None
+    #: Seconds of the last evidence, for one image, that something known spared.
+    spared: float = 0.0
 
     #: The side ``I`` of the images must be a multiple of this, and at least ``smallest_input``.
     multiple_of: ClassVar[int] = 1
@@ -277,28 +285,39 @@ class Detector(ABC, Generic[H]):
 
     def maps_of(self, evidence: Evidence, scoring: Scoring, size: int) -> Tensor:
         """Returns the maps of `judge` where the network sees something, their middle."""
-        maps = evidence.maps
-        if scoring.normalise == "position":
-            maps = self._normalised(maps)
-        chosen = {
-            name: of_scale
-            for name, of_scale in zip(self.hyperparameters.scales, maps, strict=True)
+        chosen = [
+            index
+            for index, name in enumerate(self.hyperparameters.scales)
             if scoring.scales is None or name in scoring.scales
-        }
+        ]
         seen = round(scaled(self.seen_size, size, self.image_size))
         if scoring.sigma == "own":
-            return self.own_maps(chosen, scoring, seen)
-        one = combined([self.resized(maps, seen) for maps in chosen.values()], scoring.combine)
-        return gaussian_smooth(one, scaled(scoring.sigma, size))
+            names = self.hyperparameters.scales
+            by_scale = {names[i]: self._of_scale(evidence, i, scoring) for i in chosen}
+            return self.own_maps(by_scale, scoring, seen)
 
-    def _normalised(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Returns maps in deviations from the normal ones; where these are rare, less of them."""
+        def make(index: int) -> Tensor:
+            return self.resized(self._of_scale(evidence, index, scoring), seen)
+
+        maps = [
+            evidence.once((index, scoring.normalise, seen), partial(make, index))
+            for index in chosen
+        ]
+        return gaussian_smooth(combined(maps, scoring.combine), scaled(scoring.sigma, size))
+
+    def _of_scale(self, evidence: Evidence, index: int, scoring: Scoring) -> Tensor:
+        """Returns a map of the evidence; normalised, in deviations from the normal ones.
+
+        Where deviations are rare there is less of them.
+        """
+        maps = evidence.maps[index]
+        if scoring.normalise == "none":
+            return maps
         if not self.normal:
             raise MethodError("scoring.normalise: call learn_normal after fit")
-        return tuple(
-            (of_scale - mean) / (deviation + 0.1 * deviation.mean() + 1e-9)
-            for of_scale, (mean, deviation) in zip(maps, self.normal, strict=True)
-        )
+        mean, deviation = self.normal[index]
+        normalised: Tensor = (maps - mean) / (deviation + 0.1 * deviation.mean() + 1e-9)
+        return normalised
 
     def resized(self, maps: Tensor, size: int) -> Tensor:
         """Returns a map of the evidence ``(N, h, w)`` at another size, ``(N, size, size)``."""

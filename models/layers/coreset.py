@@ -36,7 +36,7 @@ def random_projection(inputs: int, outputs: int, generator: torch.Generator) -> 
 @torch.no_grad()
 def greedy_coreset(
     points: Tensor, size: int, first: int = 0, *, start: Tensor | None = None
-) -> tuple[Tensor, float]:
+) -> tuple[Tensor, Tensor]:
     """Picks points one by one, each time the one farthest from those picked so far.
 
     The radius is at most twice that of the best choice of as many points (Gonzalez, 1985).
@@ -57,8 +57,9 @@ def greedy_coreset(
         start: Indices ``(k,)`` of the points to begin with.
 
     Returns:
-        Indices ``(<= size,)`` in the order of picking, without repetition, and the covering
-        radius: the largest distance of a point to its nearest pick.
+        Indices ``(<= size,)`` in the order of picking, without repetition, and covering radii of
+        as many: the largest distance of a point to the nearest of the picks up to each. The first
+        picks of many are those of few.
     """
     # Half of a squared distance is |a|^2 / 2 + |b|^2 / 2 - ab: one fused product.
     half_norms = points.square().sum(1).div_(2)
@@ -69,6 +70,8 @@ def greedy_coreset(
         first = int(nearest.argmax())
     new = torch.tensor([first], device=points.device)
     picks = [new]
+    # As far as a pick was from the picks before it, no other point was farther.
+    away: list[float] = []
     missing = size - 1
     while True:
         _approach(nearest, points, half_norms, new)
@@ -76,13 +79,15 @@ def greedy_coreset(
         if missing <= 0:
             break
         distances, candidates = nearest.topk(min(_CANDIDATES, len(points)))
-        places = _pick_among(points[candidates], distances, missing)
+        places, left = _pick_among(points[candidates], distances, missing)
         if not places:
             break
         new = candidates[torch.tensor(places, device=points.device)]
         picks.append(new)
+        away += left
         missing -= len(places)
-    return torch.cat(picks), float(nearest.amax().clamp_min(0).mul(2).sqrt())
+    radii = points.new_tensor([*away, float(nearest.amax())])
+    return torch.cat(picks), radii.clamp_min_(0).mul_(2).sqrt_()
 
 
 def _approach(nearest: Tensor, points: Tensor, half_norms: Tensor, new: Tensor) -> None:
@@ -96,8 +101,10 @@ def _approach(nearest: Tensor, points: Tensor, half_norms: Tensor, new: Tensor) 
         nearest[block] = torch.minimum(nearest[block], distances)
 
 
-def _pick_among(candidates: Tensor, distances: Tensor, limit: int) -> list[int]:
+def _pick_among(candidates: Tensor, distances: Tensor, limit: int) -> tuple[list[int], list[float]]:
     """Returns which candidates, in this order, are the next picks among all points.
+
+    Beside them, half their squared distances to the picks before each.
 
     Args:
         candidates: Points ``(M, D)``.
@@ -111,14 +118,16 @@ def _pick_among(candidates: Tensor, distances: Tensor, limit: int) -> list[int]:
     table, left = mutual.cpu().numpy(), distances.cpu().numpy().copy()
     threshold = max(float(left[-1]), 0.0)
     picks: list[int] = []
+    away: list[float] = []
     while len(picks) < limit:
         place = int(left.argmax())
         if left[place] < threshold or left[place] <= 0:
             break
         picks.append(place)
+        away.append(float(left[place]))
         np.minimum(left, table[place], out=left)
         left[place] = -np.inf
-    return picks
+    return picks, away
 
 
 class CoresetBuilder:
@@ -182,18 +191,29 @@ class CoresetBuilder:
         assert self._held is not None, "no points"
         return self._held[: self._count].clone(), self._radius
 
+    def order(self) -> tuple[Tensor, Tensor]:
+        """Returns which of the points are selected, in the order of picking, and covering radii.
+
+        They are those of `greedy_coreset`. To be called instead of `finish`, where all points fit.
+        """
+        assert self._held is not None, "no points"
+        assert self._radius == 0, "what was thinned has lost its order"
+        return self._pick(self._held[: self._count])
+
     def _thin(self) -> None:
         assert self._held is not None
         held = self._held[: self._count]
+        picks, radii = self._pick(held)
+        self._held[: len(picks)] = held[picks]
+        self._count = len(picks)
+        self._radius = max(self._radius, float(radii[-1]))
+
+    def _pick(self, held: Tensor) -> tuple[Tensor, Tensor]:
         points = held - held.mean(0)
         if self._projection is not None:
             points = points @ self._projection
         if self._start:
-            start = torch.randperm(self._count, generator=self._generator)[: self._start]
-            picks, radius = greedy_coreset(points, self._size, start=start.to(points.device))
-        else:
-            first = int(torch.randint(self._count, (), generator=self._generator))
-            picks, radius = greedy_coreset(points, self._size, first)
-        self._held[: len(picks)] = held[picks]
-        self._count = len(picks)
-        self._radius = max(self._radius, radius)
+            start = torch.randperm(len(held), generator=self._generator)[: self._start]
+            return greedy_coreset(points, self._size, start=start.to(points.device))
+        first = int(torch.randint(len(held), (), generator=self._generator))
+        return greedy_coreset(points, self._size, first)

@@ -25,7 +25,7 @@ from anomtune.models.base import Detector
 from anomtune.models.layers.backbones import Encoder
 from anomtune.models.layers.frozen import KnownFeatures, digests_of
 
-FORMAT = 1  # Raise it when features are computed otherwise.
+FORMAT = 2  # Raise it when features are computed otherwise.
 #: Images that go through the encoder at a time: features depend on it in their last bits.
 _BATCH = 16
 #: Features that take a larger part of the cache than this are computed anew each time.
@@ -34,7 +34,7 @@ _LARGEST_PART = 0.25
 
 def know_features(
     detector: Detector[Any], parts: Sequence[Tensor], images: Sequence[object]
-) -> None:
+) -> list[str]:
     """Tells a detector's frozen encoders what they say of the images of a search.
 
     To be called when the detector has its weights: they are forgotten when others are loaded.
@@ -43,11 +43,21 @@ def know_features(
         detector: On a CPU; on a GPU nothing is done.
         parts: All images, uint8 ``(N, 3, I, I)`` each.
         images: What names them: the digest of the split, and how they were resized.
+
+    Returns:
+        What names the features, by encoder.
     """
     if detector.device.type != "cpu":
-        return
+        return []
+    names = []
     for encoder in detector.frozen_encoders():
-        encoder.known = _obtain(detector, encoder, parts, images)
+        # The first image says what the network sees of a pixel, and of which part of the image.
+        seen = digests_of(detector.inputs(parts[0][:1]))[0].hex()
+        # Bits depend on them; results must not depend on who came first.
+        arithmetic = torch.__version__, torch.get_num_threads()
+        names.append(store.digest(FORMAT, encoder.digest(), *images, seen, *arithmetic))
+        encoder.known = _obtain(detector, encoder, parts, names[-1])
+    return names
 
 
 class _TooLarge(Exception):  # noqa: N818 - ends a build, is no error
@@ -55,7 +65,7 @@ class _TooLarge(Exception):  # noqa: N818 - ends a build, is no error
 
 
 def _obtain(
-    detector: Detector[Any], encoder: Encoder, parts: Sequence[Tensor], images: Sequence[object]
+    detector: Detector[Any], encoder: Encoder, parts: Sequence[Tensor], name: str
 ) -> KnownFeatures | None:
     """Returns the features of images; ``None`` if they would take too much of the cache."""
 
@@ -73,13 +83,8 @@ def _obtain(
             meta["seconds"],
         )
 
-    # The first image says what the network sees of a pixel, and of which part of the image.
-    seen = digests_of(detector.inputs(parts[0][:1]))[0].hex()
-    # Bits depend on them; results must not depend on who came first.
-    arithmetic = torch.__version__, torch.get_num_threads()
-    key = store.digest(FORMAT, encoder.digest(), *images, seen, *arithmetic)
     try:
-        return store.obtain("features", key, build, load)
+        return store.obtain("features", name, build, load)
     except _TooLarge:
         return None
 

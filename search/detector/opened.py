@@ -25,6 +25,7 @@ from anomtune.models.training.report import Report
 from anomtune.registry import METHODS
 from anomtune.search.config import DatasetConfig
 from anomtune.search.detector.features import know_features
+from anomtune.search.detector.memo import NodeMemo
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.store.records import Facts
 
@@ -56,16 +57,22 @@ class OpenedDetector:
     split_hash: str
     notes: tuple[str, ...] = ()
 
-    def know_features(self) -> None:
+    def know_features(self, *, share: bool = False) -> None:
         """Computes once, or finds in the cache, what frozen encoders say of the images.
 
         To be called before the training, and again when a state was loaded.
+
+        Args:
+            share: Whether others like it follow, with which the training shares what it can.
         """
-        how = self.detector.input_size, self.detector.hyperparameters.resize
-        know_features(self.detector, (self.train, self.validation), (self.split_hash, *how))
+        detector = self.detector
+        how = detector.input_size, detector.hyperparameters.resize
+        names = know_features(detector, (self.train, self.validation), (self.split_hash, *how))
+        detector.memo = NodeMemo(names) if share and names else None
 
     def forget_features(self) -> None:
         """Lets the detector compute everything itself again, as one that is loaded will."""
+        self.detector.memo = None
         for encoder in self.detector.frozen_encoders():
             encoder.known = None
 
@@ -77,6 +84,7 @@ class OpenedDetector:
         """
         known = [encoder.known for encoder in self.detector.frozen_encoders()]
         spared = sum(features.seconds for features in known if features is not None)
+        spared += self.detector.spared
         return (seconds + spared) * 1e3
 
     def make_ready(self) -> None:

@@ -136,7 +136,7 @@ def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
     scorings = detector.hyperparameters.scorings(spec.pinned)
     cost = results[-1].cost if results else Cost()
     begin = time.perf_counter()
-    trial.know_features()
+    trial.know_features(share=True)
     cost = cost.model_copy(
         update={"train_seconds": cost.train_seconds + time.perf_counter() - begin}
     )

@@ -87,7 +87,7 @@ def radius(points: Tensor, picks: Tensor) -> float:
     )
 
 
-def timed(select: Callable[[], tuple[Tensor, float]]) -> tuple[float, Tensor]:
+def timed(select: Callable[[], tuple[Tensor, object]]) -> tuple[float, Tensor]:
     begin = time.perf_counter()
     picks, _ = select()
     return time.perf_counter() - begin, picks

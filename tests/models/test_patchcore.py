@@ -84,7 +84,8 @@ def test_nearest_neighbours_are_exact_far_from_the_origin_too(
     patches = torch.randn(90, 128, generator=generator) + 100
     bank = bank_of(patches[:50])
     with torch.no_grad():
-        parts, indices = bank.nearest(patches - bank.centre)
+        indices = bank.nearest(patches - bank.centre)
+        parts = bank.distances(patches - bank.centre, indices)
     distances = parts[0]
     # What each layer has of a distance: 32 channels of the one stage, 96 of the other.
     away = patches - patches[:50][indices]
@@ -103,7 +104,8 @@ def test_weights_are_those_of_equation_7(n: int) -> None:
     tests = torch.randn(5, 128, generator=generator) / 8
     bank = bank_of(bank_patches)
     shifted = tests - bank.centre
-    (distances, *_), indices = bank.nearest(shifted)
+    indices = bank.nearest(shifted)
+    distances = bank.distances(shifted, indices)[0]
     weights = bank.weight(shifted, distances, indices, n)
     for row, test in enumerate(tests.double().numpy()):
         to_bank = np.linalg.norm(bank_patches.double().numpy() - test, axis=1)
@@ -117,10 +119,12 @@ def test_weights_are_those_of_equation_7(n: int) -> None:
 def test_no_neighbours_no_weight() -> None:
     bank = bank_of(torch.randn(4, 128))
     patches = torch.randn(2, 128)
-    (distances, *_), indices = bank.nearest(patches)
+    indices = bank.nearest(patches)
+    distances = bank.distances(patches, indices)[0]
     assert bank.weight(patches, distances, indices, 1).tolist() == [1, 1]
     lonely = bank_of(torch.randn(1, 128))
-    (distances, *_), indices = lonely.nearest(patches)
+    indices = lonely.nearest(patches)
+    distances = lonely.distances(patches, indices)[0]
     assert lonely.weight(patches, distances, indices, 9).tolist() == [1, 1]
 
 
@@ -128,7 +132,8 @@ def test_equal_patches_in_the_bank_count_the_nearest_once() -> None:
     patch = torch.randn(1, 128)
     bank = bank_of(torch.cat([patch, patch, patch, patch + 0.1]))
     test = patch + 0.01 - bank.centre
-    (distances, *_), indices = bank.nearest(test)
+    indices = bank.nearest(test)
+    distances = bank.distances(test, indices)[0]
     weight = bank.weight(test, distances, indices, 3)
     assert float(weight) == pytest.approx(2 / 3, rel=1e-4)
 
@@ -136,7 +141,8 @@ def test_equal_patches_in_the_bank_count_the_nearest_once() -> None:
 def test_large_distances_do_not_overflow_the_weights() -> None:
     bank = bank_of(torch.randn(20, 128))
     patches = torch.randn(2, 128) * 1e4
-    (distances, *_), indices = bank.nearest(patches)
+    indices = bank.nearest(patches)
+    distances = bank.distances(patches, indices)[0]
     assert bank.weight(patches, distances, indices, 9).isfinite().all()
 
 
@@ -187,7 +193,8 @@ def test_the_bank_covers_the_training_patches() -> None:
     network = detector.network
     with torch.no_grad():
         patches = network(normalise(images(20), detector.device)).flatten(0, 2)
-        (distances, *_), _ = network.nearest(patches - network.centre)
+        indices = network.nearest(patches - network.centre)
+        distances = network.distances(patches - network.centre, indices)[0]
     # 128 channels: the selection sees them as they are.
     assert float(distances.max()) == pytest.approx(report["covering_radius"], rel=1e-2)
 
@@ -203,6 +210,7 @@ def test_memory_is_bounded_by_the_bank_and_not_by_the_images(
         return original(self, *size, **kwargs)
 
     monkeypatch.setattr(torch.Tensor, "new_empty", record)
+    monkeypatch.setattr(patchcore, "_HELD_NUMBERS", 10 * 128)  # of 10 patches
     for n in (8, 80):
         detector = build(size=32, max_bank=16)
         detector.fit(images(n, size=32), 1)
