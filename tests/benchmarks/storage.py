@@ -1,7 +1,7 @@
 """What the driver loses to storage: the real pool, adapters and journal, on slots that only wait.
 
-The sweep of `scale.py` in real time, a minute of it in half a second: 100 slots, whose trials wait
-for as long as they would train, ask for about 60 decisions a second. It runs for as long with
+The sweep of `scale.py` in real time, a minute of it in a second: 100 slots, whose trials wait
+for as long as they would train, ask for about 45 decisions a second. It runs for as long with
 storage that takes no time, with a directory on this disk, and with an S3 server on loopback whose
 answers take 20 ms more. Utilisation is the share of the slots' time in which a trial ran: it had
 been handed out, and did not wait for a verdict.
@@ -35,7 +35,6 @@ from anomtune.search.run.adapters import Handout, PoolScheduler, PoolSearcher
 from anomtune.search.run.capacity import Capacity
 from anomtune.search.run.messages import Assignment, TrialReport, to_result
 from anomtune.search.run.trial import TrialResult, TrialSpec
-from anomtune.search.store.behind import Behind
 from anomtune.search.store.lock import DirectoryLock
 from anomtune.search.store.records import AnyRecord, Cost, TrialRecord
 from anomtune.search.store.storage import Storage
@@ -43,7 +42,7 @@ from tests.benchmarks.scale import FACTS, make_plans, make_pool, rung, steps, sw
 
 SLOTS = 100
 #: Seconds here that stand for a second there.
-SPEED = 0.5 / 60
+SPEED = 1 / 60
 LATENCY = 0.02
 
 
@@ -149,8 +148,7 @@ def measure(storage: Storage, seconds: float) -> tuple[float, float]:
     """Returns decisions per second and utilisation."""
     config = sweep(200, categories=4).model_copy(update={"concurrency": SLOTS})
     plans = make_plans(config)
-    with DirectoryLock(storage) as lock, Behind(32) as behind:
-        journal = Journal(storage, lock, behind, plans)
+    with DirectoryLock(storage) as lock, Journal(storage, lock, plans) as journal:
 
         def save(record: AnyRecord) -> None:
             shown = pool.read(record) if isinstance(record, TrialRecord) else record
@@ -159,7 +157,7 @@ def measure(storage: Storage, seconds: float) -> tuple[float, float]:
         pool = make_pool(config, {}, save)
         work = Work(config, pool, Confirmation(config, pool, {}, save))
         capacity = Capacity(config, lambda: [{"CPU": float(SLOTS)}])
-        handout = Handout(config, work, _spec, capacity)
+        handout = Handout(config, work, _spec, capacity, journal.records)
         slots = Slots(PoolSearcher(handout), PoolScheduler(handout), config.rungs)
         slots.run(seconds)
         end = time.monotonic()

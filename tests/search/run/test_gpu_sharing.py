@@ -31,6 +31,7 @@ from anomtune.search.run.packing import CONTEXT_BYTES, SHARES, memory_limit
 from anomtune.search.run.trial import TrialResult, TrialSpec, open_trial
 from anomtune.search.store.records import Cost, RecordStore, Rung, StudyKey
 from anomtune.search.store.storage import Storage
+from anomtune.search.store.writer import OrderedWriter
 from tests.search.conftest import FACTS, sweep_dict
 
 GIB = 1 << 30
@@ -45,7 +46,8 @@ class Engine:
         work = Work(config, pool, Confirmation(config, pool, {}, lambda record: None))
         nodes = [{"CPU": 16.0, "GPU": float(gpus)}]
         capacity = Capacity(config, lambda: nodes)
-        self.handout = Handout(config, work, self._spec, capacity)
+        self.records = OrderedWriter(2, 100)
+        self.handout = Handout(config, work, self._spec, capacity, self.records)
         self.searcher, self.scheduler = PoolSearcher(self.handout), PoolScheduler(self.handout)
         self.serial = 0
 
