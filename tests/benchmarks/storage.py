@@ -60,6 +60,9 @@ class Nowhere(Storage):
     def write(self, path: str, content: bytes, *, durable: bool = False) -> None:
         self._files[path] = content
 
+    def list(self, path: str, suffix: str) -> list[str]:
+        return []
+
     def delete(self, path: str) -> None:
         self._files.pop(path, None)
 
