@@ -347,18 +347,18 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         record = run.record
         if not isinstance(record, TrialRecord):  # has one result, its last, which comes elsewhere
             return str(TrialScheduler.STOP)
+        verdict = TrialScheduler.STOP
         with handout.guard():
             report = from_result(result)
             assert isinstance(report, TrialReport), report
             reported = report.result
             if run.kind is not None:
                 handout.packer.learn_memory(run.kind, reported.cost)
-            goes_on = handout.work.report(record, reported.rung, reported.cost)
-            if not goes_on:
+            if handout.work.report(record, reported.rung, reported.cost):
+                verdict = TrialScheduler.CONTINUE
+            else:
                 handout.pruned.add(trial.trial_id)
-            verdict = str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
-            if handout.is_safe(run):
-                return verdict
-            handout.verdicts[trial.trial_id] = trial, verdict
-            return str(TrialScheduler.NOOP)
-        return str(TrialScheduler.STOP)
+            if not handout.is_safe(run):
+                handout.verdicts[trial.trial_id] = trial, verdict
+                verdict = TrialScheduler.NOOP
+        return str(TrialScheduler.STOP if handout.failure is not None else verdict)
