@@ -19,11 +19,11 @@ from anomtune.search.store.records import AnyRecord, RecordStore, StudyKey, Tria
 from anomtune.search.store.storage import Storage
 from anomtune.search.store.writer import OrderedWriter
 
-#: How much is written at once. pyarrow sends to an object store with eight threads of its own; few
-#: curves at a time leave them to the records, and each write has more of its curve.
-_RECORDS, _CURVES = 8, 2
-#: How many changes the records, and what follows them, may be behind.
-_BEHIND = 128
+#: How many records, and curves, are written at once; pyarrow sends to an object store with eight
+#: threads of its own.
+_RECORDS, _CURVES = 8, 4
+#: How many changes the records, and how many the curves may be behind.
+_UNSAFE, _BEHIND = 128, 256
 
 
 class Journal:
@@ -55,7 +55,7 @@ class Journal:
         self._tell = tell
         self._store = RecordStore(storage)
         self._curves = CurveWriter(storage, plans)
-        self.records = OrderedWriter(_RECORDS, _BEHIND)
+        self.records = OrderedWriter(_RECORDS, _UNSAFE)
         self._behind = OrderedWriter(_CURVES, _BEHIND)
         self._open = ExitStack()
         #: Paths of records that have ended and may not be safe yet.

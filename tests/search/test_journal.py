@@ -84,7 +84,8 @@ def test_a_change_is_shown_as_it_was(storage, monkeypatch):
 
 
 def test_what_a_killed_driver_left_behind_is_written_anew(storage, monkeypatch):
-    monkeypatch.setattr(journal_module, "_BEHIND", 2)
+    for name in ("_UNSAFE", "_BEHIND"):
+        monkeypatch.setattr(journal_module, name, 2)
     records = [ended(number) for number in range(9)]
     for record in records:
         RecordStore(storage).write(record)
