@@ -108,7 +108,7 @@ class Journal:
         ended = [record for record in records if record.state != "RUNNING"]
         ended.sort(key=lambda record: record.cost.finished_at or "")
         # So many others may have ended, and be safe, while a record waited, and then its curve.
-        for record in ended[-self.records.most - self._behind.most :]:
+        for record in ended[-self.records.most - self._behind.most - 1 :]:
             self._behind.put(record.path, partial(self._make_whole, show(record)))
 
     def drain(self) -> None:

@@ -97,8 +97,8 @@ def test_what_a_killed_driver_left_behind_is_written_anew(storage, monkeypatch):
         whole = storage.read(storage.list("tensorboard/plate/toy/00008", "")[0])
         open_journal.catch_up([toy_record(9, "RUNNING", 2), *reversed(records)], as_it_is)
     written = {Path(file).parent.name for file in storage.list("tensorboard", "")}
-    assert written == {f"{number:05d}" for number in (5, 6, 7, 8)}
-    assert all(steps(storage, record) == [1, 2, 3, 4] for record in records[-4:])
+    assert written == {f"{number:05d}" for number in (4, 5, 6, 7, 8)}
+    assert all(steps(storage, record) == [1, 2, 3, 4] for record in records[-5:])
     assert storage.read(storage.list("tensorboard/plate/toy/00008", "")[0]) == whole
 
 
