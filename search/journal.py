@@ -1,61 +1,100 @@
-"""Where every change of a run goes: its record at once, its curve soon after."""
+"""Where every change of a run goes: its record first, its curve soon after. Nobody waits for them.
+
+What is decided of a trial is acted on when its own record is safe; `OrderedWriter.is_done` says so.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 from anomtune.search.decide.plan import SearchPlan
 from anomtune.search.results.tensorboard import CurveWriter
 from anomtune.search.run.checkpoint import delete_checkpoint
-from anomtune.search.store.behind import Behind
 from anomtune.search.store.lock import DirectoryLock
 from anomtune.search.store.records import AnyRecord, RecordStore, StudyKey, TrialRecord
 from anomtune.search.store.storage import Storage
+from anomtune.search.store.writer import OrderedWriter
+
+#: How many records, and curves, are written at once; pyarrow sends to an object store with eight
+#: threads of its own.
+_RECORDS, _CURVES = 8, 4
+#: How many changes the records, and how many the curves may be behind.
+_UNSAFE, _BEHIND = 128, 256
 
 
 class Journal:
-    """Writes records at once and curves behind them.
+    """Writes records, and curves behind them, as a context manager.
 
-    A verdict waits for its own record, not for curves. What a killed driver has left behind of
-    these, the next start writes anew.
+    The record of a run that begins is not there before those of all that had ended by then: what
+    the run is may follow from them. What a killed driver has left behind of curves, the next start
+    writes anew.
 
     Args:
         storage: The sweep directory.
         lock: Is asked whether the directory is still ours before anything is written.
-        behind: Does the curves.
         plans: How each study is searched.
+        tell: Told of each change when it is safe, in order, by the thread that settles `records`.
+
+    Attributes:
+        records: Writes the records, each under its path.
     """
 
     def __init__(
         self,
         storage: Storage,
         lock: DirectoryLock,
-        behind: Behind,
         plans: Mapping[StudyKey, SearchPlan],
+        tell: Callable[[AnyRecord], object] = lambda record: None,
     ) -> None:
         self._storage = storage
         self._lock = lock
-        self._records = RecordStore(storage)
+        self._tell = tell
+        self._store = RecordStore(storage)
         self._curves = CurveWriter(storage, plans)
-        self._behind = behind
+        self.records = OrderedWriter(_RECORDS, _UNSAFE)
+        self._behind = OrderedWriter(_CURVES, _BEHIND)
+        self._open = ExitStack()
+        #: Paths of records that have ended and may not be safe yet.
+        self._ending: set[str] = set()
 
     def write(self, record: AnyRecord, shown: AnyRecord) -> None:
-        """Writes a change.
+        """Takes in a change.
 
         Args:
             record: What has changed.
             shown: The same, as the scoring of its study reads it.
 
         Raises:
-            StorageError: If it cannot be written, or something before it could not.
+            StorageError: If something before it could not be written.
         """
-        self._lock.check()
-        self._records.write(record)
-        # As it is now: it will have changed by then.
-        added_to = {"curve": list(shown.curve)} if isinstance(shown, TrialRecord) else {}
-        self._behind.put(partial(self._follow, shown.model_copy(update=added_to)))
+        path, ended = record.path, record.state != "RUNNING"
+        self._ending = {other for other in self._ending if not self.records.is_done(other)}
+        begins = not ended and not (isinstance(record, TrialRecord) and record.curve)
+        # As they are now: they will have changed by then.
+        record, shown = _copy(record), _copy(shown)
+        after = self._ending if begins else ()
+        self.records.put(path, partial(self._write, record, shown), after)
+        if ended:
+            self._ending.add(path)
+        self.records.then(partial(self._tell, shown), path)
+
+    def follow(self, name: str, work: Callable[[], object]) -> None:
+        """Lets something be done behind the records, when all that was written before it is safe.
+
+        Args:
+            name: Of what it writes.
+            work: Is called in another thread; must be possible again.
+        """
+
+        def checked() -> None:
+            self._lock.check()
+            work()
+
+        self.records.then(partial(self._behind.put, name, checked))
 
     def catch_up(
         self, records: Iterable[AnyRecord], show: Callable[[AnyRecord], AnyRecord]
@@ -68,8 +107,23 @@ class Journal:
         """
         ended = [record for record in records if record.state != "RUNNING"]
         ended.sort(key=lambda record: record.cost.finished_at or "")
-        for record in ended[-self._behind.most - 1 :]:
-            self._behind.put(partial(self._make_whole, show(record)))
+        # So many others may have ended, and be safe, while a record waited, and then its curve.
+        for record in ended[-self.records.most - self._behind.most - 1 :]:
+            self._behind.put(record.path, partial(self._make_whole, show(record)))
+
+    def drain(self) -> None:
+        """Waits until all is written.
+
+        Raises:
+            StorageError: If it could not be.
+        """
+        self.records.drain()
+        self._behind.drain()
+
+    def _write(self, record: AnyRecord, shown: AnyRecord) -> None:
+        self._lock.check()
+        self._store.write(record)
+        self._behind.put(record.path, partial(self._follow, shown))
 
     def _make_whole(self, record: Any) -> None:
         if not self._curves.is_whole(record):
@@ -80,3 +134,22 @@ class Journal:
         self._curves.update(record)
         if record.state != "RUNNING":
             delete_checkpoint(self._storage, record.path)
+
+    def __enter__(self) -> Journal:
+        # The records end first: they put what follows them.
+        self._open.enter_context(self._behind)
+        self._open.enter_context(self.records)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+
+def _copy(record: AnyRecord) -> AnyRecord:
+    added_to = {"curve": list(record.curve)} if isinstance(record, TrialRecord) else {}
+    return record.model_copy(update=added_to)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 from anomtune.datasets.splits.split import SearchSplit
 from anomtune.errors import SweepError
@@ -33,7 +34,7 @@ from anomtune.search.journal import Journal
 from anomtune.search.preparation import check_directory, prepare
 from anomtune.search.results.leaderboard import write_tables
 from anomtune.search.results.result import SweepResult
-from anomtune.search.results.winners import kept_seed, publish_winner
+from anomtune.search.results.winners import kept_seed, model_folder, publish_winner
 from anomtune.search.run.adapters import SpecMaker
 from anomtune.search.run.capacity import Capacity
 from anomtune.search.run.checkpoint import delete_other_checkpoints
@@ -41,7 +42,6 @@ from anomtune.search.run.engine import run_work
 from anomtune.search.run.probe import require_shared
 from anomtune.search.run.ray_cluster import living_nodes, ray_cluster
 from anomtune.search.run.trial import TrialSpec
-from anomtune.search.store.behind import Behind
 from anomtune.search.store.directory import write_config
 from anomtune.search.store.lock import DirectoryLock
 from anomtune.search.store.records import (
@@ -53,9 +53,6 @@ from anomtune.search.store.records import (
 )
 from anomtune.search.store.spent import Spent, SpentClock, read_spent
 from anomtune.search.store.storage import Storage
-
-#: How many changes of records their curves may be behind.
-_BEHIND = 32
 
 #: Ray and its switches are a process's own: one sweep at a time.
 _one = threading.Lock()
@@ -123,19 +120,16 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
     # Nothing has been written so far, and nothing will be if the directory has another owner.
     with (
         DirectoryLock(storage, lambda text: on_event(Note(text))) as lock,
-        Behind(_BEHIND) as behind,
+        Journal(storage, lock, plans, lambda record: _tell(record, on_event)) as journal,
     ):
         check_directory(storage, config)
         store = RecordStore(storage)
-        journal = Journal(storage, lock, behind, plans)
 
         def show(record: AnyRecord) -> AnyRecord:
             return pool.read(record) if isinstance(record, TrialRecord) else record
 
         def save(record: AnyRecord) -> None:
-            shown = show(record)
-            journal.write(record, shown)
-            _tell(shown, on_event)
+            journal.write(record, show(record))
 
         confirmed = store.read_confirmed()
         hashes = {category: split.split_hash for category, split in splits.items()}
@@ -147,12 +141,12 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
         journal.catch_up(_all_records(pool, confirmed), show)
 
         def publish(key: StudyKey) -> None:
-            trials, runs = pool.studies[key].read, store.read_runs(key)
-            publish_winner(storage, key, trials, runs, config.confirm)
+            trials = pool.studies[key].read
+            journal.follow(model_folder(key), partial(_place_winner, config, store, key, trials))
 
         confirmation = Confirmation(config, pool, confirmed, save, publish)
         clock = SpentClock(storage, config, begun)
-        work = _make_work(config, pool, confirmation, clock, on_event)
+        work = _make_work(config, pool, confirmation, clock, partial(_tell_end, journal, on_event))
         if spent.confirm_is_over(config):
             confirmation.give_up()
         if work.remaining == 0:
@@ -164,13 +158,17 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
                 capacity = Capacity(config, living_nodes)
                 work.hours.slots = capacity.slots
                 _write_preamble(config, store, splits, plans)
+                journal.records.drain()
                 on_event(_started(config, work, confirmed, spent))
                 try:
                     with clock.running():
-                        run_work(config, work, _spec_maker(config, storage, pool), capacity)
+                        spec_maker = _spec_maker(config, storage, pool)
+                        run_work(config, work, spec_maker, capacity, journal.records)
+                        journal.drain()
                 finally:
                     on_event(SweepEnded())
             delete_other_checkpoints(storage, {record.path for record in pool.unfinished})
+        journal.drain()
         write_tables(config, store)
         if work.remaining:
             raise KeyboardInterrupt(f"{storage.location}: interrupted; the same call goes on")
@@ -191,7 +189,7 @@ def _make_work(
     pool: Pool,
     confirmation: Confirmation,
     clock: SpentClock,
-    on_event: Observer,
+    search_ended: Callable[[StudyKey, int], None],
 ) -> Work:
     return Work(
         config,
@@ -200,8 +198,14 @@ def _make_work(
         Hours(config, clock.seconds),
         closed=clock.end_search,
         over=clock.end_confirm,
-        search_ended=lambda key, owed: on_event(SearchEnded(*key, owed)),
+        search_ended=search_ended,
     )
+
+
+def _place_winner(
+    config: Sweep, store: RecordStore, key: StudyKey, trials: Sequence[TrialRecord]
+) -> None:
+    publish_winner(store.storage, key, trials, store.read_runs(key), config.confirm)
 
 
 def _started(
@@ -216,6 +220,11 @@ def _started(
     progress = sweep_progress(config, trials, confirmed, searched.__getitem__, spent)
     left = work.hours.left if work.hours.limited else None
     return SweepStarted(work.hours.slots, tuple(progress.values()), left)
+
+
+def _tell_end(journal: Journal, on_event: Observer, key: StudyKey, owed: int) -> None:
+    """Tells that a search has ended, when all that its trials did has been told."""
+    journal.records.then(partial(on_event, SearchEnded(*key, owed)))
 
 
 def _tell(record: AnyRecord, on_event: Observer) -> None:

@@ -57,9 +57,14 @@ _ROC_TAG = "roc/TPR by FPR (per mille)"
 
 @dataclass(frozen=True)
 class _Written:
-    """What the event file of a running trial has: rungs, and parts that were added one by one."""
+    """What the event file of a running trial has.
 
-    rungs: int = 0
+    Attributes:
+        rungs: AUROCs with the paper's scoring, by which a rung is known again.
+        parts: How many parts were added one by one.
+    """
+
+    rungs: tuple[float, ...] = ()
     parts: int = 0
 
 
@@ -93,18 +98,20 @@ class CurveWriter:
     def _update_trial(self, record: TrialRecord) -> None:
         path, new = _folder(record), []
         written = self._written.get(record.path)
-        if written is None or written.rungs > len(record.curve):  # begun, or begun again
-            self._storage.delete_folder(path)
+        rungs = tuple(map(_paper_auroc, record.curve))
+        if written is None or written.rungs != rungs[: len(written.rungs)]:  # begun, or again
+            if self._storage.list(path, ""):  # an object store is asked less than to delete
+                self._storage.delete_folder(path)
             written = _Written()
             new += self._start(record, "search", f"{record.key}/{record.number:05d}")
-        for rung in record.curve[written.rungs :]:
+        for rung in record.curve[len(written.rungs) :]:
             values = [*_scalars(_rung_figures(rung)), *_histograms(rung)]
             new.append(events.event(values, rung.step))
         if record.state != "RUNNING":
             new.append(events.session_end("failure" if record.state == "FAIL" else "success"))
             self._written.pop(record.path, None)
         else:
-            self._written[record.path] = _Written(len(record.curve), written.parts + bool(new))
+            self._written[record.path] = _Written(rungs, written.parts + bool(new))
         if new:
             self._storage.append(f"{path}/{_EVENT_FILE}", events.encode(new), written.parts)
 
@@ -151,6 +158,10 @@ def _folder(record: AnyRecord) -> str:
     if isinstance(record, ConfirmRecord):
         return f"tensorboard/{record.key}/confirm/{record.number:05d}-{record.seed}"
     return f"tensorboard/{record.key}/{record.number:05d}"
+
+
+def _paper_auroc(rung: Rung) -> float:
+    return rung.auroc if rung.paper_auroc is None else rung.paper_auroc
 
 
 def _rung_figures(rung: Rung) -> dict[str, float]:

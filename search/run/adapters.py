@@ -29,9 +29,16 @@ from anomtune.search.run.messages import (
     from_result,
 )
 from anomtune.search.run.packing import Kind, Packer, kind_of, larger_share, share_name
-from anomtune.search.run.ray_internals import ACTOR_DIED, NODE_LOST, error_text
+from anomtune.search.run.ray_internals import (
+    ACTOR_DIED,
+    NODE_LOST,
+    LoopWaker,
+    error_text,
+    go_on,
+)
 from anomtune.search.run.trial import TrialResult, TrialSpec
 from anomtune.search.store.records import AnyRecord, ConfirmRecord, ConfirmResult, Cost, TrialRecord
+from anomtune.search.store.writer import OrderedWriter
 
 _NO_REASON = "Ray gave no reason"
 _WORKER_DIED = "the worker process died (killed, out of memory, or a crash of native code)"
@@ -66,10 +73,21 @@ class _Run:
 
 
 class Handout:
-    """What is handed out: the work that the adapters share, and Tune's names for its runs."""
+    """What is handed out: the work that the adapters share, and Tune's names for its runs.
 
-    def __init__(self, config: Sweep, work: Work, make_spec: SpecMaker, capacity: Capacity) -> None:
+    What is decided of a run reaches its worker when its record is safe; the other runs go on.
+    """
+
+    def __init__(
+        self,
+        config: Sweep,
+        work: Work,
+        make_spec: SpecMaker,
+        capacity: Capacity,
+        records: OrderedWriter,
+    ) -> None:
         self.work = work
+        self.records = records
         self.make_spec = make_spec
         self.capacity = capacity
         self.packer = Packer()
@@ -79,7 +97,11 @@ class Handout:
         self._image_size = config.image_size
         self._handed_out: Counter[float] = Counter()
         self._again: deque[_Run] = deque()
+        #: What is to run now, and whose records may not be safe yet.
+        self._starting: list[_Run] = []
         self.runs: dict[str, _Run] = {}
+        #: Tune's trials that wait for a verdict, and what it will be.
+        self.verdicts: dict[str, tuple[Any, str]] = {}
         self.pruned: set[str] = set()
         #: Why Ray gave up on a trial, and whether it went with its node.
         self.reasons: dict[str, tuple[str, bool]] = {}
@@ -98,11 +120,29 @@ class Handout:
 
     def start(self, trial_id: str) -> _Run | None:
         """Returns what is to run now under Tune's name, ``None`` if nothing can."""
-        run = self._next()
-        if run is not None:
-            self.runs[trial_id] = run
+        while (run := self._next()) is not None:
             self._handed_out[run.gpu] += 1
-        return run
+            self._starting.append(run)
+        while self._starting:
+            for run in self._starting:
+                if self.is_safe(run):
+                    self._starting.remove(run)
+                    self.runs[trial_id] = run
+                    return run
+            if self.runs:
+                return None
+            # There is nothing else to decide, and Tune would sleep for a second.
+            self.records.settle()
+            self.records.wait(1.0)
+        return None
+
+    def is_safe(self, run: _Run) -> bool:
+        """Whether the record of a run has been written as it is.
+
+        Raises:
+            StorageError: If it could not be.
+        """
+        return self.records.is_done(run.record.path)
 
     def end(self, trial_id: str) -> _Run:
         """Returns what ran under Tune's name and has ended."""
@@ -255,14 +295,36 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
 
 
 class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
-    """Answers each rung with what the study's pruner says."""
+    """Answers each rung with what the study's pruner says, when the rung is safe."""
 
     def __init__(self, handout: Handout) -> None:
         super().__init__()
         self._handout = handout
+        self._waker = LoopWaker(lambda: handout.records.idle, handout.records.wait)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Gives the verdicts that need not wait any more; called in each round of Tune's loop."""
+        self._waker.attach(tune_controller)
+        handout = self._handout
+        with handout.guard():
+            handout.records.settle()
+            for trial_id, (trial, verdict) in list(handout.verdicts.items()):
+                run = handout.runs.get(trial_id)
+                if run is not None and not handout.is_safe(run):
+                    continue
+                del handout.verdicts[trial_id]
+                if run is None:  # its worker has died meanwhile
+                    continue
+                if verdict == TrialScheduler.CONTINUE:
+                    go_on(tune_controller, trial)
+                else:
+                    tune_controller.stop_trial(trial)
+        while handout.failure is not None and handout.verdicts:
+            tune_controller.stop_trial(handout.verdicts.popitem()[1][0])
+        return super().choose_trial_to_run(tune_controller)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Notes why a trial could not run."""
@@ -285,14 +347,18 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         record = run.record
         if not isinstance(record, TrialRecord):  # has one result, its last, which comes elsewhere
             return str(TrialScheduler.STOP)
-        goes_on = False
+        verdict = TrialScheduler.STOP
         with handout.guard():
             report = from_result(result)
             assert isinstance(report, TrialReport), report
             reported = report.result
             if run.kind is not None:
                 handout.packer.learn_memory(run.kind, reported.cost)
-            goes_on = handout.work.report(record, reported.rung, reported.cost)
-            if not goes_on:
+            if handout.work.report(record, reported.rung, reported.cost):
+                verdict = TrialScheduler.CONTINUE
+            else:
                 handout.pruned.add(trial.trial_id)
-        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+            if not handout.is_safe(run):
+                handout.verdicts[trial.trial_id] = trial, verdict
+                verdict = TrialScheduler.NOOP
+        return str(TrialScheduler.STOP if handout.failure is not None else verdict)

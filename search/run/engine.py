@@ -28,12 +28,15 @@ from anomtune.search.run.process import (
 )
 from anomtune.search.run.ray_internals import SWITCHES
 from anomtune.search.run.worker import TrialActor
+from anomtune.search.store.writer import OrderedWriter
 
 #: What a worker must know of what was registered in this process; the rest only the driver uses.
 _FOR_WORKERS = ("method", "dataset", "metric")
 
 
-def run_work(config: Sweep, work: Work, make_spec: SpecMaker, capacity: Capacity) -> None:
+def run_work(
+    config: Sweep, work: Work, make_spec: SpecMaker, capacity: Capacity, records: OrderedWriter
+) -> None:
     """Runs what remains of a sweep; returns early, with work left, if it is interrupted.
 
     Args:
@@ -41,6 +44,7 @@ def run_work(config: Sweep, work: Work, make_spec: SpecMaker, capacity: Capacity
         work: The searches and confirm runs.
         make_spec: Says what a worker is told of a run.
         capacity: Says what a run occupies and how many there can be.
+        records: Where the work puts its records, each under its path.
 
     Raises:
         SweepError, DataError, StorageError: If the sweep directory refuses a record, or data or
@@ -48,7 +52,7 @@ def run_work(config: Sweep, work: Work, make_spec: SpecMaker, capacity: Capacity
     """
     if work.remaining == 0:
         return
-    handout = Handout(config, work, make_spec, capacity)
+    handout = Handout(config, work, make_spec, capacity, records)
     scratch = tempfile.mkdtemp(prefix="anomtune-")
     try:
         with (

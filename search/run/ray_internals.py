@@ -6,7 +6,9 @@ test, which names it. Importing this imports no Ray: it is slow, and a refusal d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +53,9 @@ COMMAND_LINE = "get_entrypoint_name"
 #: Begins the name of the resource that a node with GPUs of a type has one of.
 ACCELERATOR_TYPE = "accelerator_type:"
 
+#: Seconds for which workers are not looked at while something else is waited for.
+_GLANCE = 0.005
+
 #: How Ray says that an actor went with its node: once it knows, and before. That it died is an
 #: exception of its own, why it died is told in words alone.
 NODE_LOST = ("its node has died", "is unavailable")
@@ -72,6 +77,42 @@ class LiveNode(NamedTuple):
     host: str
     address: str
     resources: Mapping[str, float]
+
+
+class LoopWaker:
+    """Lets Tune's loop, which waits for its workers alone, go round when something else happens.
+
+    Args:
+        idle: Whether nothing else can happen now.
+        wait: Waits so many seconds for it; whether it has happened.
+    """
+
+    def __init__(self, idle: Callable[[], bool], wait: Callable[[float], bool]) -> None:
+        self._idle = idle
+        self._wait = wait
+        self._next: Callable[..., bool] | None = None
+
+    def attach(self, controller: Any) -> None:
+        """Takes the place of what the loop waits with, once."""
+        if self._next is None:
+            manager = controller._actor_manager
+            self._next, manager.next = manager.next, self._next_or_other
+
+    def _next_or_other(self, timeout: float | None = None) -> bool:
+        assert self._next is not None
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while not self._idle() and time.monotonic() < end:
+            if self._next(timeout=0):
+                return True
+            if self._wait(_GLANCE):
+                return True
+        left = None if timeout is None else max(0.0, end - time.monotonic())
+        return self._next(timeout=left)
+
+
+def go_on(controller: Any, trial: Any) -> None:
+    """Lets a trial whose result was answered with ``NOOP`` do its next step."""
+    controller._schedule_trial_train(trial)
 
 
 def live_nodes(nodes: Iterable[Mapping[str, Any]]) -> list[LiveNode]:

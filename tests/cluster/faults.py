@@ -118,11 +118,19 @@ class Campaign:
             before = after
             if code == 0 or (fault is None and code != 2):
                 break
+        wrong += self._unsafe()
         if code != 0:
             wrong.append(f"the last start ended with {code}")
         else:
             wrong += violations(directory, before)
         return struck, wrong
+
+    def _unsafe(self) -> list[str]:
+        """Returns what workers were told before their record was safe."""
+        told = self.plan.with_name("plan.json.unsafe")
+        found = told.read_text().splitlines() if told.exists() else []
+        told.unlink(missing_ok=True)
+        return found
 
     def _draw_sweep(self, generator: random.Random) -> dict[str, Any]:
         methods = {"toy": {"fixed": {"seconds": generator.choice([0.0, 0.01, 0.04])}}}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from anomtune.search.config import Sweep, parse_sweep
-from anomtune.search.decide.plan import plan_search
+from anomtune.search.decide.plan import SearchPlan, plan_search
 from anomtune.search.decide.pool import Pool
 from anomtune.search.store.judged import Judged
 from anomtune.search.store.records import Cost, Facts, Rung, StudyKey, TrialRecord
@@ -74,8 +74,8 @@ class Simulation:
         """Returns the records as the scoring of their study reads them."""
         return {key: study.read for key, study in self.pool(config).studies.items()}
 
-    def pool(self, config: Sweep) -> Pool:
-        plans = {
+    def plans(self, config: Sweep) -> dict[StudyKey, SearchPlan]:
+        return {
             StudyKey(category, name): plan_search(
                 name,
                 method,
@@ -85,8 +85,10 @@ class Simulation:
             for category in self.categories
             for name, method in config.methods.items()
         }
+
+    def pool(self, config: Sweep) -> Pool:
         hashes = dict.fromkeys(self.categories, "split")
-        return Pool(config, plans, hashes, self.records(), self.save)
+        return Pool(config, self.plans(config), hashes, self.records(), self.save)
 
     def run(
         self,

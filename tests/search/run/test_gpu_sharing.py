@@ -31,6 +31,7 @@ from anomtune.search.run.packing import CONTEXT_BYTES, SHARES, memory_limit
 from anomtune.search.run.trial import TrialResult, TrialSpec, open_trial
 from anomtune.search.store.records import Cost, RecordStore, Rung, StudyKey
 from anomtune.search.store.storage import Storage
+from anomtune.search.store.writer import OrderedWriter
 from tests.search.conftest import FACTS, sweep_dict
 
 GIB = 1 << 30
@@ -39,13 +40,14 @@ GIB = 1 << 30
 class Engine:
     """The engine's adapters as Tune uses them, on a node that exists only here."""
 
-    def __init__(self, config, simulation, gpus=2):
+    def __init__(self, config, simulation, gpus=2, records=None):
         self.simulation = simulation
         pool = simulation.pool(config)
         work = Work(config, pool, Confirmation(config, pool, {}, lambda record: None))
         nodes = [{"CPU": 16.0, "GPU": float(gpus)}]
         capacity = Capacity(config, lambda: nodes)
-        self.handout = Handout(config, work, self._spec, capacity)
+        self.records = records or OrderedWriter(2, 100)
+        self.handout = Handout(config, work, self._spec, capacity, self.records)
         self.searcher, self.scheduler = PoolSearcher(self.handout), PoolScheduler(self.handout)
         self.serial = 0
 
@@ -67,13 +69,17 @@ class Engine:
 
     def start(self) -> dict[str, TrialSpec]:
         """Starts all that can start now."""
+        started = self.start_what_can()
+        assert self.handout.failure is None
+        return started
+
+    def start_what_can(self) -> dict[str, TrialSpec]:
         started = {}
         while isinstance(suggestion := self.searcher.suggest(str(self.serial)), dict):
             assignment = Assignment.of(suggestion)
             assert assignment.shape.get("GPU", 0) == assignment.spec.gpu
             started[str(self.serial)] = assignment.spec
             self.serial += 1
-        assert self.handout.failure is None
         return started
 
     def report(self, name: str, peak: float, step: int = 1) -> None:

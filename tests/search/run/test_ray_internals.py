@@ -122,3 +122,17 @@ def test_sockets_lie_where_ray_puts_them():
         assert part in source
     assert LONGEST_SOCKET.endswith("/sockets/plasma_store")
     assert 'default_prefix="plasma_store"' in source
+
+
+def test_tunes_loop_waits_for_workers_and_goes_on_with_a_trial_so():
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.tune.execution.tune_controller import TuneController
+
+    step = inspect.getsource(TuneController.step)
+    assert step.index("_maybe_add_actors()") < step.index("_actor_manager.next(timeout=0.1)")
+    assert "choose_trial_to_run" in inspect.getsource(TuneController._maybe_add_actors)
+    assert list(inspect.signature(RayActorManager.next).parameters) == ["self", "timeout"]
+    action = inspect.getsource(TuneController._execute_action)
+    assert "self._schedule_trial_train(trial)" in action
+    assert "self.stop_trial(trial)" in action
+    assert "TrialScheduler.NOOP:\n            pass" in action
