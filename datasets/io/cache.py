@@ -22,7 +22,12 @@ import numpy.typing as npt
 
 from anomtune.datasets.base import Dataset, Problem, Sample
 from anomtune.datasets.io import store
-from anomtune.datasets.io.imagefile import Resize, hash_pixels, resize_image
+from anomtune.datasets.io.imagefile import (
+    PIXEL_HASH_LENGTH,
+    Resize,
+    hash_pixels,
+    resize_image,
+)
 from anomtune.datasets.io.maskfile import odd_mask
 from anomtune.datasets.io.masks import Masks, PackedMask, pack
 from anomtune.errors import DataError, ImageError
@@ -79,8 +84,14 @@ def open_category(
     samples = tuple(sorted(samples, key=lambda s: s.key))
     content = _content(dataset, category, samples, fingerprint)
 
+    # Whatever the size, these are the same: they are found out once.
+    pixels = store.digest("pixels", FORMAT, content)
+
     def build(folder: Path) -> None:
-        _decode_all(dataset, category, samples, folder, size=image_size, resize=resize)
+        known = (store.recall(pixels) or "").split()
+        hashes = _decode_all(
+            dataset, category, samples, folder, known, size=image_size, resize=resize
+        )
         # The pixels were read after the digests: an edit in between would be cached as if it were
         # the old content.
         if fingerprint is None:
@@ -89,6 +100,8 @@ def open_category(
             changed = dataset.fingerprint(category) != fingerprint
         if changed:
             raise DataError(f"{_place(dataset)}: {category!r} changed while it was read; try again")
+        if hashes != known:
+            store.remember(pixels, " ".join(hashes))
 
     def load(folder: Path) -> CategoryArrays:
         meta = json.loads((folder / "meta.json").read_text(encoding="ascii"))
@@ -208,22 +221,42 @@ def _decode_all(
     category: str,
     samples: tuple[Sample, ...],
     folder: Path,
+    known: Sequence[str],
     *,
     size: int,
     resize: Resize,
-) -> None:
-    def work(sample: Sample) -> tuple[str, npt.NDArray[np.uint8], PackedMask, str | None]:
-        image, mask = decode(dataset, category, sample)
+) -> list[str]:
+    """Fills a folder with the images and masks of a category.
+
+    Args:
+        dataset: Where they come from.
+        category: Its name.
+        samples: The ``N`` samples.
+        folder: What is to be filled.
+        known: ``N`` digests of the images' pixels; others are taken for none.
+        size: Side of the images.
+        resize: How they are resized.
+
+    Returns:
+        ``N`` digests of the images' pixels.
+    """
+    if [len(pixel_hash) for pixel_hash in known] != [PIXEL_HASH_LENGTH] * len(samples):
+        known = ()
+
+    def work(number: int) -> tuple[str, npt.NDArray[np.uint8], PackedMask, str | None]:
+        image, mask = decode(dataset, category, samples[number])
         shape = (image.shape[0], image.shape[1])
         packed = PackedMask(shape, b"") if mask is None else pack(mask)
         odd = None if mask is None else odd_mask(mask)
-        return hash_pixels(image), resize_image(image, size, resize), packed, odd
+        pixel_hash = known[number] if known else hash_pixels(image)
+        return pixel_hash, resize_image(image, size, resize), packed, odd
 
     def decoded() -> Iterator[tuple[str, npt.NDArray[np.uint8], PackedMask, str | None]]:
         with ThreadPoolExecutor(workers()) as pool:
             for start in range(0, len(samples), _CHUNK):
-                yield from pool.map(work, samples[start : start + _CHUNK])
+                yield from pool.map(work, numbers[start : start + _CHUNK])
 
+    numbers = range(len(samples))
     hashes, index, odd_masks = [], [], []
     # Written, not mapped: on a full disk a mapped write is a SIGBUS, this one is an error.
     with (folder / "images.npy").open("wb") as images, (folder / "masks.bin").open("wb") as masks:
@@ -236,6 +269,7 @@ def _decode_all(
                 odd_masks.append([sample.mask, odd])
     meta = {"pixel_hashes": hashes, "masks": index, "odd": odd_masks}
     (folder / "meta.json").write_text(json.dumps(meta), encoding="ascii")
+    return hashes
 
 
 def _load_masks(path: Path, index: Sequence[tuple[int, int, int]]) -> Masks:

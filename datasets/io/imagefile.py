@@ -35,6 +35,9 @@ from anomtune.errors import ImageError
 #: How images are resized; all of them are antialiased.
 Resize = Literal["bilinear", "lanczos"]
 
+#: Of what `hash_pixels` returns.
+PIXEL_HASH_LENGTH = 32
+
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
 #: What messages call the formats that are read.
@@ -229,7 +232,7 @@ def resize_image(
 
 def hash_pixels(image: npt.NDArray[np.uint8]) -> str:
     """Returns a digest of the pixels and shape of ``(H, W, 3)``, whatever file they came from."""
-    state = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
+    state = hashlib.blake2b(repr(image.shape).encode(), digest_size=PIXEL_HASH_LENGTH // 2)
     state.update(np.ascontiguousarray(image).data)
     return state.hexdigest()
 
