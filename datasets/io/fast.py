@@ -8,12 +8,12 @@ process has not, Pillow does the work.
 JPEG is decoded by torchvision, which writes RGB where Pillow goes by way of four bytes a pixel and
 pieces of 64 kB. Its operator is found without `torchvision`, whose import takes a second.
 
-An image is resized by torch where it is square and its side the wanted one times a power of two.
-Both resize first rows and then columns (Pillow for such images), with weights of whole numbers, Pillow's of 22 bits, torch's of 15 to 22 (so that each
-fits into 16). The weights of that triangle over ``2n`` pixels are multiples of ``1 / (2 n^2)``, so
-both have them exactly, but for the first and the last row and column, where the triangle is cut off
-and what is left of it scaled up: these are Pillow's. Of other sizes about one value in a hundred
-would differ by 1.
+A square image is resized by torch where its side is the wanted one times a power of two. Both work
+in two passes, rows first, with weights of whole numbers: Pillow's of 22 bits, torch's of as many as
+fit into 16, 15 to 22 after the point. The triangle over ``2n`` pixels has multiples of
+``1 / (2 n^2)``, so both have them exactly, but for the first and the last row and column, where it
+is cut off and the rest scaled up: these are Pillow's. At other sizes up to a hundredth of the
+values would differ by 1.
 """
 
 from __future__ import annotations
