@@ -63,7 +63,7 @@ def test_cut_jpeg_is_refused_as_ever(tmp_path: Path, left: float) -> None:
     drawn(64, 64).save(path)
     read_rgb(path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * left)])
-    with pytest.raises(ImageError, match="(?i)truncated"):
+    with pytest.raises(ImageError, match=r"(?i)truncated"):
         read_rgb(path)
 
 
