@@ -122,14 +122,15 @@ def _jpeg_operator() -> Callable[..., Any] | None:
     """
     import torch  # noqa: PLC0415
 
+    operators: Any = torch.ops
     found = importlib.util.find_spec("torchvision")
     for folder in (found and found.submodule_search_locations) or ():
         for library in sorted(Path(folder).glob("image*")):
             if library.suffix not in {".so", ".pyd", ".dylib"}:
                 continue
             try:
-                torch.ops.load_library(str(library))
-                operator: Callable[..., Any] = torch.ops.image.decode_jpeg
+                operators.load_library(str(library))
+                operator: Callable[..., Any] = operators.image.decode_jpeg
             except (OSError, AttributeError, RuntimeError):
                 continue
             return operator
