@@ -22,12 +22,22 @@ import numpy.typing as npt
 
 from anomtune.datasets.base import Dataset, Problem, Sample
 from anomtune.datasets.io import store
-from anomtune.datasets.io.imagefile import Resize, hash_pixels, resize_image
+from anomtune.datasets.io.imagefile import (
+    PIXEL_HASH_LENGTH,
+    Resize,
+    hash_pixels,
+    resize_image,
+)
 from anomtune.datasets.io.maskfile import odd_mask
 from anomtune.datasets.io.masks import Masks, PackedMask, pack
+from anomtune.datasets.io.rows import Rows
 from anomtune.errors import DataError, ImageError
 
-FORMAT = 3  # Raise it when files are read otherwise: cached categories are found by it.
+FORMAT = 4  # Raise it when files are read otherwise: cached categories are found by it.
+
+#: The file of a cached category that holds its normal training images, by pixel hash and key.
+TRAINING = "training.npy"
+
 _CHUNK = 128  # Images decoded ahead of the writer: bounds memory for large categories.
 
 
@@ -41,7 +51,8 @@ class CategoryArrays:
         samples: The ``N`` samples.
         pixel_hashes: For each sample a digest of the decoded full-size RGB pixels.
         images: ``(N, S, S, 3)`` uint8, memory-mapped copy-on-write: pages are shared between
-            processes and writing to it does not change the file.
+            processes and writing to them does not change the files. Normal training images have
+            a file of their own, by pixel hash and key, that splits share.
         masks: ``N`` masks as drawn, at the size of their images; where none is, nothing is drawn.
         warnings: What the listing found that is not fatal, and what is odd about masks.
     """
@@ -50,7 +61,7 @@ class CategoryArrays:
     content: str
     samples: tuple[Sample, ...]
     pixel_hashes: tuple[str, ...]
-    images: npt.NDArray[np.uint8]
+    images: Rows
     masks: Masks
     warnings: tuple[Problem, ...]
 
@@ -79,8 +90,14 @@ def open_category(
     samples = tuple(sorted(samples, key=lambda s: s.key))
     content = _content(dataset, category, samples, fingerprint)
 
+    # Whatever the size, these are the same: they are found out once.
+    pixels = store.digest("pixels", FORMAT, content)
+
     def build(folder: Path) -> None:
-        _decode_all(dataset, category, samples, folder, size=image_size, resize=resize)
+        known = (store.recall(pixels) or "").split()
+        hashes = _decode_all(
+            dataset, category, samples, folder, known, size=image_size, resize=resize
+        )
         # The pixels were read after the digests: an edit in between would be cached as if it were
         # the old content.
         if fingerprint is None:
@@ -89,16 +106,18 @@ def open_category(
             changed = dataset.fingerprint(category) != fingerprint
         if changed:
             raise DataError(f"{_place(dataset)}: {category!r} changed while it was read; try again")
+        if hashes != known:
+            store.remember(pixels, " ".join(hashes))
 
     def load(folder: Path) -> CategoryArrays:
         meta = json.loads((folder / "meta.json").read_text(encoding="ascii"))
-        n, size = len(samples), image_size
+        hashes = tuple(meta["pixel_hashes"])
         return CategoryArrays(
             category=category,
             content=content,
             samples=samples,
-            pixel_hashes=tuple(meta["pixel_hashes"]),
-            images=map_array(folder / "images.npy", (n, size, size, 3)),
+            pixel_hashes=hashes,
+            images=_map_rows(folder, samples, hashes, image_size),
             masks=_load_masks(folder / "masks.bin", meta["masks"]),
             warnings=(
                 *(p for p in problems if not p.fatal),
@@ -208,34 +227,95 @@ def _decode_all(
     category: str,
     samples: tuple[Sample, ...],
     folder: Path,
+    known: Sequence[str],
     *,
     size: int,
     resize: Resize,
-) -> None:
-    def work(sample: Sample) -> tuple[str, npt.NDArray[np.uint8], PackedMask, str | None]:
-        image, mask = decode(dataset, category, sample)
+) -> list[str]:
+    """Fills a folder with the images and masks of a category.
+
+    Args:
+        dataset: Where they come from.
+        category: Its name.
+        samples: The ``N`` samples.
+        folder: What is to be filled.
+        known: ``N`` digests of the images' pixels; others are taken for none.
+        size: Side of the images.
+        resize: How they are resized.
+
+    Returns:
+        ``N`` digests of the images' pixels.
+    """
+    if [len(pixel_hash) for pixel_hash in known] != [PIXEL_HASH_LENGTH] * len(samples):
+        known = ()
+
+    def work(number: int) -> tuple[str, npt.NDArray[np.uint8], PackedMask, str | None]:
+        image, mask = decode(dataset, category, samples[number])
         shape = (image.shape[0], image.shape[1])
         packed = PackedMask(shape, b"") if mask is None else pack(mask)
         odd = None if mask is None else odd_mask(mask)
-        return hash_pixels(image), resize_image(image, size, resize), packed, odd
+        pixel_hash = known[number] if known else hash_pixels(image)
+        return pixel_hash, resize_image(image, size, resize), packed, odd
 
     def decoded() -> Iterator[tuple[str, npt.NDArray[np.uint8], PackedMask, str | None]]:
         with ThreadPoolExecutor(workers()) as pool:
             for start in range(0, len(samples), _CHUNK):
-                yield from pool.map(work, samples[start : start + _CHUNK])
+                yield from pool.map(work, numbers[start : start + _CHUNK])
 
+    numbers = range(len(samples))
     hashes, index, odd_masks = [], [], []
     # Written, not mapped: on a full disk a mapped write is a SIGBUS, this one is an error.
-    with (folder / "images.npy").open("wb") as images, (folder / "masks.bin").open("wb") as masks:
-        start_array(images, (len(samples), size, size, 3))
+    n_training = sum(map(_trains, samples))
+    by_key = folder / "by_key"
+    with (
+        (folder / "images.npy").open("wb") as images,
+        by_key.open("wb") as training,
+        (folder / "masks.bin").open("wb") as masks,
+    ):
+        start_array(images, (len(samples) - n_training, size, size, 3))
+        start_array(training, (n_training, size, size, 3))
         for sample, (pixel_hash, image, mask, odd) in zip(samples, decoded(), strict=True):
             hashes.append(pixel_hash)
-            images.write(image.tobytes())
+            (training if _trains(sample) else images).write(image.tobytes())
             index.append([*mask.shape, masks.write(mask.bits)])
             if odd is not None and sample.origin is None:  # copies share their masks
                 odd_masks.append([sample.mask, odd])
+    unordered = map_array(by_key, (n_training, size, size, 3))
+    with (folder / TRAINING).open("wb") as file:
+        start_array(file, unordered.shape)
+        for row in np.argsort(_ranks(samples, hashes)):
+            file.write(unordered[row].tobytes())
+    del unordered
+    by_key.unlink()
     meta = {"pixel_hashes": hashes, "masks": index, "odd": odd_masks}
     (folder / "meta.json").write_text(json.dumps(meta), encoding="ascii")
+    return hashes
+
+
+def _trains(sample: Sample) -> bool:
+    return sample.part == "train" and not sample.anomalous
+
+
+def _ranks(samples: Sequence[Sample], hashes: Sequence[str]) -> npt.NDArray[np.intp]:
+    """Returns the places of the normal training images in their file, for each in turn."""
+    training = [i for i, sample in enumerate(samples) if _trains(sample)]
+    order = sorted(range(len(training)), key=lambda row: (hashes[training[row]], row))
+    ranks = np.empty(len(training), np.intp)
+    ranks[order] = np.arange(len(training))
+    return ranks
+
+
+def _map_rows(folder: Path, samples: Sequence[Sample], hashes: Sequence[str], size: int) -> Rows:
+    ranks, trains = _ranks(samples, hashes), np.array([*map(_trains, samples)], dtype=bool)
+    places = np.empty(len(samples), np.intp)
+    places[trains] = ranks
+    places[~trains] = len(ranks) + np.arange(len(samples) - len(ranks))
+    return Rows(
+        map_array(folder / TRAINING, (len(ranks), size, size, 3)),
+        map_array(folder / "images.npy", (len(samples) - len(ranks), size, size, 3)),
+        places,
+        folder / TRAINING,
+    )
 
 
 def _load_masks(path: Path, index: Sequence[tuple[int, int, int]]) -> Masks:

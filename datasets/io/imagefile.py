@@ -29,10 +29,14 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from anomtune.datasets.io import fast
 from anomtune.errors import ImageError
 
 #: How images are resized; all of them are antialiased.
 Resize = Literal["bilinear", "lanczos"]
+
+#: Of what `hash_pixels` returns.
+PIXEL_HASH_LENGTH = 32
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
@@ -95,6 +99,8 @@ class Opened:
         grey_deep: Whether that is the only channel, whose values are all there.
         transparent: Whether it has an alpha channel or a transparent colour.
         lossy: Whether its pixels are only about those that were saved.
+        rgb: ``(H, W, 3)``, its pixels where these are all that is wanted and there was a faster
+            way to them than ``image``.
     """
 
     image: Image.Image
@@ -103,11 +109,16 @@ class Opened:
     grey_deep: bool
     transparent: bool
     lossy: bool
+    rgb: npt.NDArray[np.uint8] | None = None
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Opened]:
+def opened(path: Path, *, as_rgb: bool = False) -> Iterator[Opened]:
     """Decodes a file that holds one image.
+
+    Args:
+        path: The file.
+        as_rgb: Whether only its RGB pixels are wanted.
 
     Raises:
         ImageError: If the file cannot be decoded, holds several images or too large a one; also
@@ -124,7 +135,13 @@ def opened(path: Path) -> Iterator[Opened]:
             deep = mode in _DEEP_MODES or _stored_deep(image)
             large = image.size[0] * image.size[1] > _LARGE
             with _one_large if large else nullcontext():
-                image.load()
+                rgb = None
+                if as_rgb and kind == "JPEG":
+                    file.seek(0)
+                    rgb = fast.decode_jpeg(image, np.fromfile(file, np.uint8))
+                    file.seek(0)
+                if rgb is None:
+                    image.load()
                 yield Opened(
                     image=image,
                     orientation=_orientation(image),
@@ -132,6 +149,7 @@ def opened(path: Path) -> Iterator[Opened]:
                     grey_deep=mode in _DEEP_MODES,
                     transparent=mode in _ALPHA_MODES or "transparency" in image.info,
                     lossy=kind in _LOSSY,
+                    rgb=rgb,
                 )
     except ImageError:
         raise
@@ -168,13 +186,15 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
         ImageError: If the file cannot be decoded, holds several images, has more than 8 bits per
             channel or more than `MAX_PIXELS`, or is transparent somewhere.
     """
-    with opened(path) as found:
+    with opened(path, as_rgb=True) as found:
         if found.deep:
             raise ImageError(
                 str(path), "has more than 8 bits per channel; convert it to 8 bits per channel"
             )
         image = found.image
-        if found.transparent:
+        if found.rgb is not None:
+            pixels = found.rgb
+        elif found.transparent:
             rgba = np.asarray(image.convert("RGBA"))
             if rgba[..., 3].min() < 255:
                 raise ImageError(
@@ -203,6 +223,8 @@ def resize_image(
     image: npt.NDArray[np.uint8], size: int, resize: Resize = "bilinear"
 ) -> npt.NDArray[np.uint8]:
     """Resizes ``(H, W, 3)`` to ``(size, size, 3)``, antialiased; squashed."""
+    if resize == "bilinear" and (quick := fast.resize(image, size)) is not None:
+        return quick
     how = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}[resize]
     resized = Image.fromarray(image).resize((size, size), how)
     return np.asarray(resized, dtype=np.uint8)
@@ -210,7 +232,7 @@ def resize_image(
 
 def hash_pixels(image: npt.NDArray[np.uint8]) -> str:
     """Returns a digest of the pixels and shape of ``(H, W, 3)``, whatever file they came from."""
-    state = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
+    state = hashlib.blake2b(repr(image.shape).encode(), digest_size=PIXEL_HASH_LENGTH // 2)
     state.update(np.ascontiguousarray(image).data)
     return state.hexdigest()
 

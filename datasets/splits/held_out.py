@@ -110,7 +110,7 @@ def _test_split(
     chosen = [arrays.samples[i] for i in indices]
     return TestSplit(
         # Indexing copies: plain arrays, no longer a window onto the whole category.
-        images=np.asarray(arrays.images[indices]),
+        images=arrays.images[indices],
         masks=arrays.masks.take(indices),
         labels=np.array([s.anomalous for s in chosen], dtype=np.int8),
         defects=tuple(s.defect for s in chosen),

@@ -2,8 +2,8 @@
 
 A split is decided by the pixels of the images alone, so it survives renaming, reordering and
 another machine; with JPEG files the other machine's decoder must give the same pixels. A
-`SearchSplit` holds copies of the training and validation images in a directory of its own: the
-test images cannot be reached from it.
+`SearchSplit` has the training and validation images in a directory of its own: the test images
+cannot be reached from it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from anomtune.datasets.splits.validation import Protocol, Validation
 from anomtune.errors import DataError
 
 _FORMAT = 1  # Of the split's identity.
-_ENTRY_FORMAT = 2  # Of the directories in the cache.
+_ENTRY_FORMAT = 3  # Of the directories in the cache.
 _REMEDY = "use validation.protocol: synthetic"
 
 
@@ -225,7 +225,7 @@ def load_search_split(
                 meta["keys"].append(key)
                 yield image
 
-        _write(folder / "train.npy", (arrays.images[i] for i in parts.train), len(parts.train))
+        _share_training(folder / "train.npy", arrays, parts.train)
         _write(folder / "validation.npy", images(), count)
         (folder / "meta.json").write_text(json.dumps(meta), encoding="ascii")
 
@@ -293,6 +293,21 @@ def _plain_rows(arrays: CategoryArrays, indices: npt.NDArray[np.intp]) -> Iterat
     for index in indices:
         sample = arrays.samples[index]
         yield arrays.images[index], sample.defect, sample.key
+
+
+def _share_training(path: Path, arrays: CategoryArrays, train: npt.NDArray[np.intp]) -> None:
+    """Puts the training images into a split: where it has them all, by a link to their file.
+
+    A link, as a split is a directory of its own, from which no test image can be reached. What
+    ``synthetic`` leaves of them is copied.
+    """
+    if len(train) == len(arrays.images.training):
+        try:
+            path.hardlink_to(arrays.images.training_file)
+            return
+        except OSError:  # A file system without links.
+            pass
+    _write(path, (arrays.images[i] for i in train), len(train))
 
 
 def _write(path: Path, images: Iterable[npt.NDArray[np.uint8]], count: int) -> None:

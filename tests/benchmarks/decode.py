@@ -2,10 +2,10 @@
 
 Run ``python tests/benchmarks/decode.py [--images 300] [--side 1024]``. It draws a category as PNG
 and again as JPEG files, reads it with torchvision's ImageFolder and a DataLoader with one process
-per core (which is what every epoch of such a loop costs), opens it cold and warm, and measures
-what eight processes that look at all of its pixels take of memory. Beside decoding and resizing,
-the first opening hashes every file and all pixels at full size: with JPEG files, which decode
-quickly, that costs it the race with a single epoch.
+per core (which is what every epoch of such a loop costs), opens it cold, at a second size and warm,
+and measures what eight trials take of memory that look at all pixels of their training and
+validation images, and what of the cache's disk is theirs alone. Beside decoding and resizing, the
+first opening hashes every file and all pixels at full size.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from anomtune.datasets.folder import Folder
-from anomtune.datasets.io.cache import CategoryArrays, open_category, workers
+from anomtune.datasets.io.cache import open_category, workers
 
 SIZE = 256
 WORKERS = 8
@@ -68,12 +68,34 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def look(root: Path, pipe: Connection) -> None:
-    """A worker: says that it is there, then looks at every pixel, then waits to be measured."""
+    """A trial: says that it is there, then looks at every pixel, then waits to be measured."""
+    import torch
+
+    from anomtune.search.config import DatasetConfig
+    from anomtune.search.detector.opened import open_detector
+    from anomtune.search.detector.spec import TrainingSpec
+
+    torch.set_num_threads(1)
+
+    def spec(side: int) -> TrainingSpec:
+        return TrainingSpec(
+            dataset=DatasetConfig(name="folder", root=str(root)),
+            category="part",
+            method="patchcore",
+            image_size=side,
+            hyperparameters={"backbone": "mobilenet_v2", "weights": "random"},
+        )
+
+    device = torch.device("cpu")
+    small = open_detector(spec(32), device)  # so that the network is not counted
+    for image in small.train:
+        image.sum()
     pipe.send(True)
     pipe.recv()
-    arrays = open_category(Folder(root), "part", SIZE)
+    trial = open_detector(spec(SIZE), device)
     # In pieces: a sum over all at once makes no copy either, but its result is of the same size.
-    pipe.send(sum(int(image.sum()) for image in arrays.images))
+    total = sum(int(image.sum()) for images in (trial.train, trial.validation) for image in images)
+    pipe.send((total, trial.train.nbytes + trial.validation.nbytes))
     pipe.recv()
 
 
@@ -88,8 +110,8 @@ def memory(pids: Sequence[int | None]) -> tuple[int, int]:
     return totals["Pss"], totals["Private_Dirty"]
 
 
-def shared_memory(root: Path, arrays: CategoryArrays) -> None:
-    """Prints what eight processes add by mapping a category."""
+def shared_memory(root: Path) -> None:
+    """Prints what eight trials add by opening their images."""
     if not Path("/proc/self/smaps_rollup").exists():
         print("  memory of workers: not measured, this is not Linux")
         return
@@ -107,18 +129,25 @@ def shared_memory(root: Path, arrays: CategoryArrays) -> None:
     before = memory(pids)
     for pipe in pipes:
         pipe.send(True)
-    assert len({pipe.recv() for pipe in pipes}) == 1
+    ((_, copy),) = {pipe.recv() for pipe in pipes}
     after = memory(pids)
     for pipe, process in zip(pipes, processes, strict=True):
         pipe.send(True)
         process.join()
-    copy = arrays.images.nbytes
     shared, private = (b - a for a, b in zip(before, after, strict=True))
     print(
-        f"  {WORKERS} workers that read all of it take {shared / 1e6:.0f} MB more "
+        f"  {WORKERS} trials that look at all of it take {shared / 1e6:.0f} MB more "
         f"({shared / copy:.2f} x the one copy of {copy / 1e6:.0f} MB), "
         f"{private / WORKERS / 1e6:.1f} MB of it private to each"
     )
+
+
+def disk(cache: Path) -> None:
+    """Prints what the training images of a split take on the disk beside the category's."""
+    own = [path.stat() for path in cache.glob("splits/*/train.npy")]
+    alone = sum(info.st_size for info in own if info.st_nlink == 1)
+    whole = sum(info.st_size for info in own)
+    print(f"  of {whole / 1e6:.0f} MB of training images in splits {alone / 1e6:.0f} MB are copies")
 
 
 def measure(root: Path, extension: str, count: int, side: int) -> None:
@@ -131,6 +160,7 @@ def measure(root: Path, extension: str, count: int, side: int) -> None:
     dataset = Folder(root)
     loop = min(seconds(lambda: loader_loop(root)) for _ in range(2))
     cold = seconds(lambda: open_category(dataset, "part", SIZE))
+    second = seconds(lambda: open_category(dataset, "part", SIZE * 3 // 2))
     warm = min(seconds(lambda: open_category(dataset, "part", SIZE)) for _ in range(5))
     print(f"  ImageFolder + DataLoader, every epoch  {count / loop:7.1f} images/s")
     print(
@@ -138,10 +168,15 @@ def measure(root: Path, extension: str, count: int, side: int) -> None:
         f"({loop / cold:.2f} x the loop)"
     )
     print(
+        f"  first opening at a second size         {count / second:7.1f} images/s "
+        f"({loop / second:.2f} x the loop; {SIZE * 3 // 2} px)"
+    )
+    print(
         f"  every later opening                    {warm * 1e3:7.1f} ms "
         f"({loop / warm:.0f} x faster)"
     )
-    shared_memory(root, open_category(dataset, "part", SIZE))
+    shared_memory(root)
+    disk(Path(os.environ["ANOMTUNE_CACHE"]))
 
 
 def main() -> None:
@@ -150,8 +185,8 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=1024)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        os.environ["ANOMTUNE_CACHE"] = f"{scratch}/cache"
         for extension in ("png", "jpg"):
+            os.environ["ANOMTUNE_CACHE"] = f"{scratch}/cache-{extension}"
             measure(Path(scratch) / extension, extension, options.images, options.side)
 
 

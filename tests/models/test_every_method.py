@@ -49,7 +49,7 @@ def test_every_method_is_tested_here() -> None:
 def washers() -> tuple[Tensor, Tensor, Tensor]:
     """Training images, normal test images, and the same with a blot that anybody would see."""
     arrays = open_category(open_dataset("synthetic", None), "washer", SIZE)
-    images = torch.from_numpy(arrays.images).permute(0, 3, 1, 2)
+    images = torch.from_numpy(arrays.images[:]).permute(0, 3, 1, 2)
     train = [i for i, s in enumerate(arrays.samples) if s.part == "train"]
     normal = [i for i, s in enumerate(arrays.samples) if s.part == "test" and not s.anomalous][:4]
     clean = images[normal].clone()

@@ -87,7 +87,7 @@ def test_arrays_hold_what_the_files_hold(tree: Path) -> None:
 def test_writing_to_an_opened_array_does_not_change_the_cache(tree: Path) -> None:
     first = open_category(Folder(tree), "part", 8)
     before = first.images[0].copy()
-    first.images[0] = 255 - before
+    first.images[0][:] = 255 - before
     assert (open_category(Folder(tree), "part", 8).images[0] == before).all()
 
 
@@ -100,6 +100,24 @@ def test_second_opening_reads_no_image(tree: Path, decoded: list[str], digested:
     assert (len(decoded), len(digested)) == (17, 24)
     open_category(Folder(tree), "part", 12)
     assert (len(decoded), len(digested)) == (34, 24), "another size decodes, but hashes nothing"
+
+
+def test_pixels_are_hashed_once_for_all_sizes(
+    tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle()
+    first = open_category(Folder(tree), "part", 8)
+
+    def forbidden(*_: object) -> None:
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "hash_pixels", forbidden)
+        assert open_category(Folder(tree), "part", 12).pixel_hashes == first.pixel_hashes
+    for note in (cache / "index").iterdir():
+        if note.is_file() and first.pixel_hashes[0] in note.read_text():
+            note.write_text("half a note")
+    assert open_category(Folder(tree), "part", 10).pixel_hashes == first.pixel_hashes
 
 
 def test_young_files_are_not_trusted_to_their_time(tree: Path) -> None:

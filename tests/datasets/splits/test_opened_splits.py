@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import shutil
 from collections import Counter
@@ -76,6 +78,27 @@ def test_renamed_images_give_the_same_split(tree: Path, tmp_path: Path) -> None:
     assert again.split_hash == first.split_hash
     assert (again.train == first.train).all()
     assert (again.validation == first.validation).all()
+
+
+def test_training_images_lie_on_the_disk_once(
+    tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    protocols = [Validation(), Validation(seed=1), Validation(protocol="test")]
+    splits = [load_search_split(Folder(tree), "part", 8, each) for each in protocols]
+    (file,) = (cache / "categories").glob("*/training.npy")
+    links = list((cache / "splits").glob("*/train.npy"))
+    assert len(links) == 3
+    assert all(link.samefile(file) for link in links)
+    left = load_search_split(Folder(tree), "part", 8, Validation(protocol="synthetic"))
+    rows = {row.tobytes() for row in splits[0].train}
+    assert {row.tobytes() for row in left.train} < rows, "what is held out is not there"
+
+    def cannot(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "hardlink_to", cannot)
+    copied = load_search_split(Folder(tree), "part", 8, Validation(seed=2))
+    assert (copied.train == splits[0].train).all(), "a file system without links"
 
 
 def test_second_load_builds_nothing(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
