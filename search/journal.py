@@ -1,4 +1,4 @@
-"""Where every change of a run goes: its record at once, its curve soon after."""
+"""Where every change of a run goes: its record at once, its curve and loggers soon after."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from anomtune.search.decide.plan import SearchPlan
+from anomtune.search.results.delivery import Loggers
 from anomtune.search.results.tensorboard import CurveWriter
 from anomtune.search.run.checkpoint import delete_checkpoint
 from anomtune.search.store.behind import Behind
@@ -16,16 +17,17 @@ from anomtune.search.store.storage import Storage
 
 
 class Journal:
-    """Writes records at once and curves behind them.
+    """Writes records at once and curves behind them, and lets loggers know.
 
-    A verdict waits for its own record, not for curves. What a killed driver has left behind of
-    these, the next start writes anew.
+    A verdict waits for its own record, not for curves, and never for a logger. What a killed driver
+    has left behind of curves, the next start writes anew; what loggers lack, it sends.
 
     Args:
         storage: The sweep directory.
         lock: Is asked whether the directory is still ours before anything is written.
         behind: Does the curves.
         plans: How each study is searched.
+        loggers: Are told the same as the curves.
     """
 
     def __init__(
@@ -34,12 +36,14 @@ class Journal:
         lock: DirectoryLock,
         behind: Behind,
         plans: Mapping[StudyKey, SearchPlan],
+        loggers: Loggers,
     ) -> None:
         self._storage = storage
         self._lock = lock
         self._records = RecordStore(storage)
         self._curves = CurveWriter(storage, plans)
         self._behind = behind
+        self._loggers = loggers
 
     def write(self, record: AnyRecord, shown: AnyRecord) -> None:
         """Writes a change.
@@ -55,18 +59,21 @@ class Journal:
         self._records.write(record)
         # As it is now: it will have changed by then.
         added_to = {"curve": list(shown.curve)} if isinstance(shown, TrialRecord) else {}
-        self._behind.put(partial(self._follow, shown.model_copy(update=added_to)))
+        shown = shown.model_copy(update=added_to)
+        self._loggers.put(shown)
+        self._behind.put(partial(self._follow, shown))
 
     def catch_up(
         self, records: Iterable[AnyRecord], show: Callable[[AnyRecord], AnyRecord]
     ) -> None:
-        """Writes the curves anew that an earlier start has not come to.
+        """Writes the curves anew, and logs the runs, that an earlier start has not come to.
 
         Args:
             records: All there are.
             show: Returns a record as the scoring of its study reads it.
         """
         ended = [record for record in records if record.state != "RUNNING"]
+        self._loggers.catch_up(ended, show)
         ended.sort(key=lambda record: record.cost.finished_at or "")
         for record in ended[-self._behind.most - 1 :]:
             self._behind.put(partial(self._make_whole, show(record)))

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 
 from anomtune.datasets.splits.split import SearchSplit
 from anomtune.errors import SweepError
@@ -31,7 +32,9 @@ from anomtune.search.events import (
 )
 from anomtune.search.journal import Journal
 from anomtune.search.preparation import check_directory, prepare
+from anomtune.search.results.delivery import Loggers
 from anomtune.search.results.leaderboard import write_tables
+from anomtune.search.results.logger import logger_makers
 from anomtune.search.results.result import SweepResult
 from anomtune.search.results.winners import kept_seed, publish_winner
 from anomtune.search.run.adapters import SpecMaker
@@ -51,6 +54,7 @@ from anomtune.search.store.records import (
     StudyKey,
     TrialRecord,
 )
+from anomtune.search.store.sent import SentRecords
 from anomtune.search.store.spent import Spent, SpentClock, read_spent
 from anomtune.search.store.storage import Storage
 
@@ -120,14 +124,18 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
     prepared = prepare(sweep, storage, on_event)
     config, plans, splits = prepared.config, prepared.plans, prepared.splits
 
+    def note(text: str) -> None:
+        on_event(Note(text))
+
     # Nothing has been written so far, and nothing will be if the directory has another owner.
-    with (
-        DirectoryLock(storage, lambda text: on_event(Note(text))) as lock,
-        Behind(_BEHIND) as behind,
-    ):
+    with DirectoryLock(storage, note) as lock, ExitStack() as stack:
         check_directory(storage, config)
         store = RecordStore(storage)
-        journal = Journal(storage, lock, behind, plans)
+        sent = SentRecords(storage)
+        makers = logger_makers(config, storage.location, sent.sweep_id)
+        loggers = stack.enter_context(Loggers(makers, sent, note))
+        behind = stack.enter_context(Behind(_BEHIND))
+        journal = Journal(storage, lock, behind, plans, loggers)
 
         def show(record: AnyRecord) -> AnyRecord:
             return pool.read(record) if isinstance(record, TrialRecord) else record

@@ -11,10 +11,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from anomtune.search.journal import Journal
+from anomtune.search.results.delivery import Loggers
 from anomtune.search.results.tensorboard import CurveWriter
 from anomtune.search.store.behind import Behind
 from anomtune.search.store.lock import DirectoryLock
 from anomtune.search.store.records import AnyRecord, Cost, RecordStore, TrialRecord
+from anomtune.search.store.sent import SentRecords
 from anomtune.search.store.storage import Storage
 from tests.search.results.test_tensorboard import TOY_PLANS, toy_record
 
@@ -27,7 +29,8 @@ def storage(tmp_path: Path) -> Storage:
 @contextmanager
 def journal(storage: Storage, most: int = 32) -> Iterator[Journal]:
     with Behind(most) as behind:
-        yield Journal(storage, DirectoryLock(storage), behind, TOY_PLANS)
+        loggers = Loggers([], SentRecords(storage), print)
+        yield Journal(storage, DirectoryLock(storage), behind, TOY_PLANS, loggers)
 
 
 def steps(storage: Storage, record: TrialRecord) -> list[int]:
