@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from anomtune.search.config import Sweep
 from anomtune.search.decide.plan import SearchPlan
 from anomtune.search.results.delivery import Loggers
+from anomtune.search.results.logger import logger_makers
 from anomtune.search.results.tensorboard import CurveWriter
 from anomtune.search.run.checkpoint import delete_checkpoint
 from anomtune.search.store.behind import Behind
 from anomtune.search.store.lock import DirectoryLock
 from anomtune.search.store.records import AnyRecord, RecordStore, StudyKey, TrialRecord
+from anomtune.search.store.sent import SentRecords
 from anomtune.search.store.storage import Storage
+
+#: How many changes of records their curves may be behind.
+_BEHIND = 32
 
 
 class Journal:
@@ -87,3 +94,30 @@ class Journal:
         self._curves.update(record)
         if record.state != "RUNNING":
             delete_checkpoint(self._storage, record.path)
+
+
+@contextmanager
+def open_journal(
+    config: Sweep,
+    storage: Storage,
+    lock: DirectoryLock,
+    plans: Mapping[StudyKey, SearchPlan],
+    note: Callable[[str], object],
+) -> Iterator[Journal]:
+    """Opens the journal of a sweep; at its end curves are whole, and loggers have had their time.
+
+    Args:
+        config: The sweep, whose loggers are made.
+        storage: Its directory.
+        lock: Of the directory, which is ours.
+        plans: How each study is searched.
+        note: Is told what a person should know.
+
+    Raises:
+        SweepError: If there is no such logger, or it cannot be called with its options.
+        StorageError: If something cannot be written.
+    """
+    sent = SentRecords(storage)
+    makers = logger_makers(config, storage.location, sent.sweep_id)
+    with Loggers(makers, sent, note) as loggers, Behind(_BEHIND) as behind:
+        yield Journal(storage, lock, behind, plans, loggers)

@@ -30,11 +30,9 @@ from anomtune.search.events import (
     TrialEnded,
     TrialStarted,
 )
-from anomtune.search.journal import Journal
+from anomtune.search.journal import open_journal
 from anomtune.search.preparation import check_directory, prepare
-from anomtune.search.results.delivery import Loggers
 from anomtune.search.results.leaderboard import write_tables
-from anomtune.search.results.logger import logger_makers
 from anomtune.search.results.result import SweepResult
 from anomtune.search.results.winners import kept_seed, publish_winner
 from anomtune.search.run.adapters import SpecMaker
@@ -44,7 +42,6 @@ from anomtune.search.run.engine import run_work
 from anomtune.search.run.probe import require_shared
 from anomtune.search.run.ray_cluster import living_nodes, ray_cluster
 from anomtune.search.run.trial import TrialSpec
-from anomtune.search.store.behind import Behind
 from anomtune.search.store.directory import write_config
 from anomtune.search.store.lock import DirectoryLock
 from anomtune.search.store.records import (
@@ -54,12 +51,8 @@ from anomtune.search.store.records import (
     StudyKey,
     TrialRecord,
 )
-from anomtune.search.store.sent import SentRecords
 from anomtune.search.store.spent import Spent, SpentClock, read_spent
 from anomtune.search.store.storage import Storage
-
-#: How many changes of records their curves may be behind.
-_BEHIND = 32
 
 #: Ray and its switches are a process's own: one sweep at a time.
 _one = threading.Lock()
@@ -131,11 +124,7 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
     with DirectoryLock(storage, note) as lock, ExitStack() as stack:
         check_directory(storage, config)
         store = RecordStore(storage)
-        sent = SentRecords(storage)
-        makers = logger_makers(config, storage.location, sent.sweep_id)
-        loggers = stack.enter_context(Loggers(makers, sent, note))
-        behind = stack.enter_context(Behind(_BEHIND))
-        journal = Journal(storage, lock, behind, plans, loggers)
+        journal = stack.enter_context(open_journal(config, storage, lock, plans, note))
 
         def show(record: AnyRecord) -> AnyRecord:
             return pool.read(record) if isinstance(record, TrialRecord) else record

@@ -62,7 +62,7 @@ class Logger(ABC):
             Exception: If it has not arrived.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing to end
         """Ends what is open, when a sweep ends or is interrupted; not when it is killed."""
 
 
@@ -140,7 +140,7 @@ def _maker(
     for option in options:
         if option in offered or not (takes_any or option in parameters):
             raise SweepError(f"logger {name!r}: has no option {option!r}{suggest(option, free)}")
-    given = {key: value for key, value in offered.items() if key in parameters} | options
+    given = {key: value for key, value in offered.items() if key in parameters} | dict(options)
     try:
         inspect.signature(factory).bind(**given)
     except TypeError as error:

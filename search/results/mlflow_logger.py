@@ -181,7 +181,7 @@ class MLflowLogger(Logger):
             "method": record.method,
         }
         return self._client.create_run(
-            self._experiment,
+            str(self._experiment),
             start_time=_milliseconds(record.cost.started_at),
             tags={**own, **named, **tags},
             run_name=name,
@@ -234,7 +234,7 @@ def _ended_metrics(record: AnyRecord) -> dict[str, float]:
         "evaluate_seconds": cost.evaluate_seconds,
         "image_ms": cost.image_ms,
         "peak_memory_bytes": cost.peak_memory_bytes,
-        "parameters": record.facts and record.facts.parameters,
+        "parameters": None if record.facts is None else record.facts.parameters,
     }
     if isinstance(record, ConfirmRecord):
         metrics |= dict(_confirmed(record))

@@ -96,7 +96,7 @@ def test_what_cannot_be_used_is_one_line(logger, message):
 
 def test_a_factory_that_makes_something_else_is_named():
     (maker,) = makers(f"{HERE}:nothing")
-    with pytest.raises(SweepError, match="makes a NoneType, not an anomtune.Logger"):
+    with pytest.raises(SweepError, match=r"makes a NoneType, not an anomtune\.Logger"):
         maker.make()
 
 

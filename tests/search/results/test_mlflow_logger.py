@@ -10,7 +10,7 @@ from anomtune.errors import SweepError
 from anomtune.search.decide.scoring import read_studies
 from anomtune.search.results.logger import logger_makers
 from anomtune.search.store.directory import read_sweep
-from anomtune.search.store.records import AnyRecord, RecordStore, TrialRecord
+from anomtune.search.store.records import AnyRecord, TrialRecord
 from tests.search.sample_sweep import write_sample_sweep
 
 mlflow = pytest.importorskip("mlflow", reason="needs anomtune[mlflow]")
