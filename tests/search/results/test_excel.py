@@ -140,9 +140,9 @@ def test_what_is_wrong_is_one_line(sweep, tmp_path, monkeypatch, run):
 def test_pandas_writes_what_the_documentation_says(sweep, tmp_path):
     board = open_sweep(sweep).leaderboard.to_pandas()
     with pytest.raises(ValueError, match="timezone"):
-        board.to_excel(tmp_path / "board.xlsx")
+        board.to_excel(tmp_path / "board.xlsx", engine="openpyxl")
     # docs/results.md
     for name in board.select_dtypes("datetimetz"):
         board[name] = board[name].dt.tz_convert("UTC").dt.tz_localize(None)
-    board.to_excel(tmp_path / "board.xlsx", index=False)
+    board.to_excel(tmp_path / "board.xlsx", engine="openpyxl", index=False)
     assert openpyxl.load_workbook(tmp_path / "board.xlsx").active.max_row == 5
