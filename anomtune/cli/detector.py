@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -178,7 +179,6 @@ def _follow(directory: str, url: str) -> None:
     from anomtune.errors import INTERRUPTED, StorageError
     from anomtune.search.results.optuna_export import shown_url
     from anomtune.search.results.optuna_follow import Followed, follow_studies
-    from anomtune.search.run.process import terminate_as_interrupt
 
     log = console(stderr=True)
 
@@ -189,12 +189,14 @@ def _follow(directory: str, url: str) -> None:
             line, style = f"{what.trials} trials, {what.running} running", "dim"
         log.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with terminate_as_interrupt():
-            found = follow_studies(directory, url, tell=tell)
+        found = follow_studies(directory, url, tell=tell)
     except KeyboardInterrupt:
         log.print("Interrupted. The same command goes on from here.", style="bold")
         raise typer.Exit(INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(f"complete: {found.studies} studies, {found.trials} trials in {shown_url(url)}")
 
 

@@ -15,7 +15,7 @@ from anomtune.search.decide.scoring import read_studies
 from anomtune.search.results.optuna_export import export_studies, rebuild_studies
 from anomtune.search.results.optuna_follow import Followed, follow_studies
 from anomtune.search.store.directory import read_sweep, write_config
-from anomtune.search.store.records import RecordStore, Rung, TrialRecord
+from anomtune.search.store.records import RecordStore, TrialRecord
 from anomtune.search.store.storage import Storage
 from tests.search.results.test_optuna_export import contents, open_url
 from tests.search.sample_sweep import write_sample_sweep
@@ -102,7 +102,7 @@ def test_it_follows_to_the_end(growing, url, tmp_path):
     def sleep(seconds: float) -> None:
         assert there(url) == truth(growing)
         pages.append(ids(url))
-        growing.grow(5)
+        growing.grow(9)
 
     growing.grow(3)
     found = follow_studies(tmp_path / "sweep", url, tell=seen.append, sleep=sleep)
@@ -159,27 +159,33 @@ def test_killed_at_any_moment_and_started_again(growing, url, tmp_path, monkeypa
         assert Counter(number for number, *_ in trials) == dict.fromkeys(range(TRIALS), 1)
 
 
-def test_a_trial_that_begins_anew_and_another_scoring_replace_a_study(tmp_path):
-    url = f"{tmp_path}/studies.log"
-    growing = Growing(tmp_path / "source", tmp_path / "sweep", scoring="search", trials=8)
+def test_what_optuna_cannot_change_replaces_a_study(growing, tmp_path):
+    """A trial that begins anew, and another scoring; the rest leaves it where it is."""
+    url, pages = f"{tmp_path}/studies.log", []
+    first = growing.states[0]
+    done = next(r for r in growing.states if r.path == first.path and r.state == "COMPLETE")
+    rung, last = done.curve[0], done.curve[-1]
+    better = [*done.curve[:-1], last.model_copy(update={"auroc": last.auroc + 0.01})]
+    steps = [
+        lambda: growing.store.write(first.model_copy(update={"curve": [rung]})),
+        lambda: growing.store.write(first.model_copy(update={"curve": [], "seed": 5})),
+        lambda: growing.grow(20),
+        lambda: growing.store.write(done.model_copy(update={"curve": better})),
+    ]
 
     def sleep(seconds: float) -> None:
         assert there(url) == truth(growing)
+        pages.append(ids(url)[f"folder/{first.key}"])
         if steps:
             steps.pop(0)()
         else:
-            growing.grow(9)
+            growing.grow(20)
 
-    first = growing.states[0]
-    rung = Rung(step=1, auroc=0.5, auroc_low=0.4, auroc_high=0.6)
-    again = first.model_copy(update={"curve": [], "seed": 5})
-    steps = [
-        lambda: growing.store.write(first.model_copy(update={"curve": [rung]})),
-        lambda: growing.store.write(again),
-    ]
     growing.grow()
     follow_studies(tmp_path / "sweep", url, sleep=sleep)
     assert there(url) == truth(growing)
+    assert pages[0] == pages[1] != pages[2] == pages[3] != pages[4]
+    assert set(pages[4:]) == {pages[4]}
 
 
 def test_a_storage_that_fails_for_a_while_is_told_once(growing, tmp_path, monkeypatch):
@@ -222,17 +228,12 @@ def test_the_command(growing, tmp_path, run, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         growing.grow(1)
 
-    import time
-
-    follow_studies.__kwdefaults__["sleep"], before = interrupted, time.sleep
-    try:
-        code, out, err = run("export", tmp_path / "sweep", "--optuna", url, "--follow")
-        assert (code, out) == (3, "")
-        assert err.splitlines()[-1] == "Interrupted. The same command goes on from here."
-        growing.grow(1000)
-        code, out, err = run("export", tmp_path / "sweep", "--optuna", url, "--follow")
-    finally:
-        follow_studies.__kwdefaults__["sleep"] = before
+    monkeypatch.setitem(follow_studies.__kwdefaults__, "sleep", interrupted)
+    code, out, err = run("export", tmp_path / "sweep", "--optuna", url, "--follow")
+    assert (code, out) == (3, "")
+    assert err.splitlines()[-1] == "Interrupted. The same command goes on from here."
+    growing.grow(1000)
+    code, out, err = run("export", tmp_path / "sweep", "--optuna", url, "--follow")
     assert code == 0, err
     assert out == f"complete: 2 studies, {2 * TRIALS} trials in {url}\n"
     assert there(url) == truth(growing)
