@@ -98,9 +98,8 @@ class _Delivery:
                 self._logger.close()
             except BaseException as error:  # noqa: BLE001
                 self._tell(error)
-        with self._changed:
-            if not self._lost:
-                self._sent.save()
+        if not self._lost:
+            self._sent.save()
 
     def _next(self) -> AnyRecord | None:
         """Waits for something to bring; ``None``: nothing will come any more."""
@@ -137,8 +136,9 @@ class _Delivery:
         with self._changed:
             self._busy = False
             self._failures = 0
-            if record.state != "RUNNING" and not self._lost:
-                self._sent.add(self._key, record)
+            lost = self._lost
+        if record.state != "RUNNING" and not lost:  # outside: it may write, and a sweep would wait
+            self._sent.add(self._key, record)
 
 
 class Loggers:
