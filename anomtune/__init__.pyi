@@ -39,6 +39,7 @@ from .models.training.batches import BatchOrder as BatchOrder
 from .models.training.gradient_detector import GradientDetector as GradientDetector
 from .models.training.report import Histogram as Histogram
 from .registry import register_dataset as register_dataset
+from .registry import register_logger as register_logger
 from .registry import register_method as register_method
 from .registry import register_pruner as register_pruner
 from .registry import register_sampler as register_sampler
@@ -61,6 +62,7 @@ from .search.events import TrialEnded as TrialEnded
 from .search.events import TrialStarted as TrialStarted
 from .search.metrics.metric import Metric as Metric
 from .search.metrics.metric import register_metric as register_metric
+from .search.results.logger import Logger as Logger
 from .search.results.result import Best as Best
 from .search.results.result import StudyResult as StudyResult
 from .search.results.result import SweepResult as SweepResult

@@ -1,4 +1,4 @@
-"""What can be named in a sweep file: methods, datasets, samplers, pruners and metrics.
+"""What can be named in a sweep file: methods, datasets, samplers, pruners, metrics and loggers.
 
 Each has one registry, and each registry knows a name in three ways:
 
@@ -211,8 +211,9 @@ PRUNERS: Registry[Callable[..., Any]] = Registry("pruner", SweepError, "")
 METRICS: Registry[Any] = Registry(
     "metric", SweepError, "anomtune.search.metrics.metric:Metric", instances=True
 )
+LOGGERS: Registry[Callable[..., Any]] = Registry("logger", SweepError, "")
 
-ALL: tuple[Registry[Any], ...] = (METHODS, DATASETS, SAMPLERS, PRUNERS, METRICS)
+ALL: tuple[Registry[Any], ...] = (METHODS, DATASETS, SAMPLERS, PRUNERS, METRICS, LOGGERS)
 
 
 def registrations() -> dict[str, dict[str, Any]]:
@@ -231,3 +232,4 @@ register_method = METHODS.register
 register_dataset = DATASETS.register
 register_sampler = SAMPLERS.register
 register_pruner = PRUNERS.register
+register_logger = LOGGERS.register

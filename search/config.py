@@ -28,6 +28,7 @@ from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import SweepError, suggest
 from anomtune.names import readable, to_name, to_text, typed
 from anomtune.registry import DATASETS
+from anomtune.search.logger_config import LoggerConfig
 from anomtune.search.yaml_text import dump_yaml, read_yaml, read_yaml_file
 from anomtune.settings import Settings
 
@@ -182,6 +183,7 @@ class Sweep(Settings):
     confirm: ConfirmConfig = ConfirmConfig()
     resources: ResourcesConfig = ResourcesConfig()
     concurrency: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    loggers: tuple[LoggerConfig, ...] = ()
     seed: Seed = 0
 
     if not TYPE_CHECKING:  # the signature is that of the fields
@@ -326,7 +328,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 
 
 #: What may differ when a sweep directory is used again: it changes no result that is there.
-_FREE = {"resources", "concurrency", "confirm", "budget", "allocation", "warm_start"}
+_FREE = {*("resources", "concurrency", "confirm", "budget", "allocation", "warm_start", "loggers")}
 
 
 def check_extends(old: Sweep, new: Sweep, directory: str) -> None:

@@ -23,6 +23,7 @@ from anomtune.search.decide.transfer import Winner, Winners, winners_of
 from anomtune.search.detector.opened import few_notes
 from anomtune.search.events import Note, Observer
 from anomtune.search.metrics.metric import metrics
+from anomtune.search.results.logger import logger_makers
 from anomtune.search.store.directory import read_config, read_sweep
 from anomtune.search.store.records import StudyKey
 from anomtune.search.store.storage import Storage
@@ -54,6 +55,7 @@ def prepare(sweep: Sweep, storage: Storage, on_event: Observer) -> Preparation:
     config = resolve(sweep)
     plans = plan_studies(config)
     check_deciders(config, plans)
+    logger_makers(config, storage.location)
     winners = read_winners(config)
     metrics()  # a broken one is told now, not after the first training
     config = leave_out_damage(config, plans, on_event)

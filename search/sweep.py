@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 
 from anomtune.datasets.splits.split import SearchSplit
@@ -32,6 +33,7 @@ from anomtune.search.events import (
 )
 from anomtune.search.journal import Journal
 from anomtune.search.preparation import check_directory, prepare
+from anomtune.search.results.delivery import Loggers, open_loggers
 from anomtune.search.results.leaderboard import write_tables
 from anomtune.search.results.result import SweepResult
 from anomtune.search.results.winners import kept_seed, model_folder, publish_winner
@@ -117,19 +119,16 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
     prepared = prepare(sweep, storage, on_event)
     config, plans, splits = prepared.config, prepared.plans, prepared.splits
 
+    note = partial(_note, on_event)
     # Nothing has been written so far, and nothing will be if the directory has another owner.
-    with (
-        DirectoryLock(storage, lambda text: on_event(Note(text))) as lock,
-        Journal(storage, lock, plans, lambda record: _tell(record, on_event)) as journal,
-    ):
+    with DirectoryLock(storage, note) as lock, ExitStack() as stack:
         check_directory(storage, config)
         store = RecordStore(storage)
-
-        def show(record: AnyRecord) -> AnyRecord:
-            return pool.read(record) if isinstance(record, TrialRecord) else record
+        loggers = stack.enter_context(open_loggers(config, storage, note))
+        journal = stack.enter_context(Journal(storage, lock, plans, _tellers(loggers, on_event)))
 
         def save(record: AnyRecord) -> None:
-            journal.write(record, show(record))
+            journal.write(record, pool.show(record))
 
         confirmed = store.read_confirmed()
         hashes = {category: split.split_hash for category, split in splits.items()}
@@ -138,7 +137,8 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
         if spent.search_is_over(config):
             pool.close()
         delete_other_checkpoints(storage, {record.path for record in pool.unfinished})
-        journal.catch_up(_all_records(pool, confirmed), show)
+        journal.catch_up(_all_records(pool, confirmed), pool.show)
+        loggers.catch_up(_all_records(pool, confirmed), pool.show)
 
         def publish(key: StudyKey) -> None:
             trials = pool.studies[key].read
@@ -162,8 +162,8 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
                 on_event(_started(config, work, confirmed, spent))
                 try:
                     with clock.running():
-                        spec_maker = _spec_maker(config, storage, pool)
-                        run_work(config, work, spec_maker, capacity, journal.records)
+                        specs = _spec_maker(config, storage, pool)
+                        run_work(config, work, specs, capacity, journal.records)
                         journal.drain()
                 finally:
                     on_event(SweepEnded())
@@ -225,6 +225,20 @@ def _started(
 def _tell_end(journal: Journal, on_event: Observer, key: StudyKey, owed: int) -> None:
     """Tells that a search has ended, when all that its trials did has been told."""
     journal.records.then(partial(on_event, SearchEnded(*key, owed)))
+
+
+def _note(on_event: Observer, text: str) -> None:
+    on_event(Note(text))
+
+
+def _tellers(loggers: Loggers, on_event: Observer) -> Callable[[AnyRecord], None]:
+    """Returns what tells loggers and observer of a record that has just been written."""
+
+    def tell(record: AnyRecord) -> None:
+        loggers.put(record)
+        _tell(record, on_event)
+
+    return tell
 
 
 def _tell(record: AnyRecord, on_event: Observer) -> None:

@@ -25,6 +25,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 # Else what waits for workers takes the time that they need.
 os.environ |= {"RAY_worker_niceness": "0"}
+# MLflow would tell its makers of every test.
+os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true"}
 if (SHARED / "weights").is_dir():
     os.environ.setdefault("TORCH_HOME", str(SHARED / "weights"))
 

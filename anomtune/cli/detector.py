@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -122,7 +123,7 @@ def predict(
 def export(
     directory: Annotated[
         str,
-        typer.Argument(metavar="DIR", help="A model's folder; of a sweep for --optuna."),
+        typer.Argument(metavar="DIR", help="A model's folder; of a sweep for --optuna and --xlsx."),
     ],
     onnx: Annotated[
         Path | None, typer.Option(metavar="FILE.onnx", help="Write a model as ONNX.")
@@ -130,14 +131,33 @@ def export(
     optuna: Annotated[
         str | None, typer.Option(metavar="URL", help="Write the studies of a sweep to a storage.")
     ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="With --optuna: keep on until the sweep is complete.")
+    ] = False,
+    xlsx: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.xlsx", help="Write the tables of a sweep for Excel."),
+    ] = None,
 ) -> None:
-    """Give a model to ONNX, or the studies of a sweep to Optuna."""
-    if (onnx is None) == (optuna is None):
-        refuse("export: say either --onnx FILE.onnx or --optuna URL")
+    """Give a model to ONNX, the studies of a sweep to Optuna, or its tables to Excel."""
+    if [onnx, optuna, xlsx].count(None) != 2:
+        refuse("export: say either --onnx FILE.onnx or --optuna URL or --xlsx FILE.xlsx")
+    if follow and optuna is None:
+        refuse("--follow: goes with --optuna URL")
     if optuna is not None:
         from anomtune.search.results.optuna_export import export_studies, shown_url
 
-        print(f"{export_studies(directory, optuna)} studies in {shown_url(optuna)}")
+        if follow:
+            _follow(directory, optuna)
+        else:
+            print(f"{export_studies(directory, optuna)} studies in {shown_url(optuna)}")
+        return
+    if xlsx is not None:
+        from anomtune.search.results.excel import write_workbook
+
+        require_writable("--xlsx", xlsx, xlsx)
+        rows = write_workbook(directory, xlsx)
+        print(f"{xlsx}: {', '.join(f'{number} {table}' for table, number in rows.items())}")
         return
     assert onnx is not None
     from anomtune.search.detector.onnx_export import export_onnx
@@ -152,6 +172,32 @@ def export(
         f"scores (batch,); threshold {model.config.threshold:.6g}"
     )
     print(f"onnxruntime and the detector differ by {difference:.1e} of the largest value at most")
+
+
+def _follow(directory: str, url: str) -> None:
+    """Exports a sweep to Optuna until it is complete, or the command is interrupted."""
+    from anomtune.errors import INTERRUPTED, StorageError
+    from anomtune.search.results.optuna_export import shown_url
+    from anomtune.search.results.optuna_follow import Followed, follow_studies
+
+    log = console(stderr=True)
+
+    def tell(what: Followed | StorageError) -> None:
+        if isinstance(what, StorageError):
+            line, style = f"{what}; tries again", "yellow"
+        else:
+            line, style = f"{what.trials} trials, {what.running} running", "dim"
+        log.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        found = follow_studies(directory, url, tell=tell)
+    except KeyboardInterrupt:
+        log.print("Interrupted. The same command goes on from here.", style="bold")
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print(f"complete: {found.studies} studies, {found.trials} trials in {shown_url(url)}")
 
 
 def _check_device(device: str | None) -> None:

@@ -30,6 +30,7 @@ from anomtune.search.decide.transfer import Transfer, Winners
 from anomtune.search.store.records import (
     PAPER,
     SAMPLER,
+    AnyRecord,
     Cost,
     Facts,
     Rung,
@@ -115,6 +116,10 @@ class Pool:
     def read(self, record: TrialRecord) -> TrialRecord:
         """Returns a trial as the scoring of its study reads it."""
         return self.studies[record.key].read_one(record)
+
+    def show(self, record: AnyRecord) -> AnyRecord:
+        """Returns a run as people see it: a trial by `read`, a confirm run as it is."""
+        return self.read(record) if isinstance(record, TrialRecord) else record
 
     def has_time(self, seconds: float) -> bool:
         """Whether a trial of a study that is to have more could end in so many seconds."""

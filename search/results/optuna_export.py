@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,9 @@ def export_studies(directory: str | os.PathLike[str], url: str) -> int:
     """Writes the studies of a sweep where optuna-dashboard finds them.
 
     What is there already and has not changed stays as it is, so that a sweep that runs can be
-    exported again and again. A study in which a trial has changed, because it was running at the
-    last export or was run again, is replaced whole: Optuna lets no finished trial be changed.
+    exported again and again. A study of which a finished trial has changed, because it was run
+    again or the study reads its trials with another scoring now, is replaced whole: Optuna lets no
+    finished trial be changed.
 
     Args:
         directory: The sweep directory.
@@ -97,15 +98,44 @@ def export_studies(directory: str | os.PathLike[str], url: str) -> int:
     """
     config, store = read_sweep(directory)
     rebuilt = rebuild_studies(config, read_studies(store))
-    with quiet(), _one_line_errors(url):
-        storage = _open_storage(url)
-        known = set(optuna.get_all_study_names(storage))
-        for study in rebuilt.values():
-            if study.study_name in known:
-                _check_owner(study, storage, url)
-        for study in rebuilt.values():
-            _write_study(study, storage, known=study.study_name in known)
+    StudyWriter(url).write(list(rebuilt.values()))
     return len(rebuilt)
+
+
+class StudyWriter:
+    """Writes studies to one place, again and again.
+
+    Args:
+        url: As `export_studies` takes it.
+
+    Raises:
+        StorageError: If it cannot be used.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        with quiet(), _one_line_errors(url):
+            self._storage = _open_storage(url)
+
+    def write(self, studies: Sequence[optuna.Study], *, live: bool = False) -> None:
+        """Brings studies up to date.
+
+        Args:
+            studies: In memory, as `rebuild_studies` makes them.
+            live: Whether running trials may be ended where they are, which says that they end at
+                this moment: Optuna lets nobody set that time. Else their studies are replaced.
+
+        Raises:
+            StorageError: As `export_studies` does.
+        """
+        with quiet(), _one_line_errors(self._url):
+            known = set(optuna.get_all_study_names(self._storage))
+            for study in studies:
+                if study.study_name in known:
+                    _check_owner(study, self._storage, self._url)
+            for study in studies:
+                if study.study_name not in known or not _update(study, self._storage, live=live):
+                    _replace(study, self._storage, known=study.study_name in known)
 
 
 def _trials(plan: SearchPlan, records: Sequence[TrialRecord]) -> Iterator[FrozenTrial]:
@@ -210,14 +240,56 @@ def _check_owner(study: optuna.Study, storage: BaseStorage, url: str) -> None:
         )
 
 
-def _write_study(study: optuna.Study, storage: BaseStorage, *, known: bool) -> None:
+def _update(study: optuna.Study, storage: BaseStorage, *, live: bool) -> bool:
+    """Adds what a study lacks; returns whether it could be done, else nothing has changed."""
     trials = study.get_trials(deepcopy=False)
+    there = optuna.load_study(study_name=study.study_name, storage=storage)
+    kept = there.get_trials(deepcopy=False)
+    if not kept or len(kept) > len(trials):  # none: a killed export may have left no mark
+        return False
+    changed = []
+    for old, new in zip(kept, trials, strict=False):
+        if content(old) == content(new) and (live or _same_times(old, new)):
+            continue
+        if not _leads_to(old, new) or (new.state.is_finished() and not live):
+            return False
+        changed.append((old, new))
+    study_id = storage.get_study_id_from_name(study.study_name)
+    for old, new in changed:
+        trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, new.number)
+        for step, value in new.intermediate_values.items():
+            if old.intermediate_values.get(step) != value:
+                storage.set_trial_intermediate_value(trial_id, step, value)
+        for name, value in new.user_attrs.items():
+            if old.user_attrs.get(name) != value:
+                storage.set_trial_user_attr(trial_id, name, value)
+        if new.state.is_finished():
+            storage.set_trial_state_values(trial_id, new.state, new.values)
+    there.add_trials(trials[len(kept) :])
+    return True
+
+
+def _leads_to(old: FrozenTrial, new: FrozenTrial) -> bool:
+    """Whether a running trial can become another by what happens to a running trial."""
+    return (
+        old.state == TrialState.RUNNING
+        and new.state != TrialState.WAITING
+        and (old.params, old.distributions) == (new.params, new.distributions)
+        and old.intermediate_values.keys() <= new.intermediate_values.keys()
+        and old.user_attrs.keys() <= new.user_attrs.keys()
+    )
+
+
+def _same_times(old: FrozenTrial, new: FrozenTrial) -> bool:
+    """Whether a trial ended when its record says; some databases keep whole seconds."""
+    before, after = old.datetime_complete, new.datetime_complete
+    if before is None or after is None:
+        return before == after
+    return abs(before - after) < timedelta(seconds=2)
+
+
+def _replace(study: optuna.Study, storage: BaseStorage, *, known: bool) -> None:
     if known:
-        there = optuna.load_study(study_name=study.study_name, storage=storage)
-        kept = there.get_trials(deepcopy=False)
-        if kept and [*map(_content, kept)] == [*map(_content, trials[: len(kept)])]:
-            there.add_trials(trials[len(kept) :])
-            return
         optuna.delete_study(study_name=study.study_name, storage=storage)
     new = optuna.create_study(
         study_name=study.study_name, storage=storage, directions=study.directions
@@ -225,11 +297,11 @@ def _write_study(study: optuna.Study, storage: BaseStorage, *, known: bool) -> N
     for name, value in study.user_attrs.items():
         new.set_user_attr(name, value)
     new.set_metric_names(_METRIC)
-    new.add_trials(trials)
+    new.add_trials(study.get_trials(deepcopy=False))
 
 
-def _content(trial: FrozenTrial) -> tuple[Any, ...]:
-    # Without times: some databases keep whole seconds.
+def content(trial: FrozenTrial) -> tuple[Any, ...]:
+    """Returns all of a trial but its times."""
     return (
         trial.state,
         trial.values,

@@ -18,6 +18,7 @@ from anomtune.models.hyperparameters import Hyperparameters
 from anomtune.models.layers.evidence import Evidence
 from anomtune.models.ranges import Choice, FloatRange
 from anomtune.models.training.report import Histogram, Report
+from anomtune.search.results.logger import Logger
 
 
 class ToyHyperparameters(Hyperparameters):
@@ -106,3 +107,10 @@ class Toy(Detector[ToyHyperparameters]):
         # Noise of the image itself: the same image gets the same score in every process.
         noise = torch.sin(images.float().sum((1, 2, 3)) * 12.9898).abs()
         return Evidence((maps * trained + noise.view(-1, 1, 1) * (1 - trained),))
+
+
+class BrokenLogger(Logger):
+    """Takes nothing."""
+
+    def update(self, record: object) -> None:
+        raise RuntimeError("on a Sunday")
