@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from anomtune.datasets.splits.split import SearchSplit
@@ -119,13 +119,11 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
     prepared = prepare(sweep, storage, on_event)
     config, plans, splits = prepared.config, prepared.plans, prepared.splits
 
-    note = partial(_note, on_event)
     # Nothing has been written so far, and nothing will be if the directory has another owner.
-    with DirectoryLock(storage, note) as lock, ExitStack() as stack:
+    with DirectoryLock(storage, partial(_note, on_event)) as lock, ExitStack() as stack:
         check_directory(storage, config)
         store = RecordStore(storage)
-        loggers = stack.enter_context(open_loggers(config, storage, note))
-        journal = stack.enter_context(Journal(storage, lock, plans, _tellers(loggers, on_event)))
+        journal, loggers = stack.enter_context(_told(config, storage, lock, plans, on_event))
 
         def save(record: AnyRecord) -> None:
             journal.write(record, pool.show(record))
@@ -231,14 +229,25 @@ def _note(on_event: Observer, text: str) -> None:
     on_event(Note(text))
 
 
-def _tellers(loggers: Loggers, on_event: Observer) -> Callable[[AnyRecord], None]:
-    """Returns what tells loggers and observer of a record that has just been written."""
+@contextmanager
+def _told(
+    config: Sweep,
+    storage: Storage,
+    lock: DirectoryLock,
+    plans: Mapping[StudyKey, SearchPlan],
+    on_event: Observer,
+) -> Iterator[tuple[Journal, Loggers]]:
+    """Opens the journal, of whose records loggers and observer are told, and the loggers."""
 
     def tell(record: AnyRecord) -> None:
         loggers.put(record)
         _tell(record, on_event)
 
-    return tell
+    with (
+        open_loggers(config, storage, partial(_note, on_event)) as loggers,
+        Journal(storage, lock, plans, tell) as journal,
+    ):
+        yield journal, loggers
 
 
 def _tell(record: AnyRecord, on_event: Observer) -> None:
