@@ -59,4 +59,5 @@ def targets(encoder: Callable[[Tensor], list[Tensor]], images: Tensor) -> list[T
 def digests_of(images: Tensor) -> list[bytes]:
     """Returns what names each of the normalised images ``(B, 3, S, S)``: a digest of its values."""
     by_pixel = images.permute(0, 2, 3, 1).contiguous().numpy()
-    return [hashlib.blake2b(image, digest_size=16).digest() for image in by_pixel]
+    # CPUs have instructions for SHA-256: half the time of BLAKE2.
+    return [hashlib.sha256(image).digest()[:16] for image in by_pixel]

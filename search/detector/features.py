@@ -25,7 +25,7 @@ from anomtune.models.base import Detector
 from anomtune.models.layers.backbones import Encoder
 from anomtune.models.layers.frozen import KnownFeatures, digests_of
 
-FORMAT = 1  # Raise it when features are computed otherwise.
+FORMAT = 2  # Raise it when features are computed otherwise.
 #: Images that go through the encoder at a time: features depend on it in their last bits.
 _BATCH = 16
 #: Features that take a larger part of the cache than this are computed anew each time.
