@@ -29,6 +29,8 @@ from anomtune.models.layers.levels import Levels
 EPSILON = 0.01
 #: Numbers in one block of cells, at least one cell: on a CPU 4 MB, which its caches hold.
 _BLOCK, _BLOCK_ON_GPU = 1 << 20, 1 << 25
+#: Images that usually come at a time. Not asked, as there is no answer in a graph for any number.
+_BATCH = 32
 
 
 class Gaussians(nn.Module):
@@ -76,7 +78,7 @@ class Gaussians(nn.Module):
             above = self._products(level, features[level], slice(None), levels, above)
         factor, squares = self.get_buffer("factor_0"), []
         rank = factor.shape[1]
-        for block in blocks(len(factor), rank * max(rank, len(features[0])), factor.device):
+        for block in blocks(len(factor), rank * max(rank, _BATCH), factor.device):
             product, norm = self._products(0, features[0], block, levels, above)
             squares.append((norm - torch.bmm(factor[block], product).square().sum(1)) / EPSILON)
         return torch.cat(squares)
@@ -108,7 +110,7 @@ class Gaussians(nn.Module):
         for level in reversed(range(len(features))):
             factor, x, parts = self.get_buffer(f"factor_{level}"), features[level], []
             count, own, whole = factor.shape
-            for block in blocks(count, whole * max(own, len(x)), factor.device):
+            for block in blocks(count, whole * max(own, _BATCH), factor.device):
                 both = with_coarser(level, x, block, levels, joined)
                 parts.append(torch.bmm(factor[block], both.permute(1, 2, 0)).square().sum(1))
             found = torch.cat(parts)
@@ -139,5 +141,5 @@ def with_coarser(
 def blocks(count: int, numbers: int, device: torch.device) -> Iterator[slice]:
     """Yields parts of so many cells, each of which has so many numbers."""
     most = _BLOCK if device.type == "cpu" else _BLOCK_ON_GPU
-    step = block_size(max(1, most // numbers), count)
+    step = block_size(max(1, most // max(1, numbers)), count)
     return (slice(start, start + step) for start in range(0, count, step))

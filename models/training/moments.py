@@ -63,7 +63,7 @@ class FewImages:
         one = torch.eye(n, dtype=torch.float64, device=device)
         total = torch.zeros((), dtype=torch.float64, device=device)
         everywhere = torch.arange(count, device=device)
-        for block in blocks(count, max(1, n**2 // _MORE), device):
+        for block in blocks(count, n**2 // _MORE, device):
             gram = self._gram(0, everywhere[block])
             total += gram.diagonal(dim1=1, dim2=2).sum()
             gram.diagonal(dim1=1, dim2=2).add_(EPSILON)
@@ -123,7 +123,7 @@ class ManyImages:
             order = torch.arange(len(products), device=products.device)
             if level < len(self._levels.parents):  # cells of one parent share most of the work
                 order = self._levels.parents[level].argsort(stable=True)
-            for block in blocks(len(order), max(1, products.shape[2] ** 2 // _MORE), order.device):
+            for block in blocks(len(order), products.shape[2] ** 2 // _MORE, order.device):
                 cells = order[block]
                 products[cells] = self._factor(level, cells).float()
         gaussians.fill(means, [], self._products)
