@@ -12,8 +12,8 @@ from torch import Tensor
 from anomtune.models.layers.gaussians import EPSILON, Gaussians, blocks, with_coarser
 from anomtune.models.layers.levels import Levels
 
-#: Blocks are so many times larger than those of distances: cells of one block share work.
-_MORE = 4
+#: Blocks of moments are so many times larger than others: cells of one parent share work.
+_MORE = 8
 
 
 def n_numbers(counts: Sequence[int], channels: Sequence[int], n_images: int) -> tuple[int, int]:
@@ -60,15 +60,12 @@ class FewImages:
             rows.sub_(mean).div_(math.sqrt(max(1, n - 1)))
         device = self._rows[0].device
         factor = self._rows[0].new_empty(count, n, n)
-        one = torch.eye(n, dtype=torch.float64, device=device)
         total = torch.zeros((), dtype=torch.float64, device=device)
         everywhere = torch.arange(count, device=device)
-        for block in blocks(count, n**2 // _MORE, device):
+        for block in blocks(count, n**2, device):
             gram = self._gram(0, everywhere[block])
             total += gram.diagonal(dim1=1, dim2=2).sum()
-            gram.diagonal(dim1=1, dim2=2).add_(EPSILON)
-            root = torch.linalg.cholesky(gram)
-            factor[block] = torch.linalg.solve_triangular(root, one, upper=False)
+            factor[block] = _inverse_root(gram)
         gaussians.fill(means, self._rows, [factor])
         return float(total) / (count * sum(gaussians.channels))
 
@@ -134,16 +131,14 @@ class ManyImages:
         covariance = self._covariance(level, cells)
         own = covariance.shape[1]
         within, across = covariance.split([own, covariance.shape[2] - own], 2)
-        one = torch.eye(own, dtype=within.dtype, device=within.device).expand_as(within)
         if across.shape[2] == 0:
-            return torch.linalg.solve_triangular(_root(within), one, upper=False)
+            return _inverse_root(within)
         parents, inverse = self._levels.parents[level][cells].unique(return_inverse=True)
-        root = _root(self._whole(level + 1, parents))[inverse]
-        half = torch.linalg.solve_triangular(root, across.mT, upper=False)
-        given = torch.linalg.solve_triangular(root.mT, half, upper=True).mT
-        return torch.linalg.solve_triangular(
-            _root(within - half.mT @ half), torch.cat([one, -given], 2), upper=False
-        )
+        # Of the parents once, and products are faster than solving for each cell.
+        root = _inverse_root(self._whole(level + 1, parents))[inverse]
+        half = across @ root.mT
+        own_root = _inverse_root(within - half @ half.mT)
+        return torch.cat([own_root, -own_root @ (half @ root)], 2)
 
     def _covariance(self, level: int, cells: Tensor) -> Tensor:
         """Returns the covariance of a level with itself and what is coarser, in float64."""
@@ -184,8 +179,8 @@ class ManyImages:
         return total
 
 
-def _root(covariance: Tensor) -> Tensor:
-    """Returns the Cholesky factor of covariances, with epsilon on their diagonals."""
-    regular = covariance.clone()
-    regular.diagonal(dim1=1, dim2=2).add_(EPSILON)
-    return torch.linalg.cholesky(regular)
+def _inverse_root(covariance: Tensor) -> Tensor:
+    """Adds epsilon to the diagonals of covariances, and returns the inverse Cholesky factor."""
+    covariance.diagonal(dim1=1, dim2=2).add_(EPSILON)
+    one = torch.eye(covariance.shape[1], dtype=covariance.dtype, device=covariance.device)
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), one, upper=False)
