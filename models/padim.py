@@ -2,7 +2,8 @@
 
 Each position of the image has a Gaussian of the features that normal images show there; a patch is
 as anomalous as its Mahalanobis distance is large. Features of three stages are concatenated, and
-a random choice of their channels is kept, which is the paper's reduction of the rank.
+a random choice of their channels is kept, which is the paper's reduction of the rank. How that is
+computed without bringing coarse features to the fine grid: `anomtune.models.layers.gaussians`.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class PatchGaussians(nn.Module):
             images: ``(B, 3, S, S)``.
         """
         stages = self.encoder(images)
-        levels = levels_of(tuple(stage.shape[-2:] for stage in stages), images.device)
+        grids = tuple((stage.shape[2], stage.shape[3]) for stage in stages)
+        levels = levels_of(grids, images.device)
         features = []
         for number, (stage, own) in enumerate(zip(stages, levels.own, strict=True)):
             chosen = self.get_buffer(f"channels_{number}")
@@ -85,7 +87,7 @@ class PatchGaussians(nn.Module):
             if len(chosen) < stage.shape[1]:
                 # In two dimensions, where it takes a fraction of the time on a CPU.
                 flat = by_cell.flatten(0, 1).index_select(1, chosen)
-                by_cell = flat.view(*by_cell.shape[:2], -1)
+                by_cell = flat.view(*by_cell.shape[:2], len(chosen))
             features.append(by_cell if own is None else by_cell[:, own])
         return features, levels
 

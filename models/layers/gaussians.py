@@ -60,10 +60,12 @@ class Gaussians(nn.Module):
         self, mean: Sequence[Tensor], rows: Sequence[Tensor], factor: Sequence[Tensor]
     ) -> None:
         """Takes what was learnt, each by level as far as there is any."""
-        empty = self.get_buffer("mean_0").new_empty(0, 0, 0)
         for name, tensors in (("mean", mean), ("rows", rows), ("factor", factor)):
             for level in range(len(self.channels)):
-                setattr(self, f"{name}_{level}", tensors[level] if level < len(tensors) else empty)
+                # Each a tensor of its own: of one that is shared only the first name is known.
+                there = level < len(tensors)
+                tensor = tensors[level] if there else mean[level].new_empty(0, 0, 0)
+                setattr(self, f"{name}_{level}", tensor)
 
     def forward(self, features: Sequence[Tensor], levels: Levels) -> Tensor:
         """Returns Mahalanobis distances ``(P, B)`` of features ``(B, cells, d_s)`` by level."""
