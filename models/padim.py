@@ -95,7 +95,8 @@ class PatchGaussians(nn.Module):
         """Returns Mahalanobis distances ``(B, h, w)`` of normalised images (eq. 2)."""
         features, levels = self(images)
         height, width = levels.grid
-        return self.gaussians(features, levels).T.reshape(-1, height, width)
+        by_position: Tensor = self.gaussians(features, levels)
+        return by_position.T.reshape(-1, height, width)
 
 
 class PaDiM(OnePassDetector[PaDiMHyperparameters]):

@@ -74,7 +74,7 @@ class FewImages:
         rows = self._rows[level][:, cells].transpose(0, 1).double()
         gram = torch.bmm(rows, rows.mT)
         if level < len(self._levels.parents):
-            parents, inverse = self._levels.parents[level][cells].unique(return_inverse=True)
+            parents, inverse = torch.unique(self._levels.parents[level][cells], return_inverse=True)
             gram += self._gram(level + 1, parents)[inverse]
         return gram
 
@@ -130,10 +130,10 @@ class ManyImages:
         """Returns W ``(cells, d_s, D_s)``: x of a level given what is coarser, whitened."""
         covariance = self._covariance(level, cells)
         own = covariance.shape[1]
-        within, across = covariance.split([own, covariance.shape[2] - own], 2)
+        within, across = torch.split(covariance, [own, covariance.shape[2] - own], 2)
         if across.shape[2] == 0:
             return _inverse_root(within)
-        parents, inverse = self._levels.parents[level][cells].unique(return_inverse=True)
+        parents, inverse = torch.unique(self._levels.parents[level][cells], return_inverse=True)
         # Of the parents once, and products are faster than solving for each cell.
         root = _inverse_root(self._whole(level + 1, parents))[inverse]
         half = across @ root.mT
@@ -153,7 +153,7 @@ class ManyImages:
         own = covariance.shape[1]
         if level == len(self._levels.parents):
             return covariance
-        parents, inverse = self._levels.parents[level][cells].unique(return_inverse=True)
+        parents, inverse = torch.unique(self._levels.parents[level][cells], return_inverse=True)
         rest = self._whole(level + 1, parents)[inverse]
         return torch.cat([covariance, torch.cat([covariance[:, :, own:].mT, rest], 2)], 1)
 
@@ -183,4 +183,6 @@ def _inverse_root(covariance: Tensor) -> Tensor:
     """Adds epsilon to the diagonals of covariances, and returns the inverse Cholesky factor."""
     covariance.diagonal(dim1=1, dim2=2).add_(EPSILON)
     one = torch.eye(covariance.shape[1], dtype=covariance.dtype, device=covariance.device)
-    return torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), one, upper=False)
+    root = torch.linalg.cholesky(covariance)
+    inverse: Tensor = torch.linalg.solve_triangular(root, one, upper=False)
+    return inverse
