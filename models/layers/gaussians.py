@@ -2,7 +2,7 @@
 
 Positions that lie in the same cell of a coarse stage see the same features there. What depends on
 these alone is computed, and kept, once for the cell; features are never brought to the fine grid.
-There are two forms, of which the smaller one is taken.
+There are two forms.
 
 Few images: the matrix inversion lemma turns the covariance of d channels into the Gram matrix of N
 images. With X the centred images by ``sqrt(N - 1)``, ``L L^T = X X^T + epsilon`` and x a centred
