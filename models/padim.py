@@ -2,34 +2,33 @@
 
 Each position of the image has a Gaussian of the features that normal images show there; a patch is
 as anomalous as its Mahalanobis distance is large. Features of three stages are concatenated, and
-a random choice of their channels is kept, which is the paper's reduction of the rank.
+a random choice of their channels is kept, which is the paper's reduction of the rank. How that is
+computed without bringing coarse features to the fine grid: `anomtune.models.layers.gaussians`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from bisect import bisect_left
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from anomtune.errors import MethodError
 from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
-from anomtune.models.layers.blocks import block_size
 from anomtune.models.layers.evidence import Evidence
+from anomtune.models.layers.gaussians import Gaussians
+from anomtune.models.layers.levels import Levels, levels_of
 from anomtune.models.ranges import IntRange
+from anomtune.models.training.moments import FewImages, ManyImages, n_numbers
 from anomtune.models.training.one_pass import OnePassDetector, OnePassHyperparameters
 from anomtune.models.training.report import Report
 
-#: Added to the diagonal of the covariances (paper, eq. 1).
-_EPSILON = 0.01
-#: Numbers in one block of positions, at least one position.
-_BLOCK = 1 << 23
-#: Most bytes of a model. The paper's largest (550 channels at 256 pixels) takes 4.6 GiB.
+#: Most bytes of a model. The paper's largest (550 channels at 256 pixels) takes 2.1 GiB at most.
 _LARGEST = 6 * 2**30
+#: How many times larger the form of few images may be: it is learnt in a fraction of the time.
+_WORTH = 2
 
 
 class PaDiMHyperparameters(OnePassHyperparameters):
@@ -45,13 +44,7 @@ class PaDiMHyperparameters(OnePassHyperparameters):
 
 
 class PatchGaussians(nn.Module):
-    """An encoder, and one Gaussian per position of its finest stage.
-
-    The inverse covariance is kept as a factor W that whitens: with as many images as channels or
-    more it is the inverse Cholesky factor, and the squared distance of x is ``|W x|^2``. Fewer
-    images span fewer dimensions, all others have variance epsilon, and the matrix inversion lemma
-    gives ``(|x|^2 - |W x|^2) / epsilon`` with one row of W per image: the same distance from a
-    smaller model in less time.
+    """An encoder, a choice of its channels, and one Gaussian per position of its finest stage.
 
     Args:
         backbone: Name of the encoder.
@@ -60,132 +53,59 @@ class PatchGaussians(nn.Module):
         generator: Where the choice comes from.
 
     Attributes:
-        mean: Means ``(P, d)`` of the P = h w positions.
-        factor: Factors W ``(P, min(N, d), d)``, N being the number of training images.
+        drawn: Of which stage each of the chosen channels is, in the order in which they were drawn.
+        gaussians: Those of the positions, with the chosen channels of each stage.
     """
-
-    mean: Tensor
-    factor: Tensor
 
     def __init__(
         self, backbone: Backbone, weights: Weights, channels: int, generator: torch.Generator
     ) -> None:
         super().__init__()
         self.encoder = load_backbone(backbone, weights)
-        total = sum(self.encoder.channels)
-        chosen = torch.randperm(total, generator=generator)[:channels].sort().values
+        bounds = torch.tensor(self.encoder.channels).cumsum(0)
+        chosen = torch.randperm(int(bounds[-1]), generator=generator)[:channels]
+        self.drawn = torch.bucketize(chosen, bounds, right=True)
         for stage, count in enumerate(self.encoder.channels):
-            inside = (chosen >= 0) & (chosen < count)
-            self.register_buffer(f"channels_{stage}", chosen[inside])
-            chosen = chosen - count
-        self.register_buffer("mean", torch.empty(0, len(chosen)))
-        self.register_buffer("factor", torch.empty(0, 0, len(chosen)))
+            inside = chosen[self.drawn == stage].sort().values
+            self.register_buffer(f"channels_{stage}", inside - (int(bounds[stage]) - count))
+        self.gaussians = Gaussians(self.drawn.bincount(minlength=len(bounds)).tolist())
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns float32 features ``(B, d, h, w)`` of normalised images ``(B, 3, S, S)``."""
+    def forward(self, images: Tensor) -> tuple[list[Tensor], Levels]:
+        """Returns float32 features ``(B, cells, d_s)`` of normalised images by level, and levels.
+
+        Each position of the finest stage takes the features of the coarser patches that it lies in.
+
+        Args:
+            images: ``(B, 3, S, S)``.
+        """
         stages = self.encoder(images)
-        grid = stages[0].shape[-2:]
-        # Each position takes the features of the coarser patch that it lies in.
-        parts = [
-            F.interpolate(stage.index_select(1, chosen), grid, mode="nearest")
-            for number, stage in enumerate(stages)
-            if len(chosen := self.get_buffer(f"channels_{number}"))
-        ]
-        return torch.cat(parts, 1)
+        grids = tuple((stage.shape[2], stage.shape[3]) for stage in stages)
+        levels = levels_of(grids, images.device)
+        features = []
+        for number, (stage, own) in enumerate(zip(stages, levels.own, strict=True)):
+            chosen = self.get_buffer(f"channels_{number}")
+            # A view: encoders give channels last in memory.
+            by_cell = stage.permute(0, 2, 3, 1).flatten(1, 2)
+            if len(chosen) < stage.shape[1]:
+                # In two dimensions, where it takes a fraction of the time on a CPU.
+                flat = by_cell.flatten(0, 1).index_select(1, chosen)
+                by_cell = flat.view(*by_cell.shape[:2], len(chosen))
+            features.append(by_cell if own is None else by_cell[:, own])
+        return features, levels
 
-    def fill(self, mean: Tensor, factor: Tensor) -> None:
-        """Takes means ``(P, d)`` and factors ``(P, min(N, d), d)``."""
-        self.mean, self.factor = mean, factor
-
-    def distances(self, features: Tensor) -> Tensor:
-        """Returns Mahalanobis distances ``(B, h, w)`` of features ``(B, d, h, w)`` (eq. 2)."""
-        n_images, channels, height, width = features.shape
-        by_position = features.flatten(2).permute(2, 1, 0)
-        rank = self.factor.shape[1]
-        squares = []
-        for block in _blocks(len(self.mean), channels * max(n_images, rank)):
-            x = (by_position[block] - self.mean[block, :, None]).contiguous()
-            square = torch.bmm(self.factor[block], x).square().sum(1)
-            if rank < channels:
-                square = (x.square().sum(1) - square) / _EPSILON
-            squares.append(square)
-        distances = torch.cat(squares).clamp_min_(0).sqrt_()
-        return distances.T.reshape(n_images, height, width)
-
-
-def _blocks(n_positions: int, numbers: int) -> Iterator[slice]:
-    """Yields parts of the positions, each of which has so many numbers."""
-    step = block_size(max(1, _BLOCK // numbers), n_positions)
-    return (slice(start, start + step) for start in range(0, n_positions, step))
-
-
-class _Samples:
-    """Features of fewer images than channels: kept, and turned into factors in place."""
-
-    def __init__(self, n_images: int, first: Tensor) -> None:
-        n_positions, _, channels = first.shape
-        self._rows = first.new_empty(n_positions, n_images, channels)
-        self._count = 0
-
-    def add(self, features: Tensor) -> None:
-        """Takes features ``(P, B, d)``."""
-        self._rows[:, self._count : self._count + features.shape[1]] = features
-        self._count += features.shape[1]
-
-    def finish(self) -> tuple[Tensor, Tensor, float]:
-        """Returns means, factors and the mean variance."""
-        n_positions, n, channels = self._rows.shape
-        mean = self._rows.mean(1)
-        total = 0.0
-        for block in _blocks(n_positions, n * channels):
-            rows = (self._rows[block].double() - mean[block, None]) / math.sqrt(max(1, n - 1))
-            gram = rows @ rows.mT
-            total += float(gram.diagonal(dim1=1, dim2=2).sum())
-            gram.diagonal(dim1=1, dim2=2).add_(_EPSILON)
-            root = torch.linalg.cholesky(gram)
-            self._rows[block] = torch.linalg.solve_triangular(root, rows, upper=False).float()
-        return mean, self._rows, total / mean.numel()
-
-
-class _Moments:
-    """First and second moments of any number of images, turned into factors in place."""
-
-    def __init__(self, n_images: int, first: Tensor) -> None:
-        n_positions, _, channels = first.shape
-        self._n = n_images
-        # Near the mean, or the square of the mean would drown the variance.
-        self._origin = first.mean(1)
-        self._sum = torch.zeros_like(self._origin)
-        self._products = first.new_zeros(n_positions, channels, channels)
-
-    def add(self, features: Tensor) -> None:
-        """Takes features ``(P, B, d)``."""
-        x = features - self._origin[:, None]
-        self._sum += x.sum(1)
-        self._products.baddbmm_(x.mT, x)
-
-    def finish(self) -> tuple[Tensor, Tensor, float]:
-        """Returns means, factors and the mean variance."""
-        n_positions, channels = self._sum.shape
-        shift = self._sum / self._n
-        one = torch.eye(channels, dtype=torch.float64, device=shift.device)
-        total = 0.0
-        for block in _blocks(n_positions, channels**2):
-            away = shift[block].double()
-            covariance = self._products[block].double()
-            covariance -= self._n * away[:, :, None] * away[:, None]
-            covariance /= max(1, self._n - 1)
-            total += float(covariance.diagonal(dim1=1, dim2=2).sum())
-            root = torch.linalg.cholesky(covariance + _EPSILON * one)
-            self._products[block] = torch.linalg.solve_triangular(root, one, upper=False).float()
-        return self._origin + shift, self._products, total / shift.numel()
+    def distances(self, images: Tensor) -> Tensor:
+        """Returns Mahalanobis distances ``(B, h, w)`` of normalised images (eq. 2)."""
+        features, levels = self(images)
+        height, width = levels.grid
+        by_position: Tensor = self.gaussians(features, levels)
+        return by_position.T.reshape(-1, height, width)
 
 
 class PaDiM(OnePassDetector[PaDiMHyperparameters]):
     """The detector of one category; see `Detector` for the arguments.
 
-    Its model has ``4 h w d min(N, d)`` bytes for N training images, and fitting takes little
-    more; beyond 6 GiB it is refused.
+    Its model grows with the images until the form of many is half as large; see `Gaussians`.
+    Fitting takes little more than the model; beyond 6 GiB it is refused.
     """
 
     network: PatchGaussians
@@ -197,19 +117,19 @@ class PaDiM(OnePassDetector[PaDiMHyperparameters]):
 
     def learn(self, images: Tensor) -> Report:
         """Fills the statistics; see `OnePassDetector.learn`."""
-        statistics: _Samples | _Moments | None = None
+        network = self.network
+        statistics: FewImages | ManyImages | None = None
         for batch in self._batches(images):
-            features = self.network(batch).flatten(2).permute(2, 0, 1)
+            features, levels = network(batch)
             if statistics is None:
-                n_positions, _, channels = features.shape
-                _check_size(n_positions, channels, len(images))
-                kind = _Samples if len(images) < channels else _Moments
-                statistics = kind(len(images), features)
+                few, many = n_numbers(levels.counts, network.gaussians.channels, len(images))
+                _check_size(network.drawn, levels, len(images))
+                is_few = few <= _WORTH * many and 4 * few <= _LARGEST
+                kind = FewImages if is_few else ManyImages
+                statistics = kind(len(images), features, levels)
             statistics.add(features)
         assert statistics is not None
-        mean, factor, variance = statistics.finish()
-        self.network.fill(mean, factor)
-        return {"variance": variance}
+        return {"variance": statistics.finish(network.gaussians)}
 
     def evidence(self, images: Tensor) -> Evidence:
         """Returns the distances of the positions; see `Detector.evidence`.
@@ -217,19 +137,29 @@ class PaDiM(OnePassDetector[PaDiMHyperparameters]):
         Raises:
             MethodError: If there are no Gaussians yet.
         """
-        if len(self.network.mean) == 0:
+        if len(self.network.gaussians.get_buffer("mean_0")) == 0:
             raise MethodError("there are no Gaussians yet: fit the detector first")
-        features = self.network(self.inputs(images))
-        return Evidence((self.network.distances(features),))
+        return Evidence((self.network.distances(self.inputs(images)),))
 
 
-def _check_size(n_positions: int, channels: int, n_images: int) -> None:
-    """Raises a `MethodError` if the Gaussians would need too much memory."""
-    size = 4 * n_positions * channels * min(channels, n_images)
-    if size > _LARGEST:
-        room = _LARGEST // (4 * n_positions)
-        fitting = max(math.isqrt(room), room // n_images)
+def _check_size(drawn: Tensor, levels: Levels, n_images: int) -> None:
+    """Raises a `MethodError` if the Gaussians would need too much memory.
+
+    Args:
+        drawn: Of which stage each channel is, in the order of choice: fewer are its beginning.
+        levels: Of the stages.
+        n_images: Number of training images.
+    """
+
+    def size(channels: int) -> int:
+        of_stages = drawn[:channels].bincount(minlength=len(levels.counts)).tolist()
+        return 4 * min(n_numbers(levels.counts, of_stages, n_images))
+
+    channels = len(drawn)
+    if size(channels) > _LARGEST:
+        fitting = bisect_left(range(1, channels), True, key=lambda n: size(n) > _LARGEST)
         raise MethodError(
-            f"Gaussians of {channels} channels at {n_positions} positions take "
-            f"{size / 2**30:.1f} GiB: use channels {fitting} or fewer, or a smaller resolution"
+            f"Gaussians of {channels} channels at {levels.counts[0]} positions take "
+            f"{size(channels) / 2**30:.1f} GiB: use channels {fitting} or fewer, or a smaller "
+            "resolution"
         )

@@ -101,7 +101,7 @@ def test_padim(size: int) -> None:
     detector = fitted("padim", size, **SMALL, channels=20, resolution=INPUT)
     assert isinstance(detector, PaDiM)
     with torch.no_grad():
-        distances = detector.network.distances(detector.network(detector.inputs(images())))
+        distances = detector.network.distances(detector.inputs(images()))
     maps = smooth(bilinear(distances.double().numpy(), size), 4 * size / 256)
     check(detector, (maps, maps.max((1, 2))))
 
