@@ -176,7 +176,8 @@ class GNL(DistillationDetector[GNLHyperparameters]):
 
     def build(self) -> ReverseDistillation:
         """Returns RD4AD's network; see `Detector.build`."""
-        return ReverseDistillation(self.hyperparameters.backbone, self.hyperparameters.weights)
+        hp = self.hyperparameters
+        return ReverseDistillation(hp.backbone, hp.weights, self.input_size)
 
     def build_optimizers(self) -> list[Optimizer]:
         """Returns the student's Adam; see `GradientDetector.build_optimizers`."""

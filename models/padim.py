@@ -58,6 +58,7 @@ class PatchGaussians(nn.Module):
         weights: Its weights.
         channels: Channels to choose, at most as many as there are.
         generator: Where the choice comes from.
+        size: Side of the images that the encoder will see, in pixels.
 
     Attributes:
         mean: Means ``(P, d)`` of the P = h w positions.
@@ -68,10 +69,15 @@ class PatchGaussians(nn.Module):
     factor: Tensor
 
     def __init__(
-        self, backbone: Backbone, weights: Weights, channels: int, generator: torch.Generator
+        self,
+        backbone: Backbone,
+        weights: Weights,
+        channels: int,
+        generator: torch.Generator,
+        size: int | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = load_backbone(backbone, weights)
+        self.encoder = load_backbone(backbone, weights, size)
         total = sum(self.encoder.channels)
         chosen = torch.randperm(total, generator=generator)[:channels].sort().values
         for stage, count in enumerate(self.encoder.channels):
@@ -193,7 +199,9 @@ class PaDiM(OnePassDetector[PaDiMHyperparameters]):
     def build(self) -> PatchGaussians:
         """Returns encoder and empty statistics; see `Detector.build`."""
         hp = self.hyperparameters
-        return PatchGaussians(hp.backbone, hp.weights, hp.channels, self.generator)
+        return PatchGaussians(
+            hp.backbone, hp.weights, hp.channels, self.generator, self.input_size
+        )
 
     def learn(self, images: Tensor) -> Report:
         """Fills the statistics; see `OnePassDetector.learn`."""

@@ -212,6 +212,7 @@ class ContrastNetwork(nn.Module):
     Args:
         backbone: Name of the encoder.
         weights: Weights it starts from.
+        size: Side of the images that it will see, in pixels.
         train_encoder: Whether the encoder learns; if not it stays in eval mode.
         dual: Whether a frozen copy of the encoder is the second view.
         encoder_bn: Batch norm of a trained encoder.
@@ -222,6 +223,7 @@ class ContrastNetwork(nn.Module):
         self,
         backbone: Backbone,
         weights: Weights,
+        size: int | None = None,
         *,
         train_encoder: bool,
         dual: bool,
@@ -229,7 +231,7 @@ class ContrastNetwork(nn.Module):
         partial_threshold: float = 5e-4,
     ) -> None:
         super().__init__()
-        self.encoder = load_backbone(backbone, weights).requires_grad_(train_encoder)
+        self.encoder = load_backbone(backbone, weights, size).requires_grad_(train_encoder)
         # Copied before its batch norm is replaced: the frozen view stays as pretrained.
         self.frozen = copy.deepcopy(self.encoder).requires_grad_(False) if dual else None
         if encoder_bn.startswith("partial") and train_encoder:
@@ -278,6 +280,7 @@ class ReContrast(DistillationDetector[ReContrastHyperparameters]):
         return ContrastNetwork(
             hp.backbone,
             hp.weights,
+            self.input_size,
             train_encoder=hp.train_encoder,
             dual=hp.dual,
             encoder_bn=hp.encoder_bn,
