@@ -217,6 +217,16 @@ def check_input(
         _timm().check_input(name.removeprefix(TIMM), side, step=step, exact=exact, unit=unit)
 
 
+def check_stages(name: Backbone) -> None:
+    """Makes sure that the maps of a network lie on one way, so that one decides on the next.
+
+    Raises:
+        MethodError: If not, or there is no such network.
+    """
+    if name.startswith(TIMM):
+        _timm().check_stages(name.removeprefix(TIMM))
+
+
 def _timm() -> ModuleType:
     """Returns what knows timm's networks, which takes a while to import and may not be there."""
     from anomtune.models.layers import timm_backbones  # noqa: PLC0415

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -116,7 +116,7 @@ class TimmEncoder(Encoder):
         else:
             with _changing(self, change) as changed:
                 maps = self.network(x)
-            if len(changed) < 3 or any(a.shape != b.shape for a, b in zip(maps, changed)):
+            if not torch.compiler.is_compiling() and not _same(maps, changed):
                 raise self._unchangeable()
         return [found.permute(0, 3, 1, 2) if self._last else found for found in maps]
 
@@ -186,6 +186,16 @@ def check_input(
             "not double from one to the next: nothing can be decoded to them; use it with "
             "patchcore or padim"
         )
+
+
+@cache
+def check_stages(name: str) -> None:
+    """Makes sure that the maps of a network lie on one way; see `backbones.check_stages`."""
+    check_name(name)
+    with _apart("cpu"), torch.no_grad():
+        encoder = TimmEncoder(name).eval()
+        side = levels_of(name).own_size
+        encoder.maps(torch.zeros(1, 3, side, side), lambda _, found: 2 * found + 1)
 
 
 def weights_file(name: str, weights: str) -> Path:
@@ -389,6 +399,10 @@ def _as_output(after: Tensor, output: Tensor, *, last: bool) -> Tensor:
         return after.permute(0, 2, 3, 1) if last else after
     tokens = after.flatten(2).mT
     return torch.cat([output[:, : output.shape[1] - tokens.shape[1]], tokens], 1)
+
+
+def _same(maps: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(maps) == len(others) and all(map(torch.equal, maps, others))
 
 
 def _config(name: str) -> Any:
