@@ -25,7 +25,13 @@ from anomtune.models.hyperparameters import TrainedHyperparameters
 from anomtune.models.images.color_transfer import Transfer
 from anomtune.models.images.dead_leaves import dead_leaves
 from anomtune.models.images.negatives import draw_negatives
-from anomtune.models.layers.backbones import BACKBONES, Backbone, Weights, check_input, prepare_weights
+from anomtune.models.layers.backbones import (
+    BACKBONES,
+    Backbone,
+    Weights,
+    check_input,
+    prepare_weights,
+)
 from anomtune.models.layers.evidence import Evidence
 from anomtune.models.layers.mixture_network import (
     MixtureNetwork,

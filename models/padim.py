@@ -199,9 +199,7 @@ class PaDiM(OnePassDetector[PaDiMHyperparameters]):
     def build(self) -> PatchGaussians:
         """Returns encoder and empty statistics; see `Detector.build`."""
         hp = self.hyperparameters
-        return PatchGaussians(
-            hp.backbone, hp.weights, hp.channels, self.generator, self.input_size
-        )
+        return PatchGaussians(hp.backbone, hp.weights, hp.channels, self.generator, self.input_size)
 
     def learn(self, images: Tensor) -> Report:
         """Fills the statistics; see `OnePassDetector.learn`."""

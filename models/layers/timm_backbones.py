@@ -332,9 +332,7 @@ def _sides(name: str, size: int) -> tuple[int, ...]:
     raise MethodError(reason)
 
 
-def _create(
-    name: str, levels: Levels, size: int, weights: Mapping[str, Tensor] | None
-) -> Any:
+def _create(name: str, levels: Levels, size: int, weights: Mapping[str, Tensor] | None) -> Any:
     options: dict[str, Any] = {"img_size": size} if levels.sized else {}
     if weights is not None:
         overlay = {"state_dict": dict(weights), "custom_load": False}
