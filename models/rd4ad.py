@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anomtune.models.hyperparameters import Protocol, Setting
-from anomtune.models.layers.backbones import Backbone, Encoder, Weights, load_backbone
+from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
+from anomtune.models.layers.encoder import Encoder
 from anomtune.models.layers.frozen import targets
 from anomtune.models.layers.losses import alpha_schedule, feature_loss
 from anomtune.models.layers.maps import Pair

@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 import anomtune as at
+from anomtune.registry import DATASETS, METHODS
 from tests.conftest import PROJECT
 
 pytestmark = pytest.mark.slow
 
-METHOD, CHECK_METHOD, DATASET, CHECK_DATASET = re.findall(
+METHOD_TEXT, METHOD_CHECK, DATASET_TEXT, DATASET_CHECK = re.findall(
     r"^```python\n(.*?)^```$", (PROJECT / "docs/plugins.md").read_text(), re.DOTALL | re.MULTILINE
 )
 
@@ -33,13 +34,13 @@ def module(name: str, text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_method_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = module("template_method", METHOD, tmp_path, monkeypatch)
-    exec(CHECK_METHOD, dict(names))
-    assert at.registry.METHODS.get("template_method:PatchMean") is names["PatchMean"]
+    names = module("template_method", METHOD_TEXT, tmp_path, monkeypatch)
+    exec(METHOD_CHECK, dict(names))
+    assert METHODS.get("template_method:PatchMean") is names["PatchMean"]
 
 
 def test_the_dataset_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = module("template_dataset", DATASET, tmp_path, monkeypatch)
+    names = module("template_dataset", DATASET_TEXT, tmp_path, monkeypatch)
     generator = np.random.default_rng(0)
     rows = ["image,part,defect,mask"]
     for kind, part, count in (("good", "train", 4), ("good", "test", 4), ("dent", "test", 4)):
@@ -54,5 +55,5 @@ def test_the_dataset_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.Monk
                     pixels = generator.integers(128, 256, shape, dtype=np.uint8)
                     Image.fromarray(pixels).save(path)
     (tmp_path / "root/shelf.csv").write_text("\n".join(rows))
-    exec(CHECK_DATASET, names | {"root": tmp_path / "root", "at": at})
-    assert at.registry.DATASETS.get("template_dataset:Shelf") is names["Shelf"]
+    exec(DATASET_CHECK, names | {"root": tmp_path / "root", "at": at})
+    assert DATASETS.get("template_dataset:Shelf") is names["Shelf"]

@@ -24,8 +24,7 @@ from pydantic import AfterValidator
 from torch import Tensor
 
 from anomtune.errors import MethodError, suggest
-from anomtune.models.layers.encoder import Encoder as Encoder
-from anomtune.models.layers.encoder import use_strided_depthwise
+from anomtune.models.layers.encoder import Encoder, use_strided_depthwise
 from anomtune.models.layers.weights import SUFFIXES, find_file, is_file, read_weights
 
 Torchvision = Literal["resnet18", "resnet34", "resnet50", "wide_resnet50_2", "mobilenet_v2"]

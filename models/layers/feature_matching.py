@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from anomtune.models.layers.backbones import Encoder
+from anomtune.models.layers.encoder import Encoder
 
 Matching = Literal["efdm", "mixstyle", "both"]
 

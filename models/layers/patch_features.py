@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomtune.models.layers.backbones import Encoder
+from anomtune.models.layers.encoder import Encoder
 
 
 class PatchFeatures(nn.Module):

@@ -15,7 +15,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from anomtune.models.layers.backbones import Encoder, ResNetEncoder
+from anomtune.models.layers.backbones import ResNetEncoder
+from anomtune.models.layers.encoder import Encoder
 
 
 class BasicBlock(nn.Module):
@@ -136,8 +137,8 @@ class Decoder(nn.Module):
         n3, n2, n1 = encoder.blocks
         to_second, to_third = _halvings(encoder)
         self.up3 = _stage(encoder, 2 * third, third, n3, "up")
-        self.up2 = _stage(encoder, third, second, n2, "up", to_third)
-        self.up1 = _stage(encoder, second, first, n1, "up", to_second)
+        self.up2 = _stage(encoder, third, second, n2, "up", times=to_third)
+        self.up1 = _stage(encoder, second, first, n1, "up", times=to_second)
         self.heads = nn.ModuleList(
             nn.ModuleList(nn.Conv2d(channels, channels, 1) for channels in encoder.channels)
             for _ in range(views)
@@ -188,7 +189,7 @@ class Student(nn.Module):
 
 
 def _stage(
-    encoder: Encoder, inputs: int, outputs: int, blocks: int, resample: str, times: int = 1
+    encoder: Encoder, inputs: int, outputs: int, blocks: int, resample: str, *, times: int = 1
 ) -> nn.Module:
     """Returns residual blocks, of which the first ``times`` halve or double the size."""
     block: Block = BottleneckBlock if encoder.expansion == 4 else BasicBlock

@@ -327,7 +327,7 @@ def _sides(name: str, size: int) -> tuple[int, ...]:
             with _apart(place), torch.no_grad():
                 maps = TimmEncoder(name, size).eval()(torch.zeros(1, 3, size, size))
             return tuple(found.shape[-1] for found in maps)
-        except Exception as error:  # each network has its own way to refuse
+        except Exception as error:  # noqa: BLE001 - each network has its own way to refuse
             reason = " ".join(str(error).split())
     raise MethodError(reason)
 

@@ -15,11 +15,11 @@ from anomtune.models.hyperparameters import Hyperparameters
 from anomtune.models.layers.backbones import (
     BACKBONES,
     Backbone,
-    Encoder,
     Weights,
     check_input,
     prepare_weights,
 )
+from anomtune.models.layers.encoder import Encoder
 from anomtune.models.ranges import Choice, SizeRange
 from anomtune.models.scoring import Scoring
 from anomtune.models.training.report import Report

@@ -47,8 +47,7 @@ def _nothing_is_asked_of_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The folder of torch's hub cache, an empty one, and an empty one of Hugging Face's."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    found = {path.name: path for path in tmp_path.glob("*")}
-    monkeypatch.setattr(timm_backbones, "_in_hub_cache", lambda *_: list(found.values()))
+    monkeypatch.setattr(timm_backbones, "_in_hub_cache", lambda *_: [])
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     return tmp_path / "hub" / "checkpoints"
 
@@ -155,7 +154,7 @@ def test_torchvisions_mobilenet_is_timms(tmp_path: Path) -> None:
         pytest.skip("needs torchvision's MobileNetV2 file in ../shared/weights")
     theirs = torch.load(source, weights_only=True)
     names = timm.create_model("mobilenetv2_100").state_dict()
-    renamed = {name: value for name, value in zip(names, theirs.values(), strict=True)}
+    renamed = dict(zip(names, theirs.values(), strict=True))
     assert all(renamed[name].shape == value.shape for name, value in names.items())
     save_file(renamed, tmp_path / "renamed.safetensors")
     images = normalise(pixels(), CPU)
@@ -247,7 +246,7 @@ def test_what_a_method_cannot_take_is_said_in_a_line(
 def test_features_are_matched_where_stages_follow_each_other() -> None:
     kind = METHODS.get("gnl")
     fields = {"backbone": "timm/hrnet_w18_small", "weights": "random"}
-    with pytest.raises(MethodError, match="set scoring.fdm to none"):
+    with pytest.raises(MethodError, match=r"set scoring\.fdm to none"):
         kind.prepare(kind.Hyperparameters(**fields))
     kind.prepare(kind.Hyperparameters(**fields, scoring={"fdm": "none"}))
 
