@@ -160,7 +160,7 @@ def load_backbone(name: Backbone, weights: Weights, size: int | None = None) -> 
     if name.startswith(TIMM):
         name = name.removeprefix(TIMM)
         file = None if random else _timm().weights_file(name, weights)
-        return _timm().load(name, file, size).eval()
+        return cast("Encoder", _timm().load(name, file, size).eval())
     if random:
         encoder = _build(name)
     else:

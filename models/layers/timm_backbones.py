@@ -86,7 +86,8 @@ class TimmEncoder(Encoder):
         levels = levels_of(name)
         self.name, self._size, self._levels = name, size or levels.own_size, levels
         self.network = _create(name, levels, self._size, weights)
-        self.channels = tuple(self.network.feature_info.channels())
+        first, second, third = self.network.feature_info.channels()
+        self.channels = (first, second, third)
         self.strides = levels.strides
         if self.channels[2] >= _WIDE and not any(width % 4 for width in self.channels):
             self.expansion = 4
@@ -95,7 +96,7 @@ class TimmEncoder(Encoder):
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.p = 0.0
             if hasattr(module, "drop_prob"):
-                module.drop_prob = 0.0
+                cast("Any", module).drop_prob = 0.0
         _cut_blocks(self.network, levels.modules[2])
         use_strided_depthwise(self.network)
         mean, std = _pixels(name)
