@@ -169,7 +169,7 @@ def look_for_weights(config: Sweep | None) -> str | None:
             for category in dataset.categories or (None,)
             for name, method in config.methods.items()
         )
-        prepare_methods(plans, dataset.root)
+        prepare_methods(plans, dataset.root, config.image_size)
     except AnomtuneError as error:
         return str(error)
     return ""

@@ -26,7 +26,7 @@ from anomtune.models.training.report import Report
 from anomtune.models.training.state import part_of, prefixed, seeded, self_contained
 
 if TYPE_CHECKING:
-    from anomtune.models.layers.backbones import Encoder
+    from anomtune.models.layers.encoder import Encoder
 
 H = TypeVar("H", bound=Hyperparameters)
 

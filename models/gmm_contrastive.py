@@ -25,7 +25,13 @@ from anomtune.models.hyperparameters import TrainedHyperparameters
 from anomtune.models.images.color_transfer import Transfer
 from anomtune.models.images.dead_leaves import dead_leaves
 from anomtune.models.images.negatives import draw_negatives
-from anomtune.models.layers.backbones import Backbone, Weights, prepare_weights
+from anomtune.models.layers.backbones import (
+    BACKBONES,
+    Backbone,
+    Weights,
+    check_input,
+    prepare_weights,
+)
 from anomtune.models.layers.evidence import Evidence
 from anomtune.models.layers.mixture_network import (
     MixtureNetwork,
@@ -67,14 +73,15 @@ class GMMContrastiveHyperparameters(TrainedHyperparameters):
         "static_gmm": {"eta": 0.0},
     }
 
-    backbone: Annotated[Backbone, Choice(choices=get_args(Backbone))] = Field(
+    backbone: Annotated[Backbone, Choice(choices=BACKBONES)] = Field(
         default="wide_resnet50_2",
         description="The network that is fine-tuned. Source: inferred (that of GLAD, the same "
-        "authors' earlier method).",
+        "authors' earlier method); timm/NAME is any of timm's with feature maps.",
     )
     weights: Weights = Field(
         default="imagenet",
-        description="Weights it starts from. Source: supplement (a pre-trained network).",
+        description="Weights it starts from; imagenet, random or a file. Source: supplement (a "
+        "pre-trained network).",
     )
     resolution: Annotated[int | None, SizeRange(factors=(0.75, 1.0, 1.5))] = Field(
         default=None,
@@ -238,13 +245,26 @@ class GMMContrastive(GradientDetector[GMMContrastiveHyperparameters]):
         """Returns the network, without mixtures; see `Detector.build`."""
         hp = self.hyperparameters
         return MixtureNetwork(
-            hp.backbone, hp.weights, floor=hp.covariance_floor, diagonal=hp.diagonal_covariance
+            hp.backbone,
+            hp.weights,
+            self.input_size,
+            floor=hp.covariance_floor,
+            diagonal=hp.diagonal_covariance,
         )
 
     def build_optimizers(self) -> list[Optimizer]:
         """Returns AdamW; see `GradientDetector.build_optimizers`."""
         hp, weights = self.hyperparameters, self.network.parameters()
         return [torch.optim.AdamW(weights, hp.lr, weight_decay=hp.weight_decay, fused=True)]
+
+    @classmethod
+    def check_input_size(
+        cls, hyperparameters: GMMContrastiveHyperparameters, image_size: int
+    ) -> None:
+        """Makes sure that the network can see the images; see `Detector.check_input_size`."""
+        super().check_input_size(hyperparameters, image_size)
+        side = hyperparameters.input_size(image_size)
+        check_input(hyperparameters.backbone, side, step=cls.multiple_of, exact=True)
 
     @classmethod
     def prepare(cls, hyperparameters: GMMContrastiveHyperparameters) -> None:

@@ -20,6 +20,7 @@ from torchvision.transforms.functional import rgb_to_grayscale
 
 from anomtune.models.hyperparameters import Protocol, Setting
 from anomtune.models.images.augmix import AugMix, OperationList
+from anomtune.models.layers.backbones import check_stages
 from anomtune.models.layers.feature_matching import MatchedEncoder, Matching
 from anomtune.models.layers.frozen import targets
 from anomtune.models.layers.losses import Loss, alpha_schedule, feature_loss, global_loss
@@ -174,9 +175,17 @@ class GNL(DistillationDetector[GNLHyperparameters]):
         #: The encoder with features matched, and how.
         self._matched: tuple[MatchedEncoder, tuple[Any, ...]] | None = None
 
+    @classmethod
+    def prepare(cls, hyperparameters: GNLHyperparameters) -> None:
+        """Makes sure that weights can be had and features be matched; see `Detector.prepare`."""
+        super().prepare(hyperparameters)
+        if hyperparameters.scoring.matches:
+            check_stages(hyperparameters.backbone)
+
     def build(self) -> ReverseDistillation:
         """Returns RD4AD's network; see `Detector.build`."""
-        return ReverseDistillation(self.hyperparameters.backbone, self.hyperparameters.weights)
+        hp = self.hyperparameters
+        return ReverseDistillation(hp.backbone, hp.weights, self.input_size)
 
     def build_optimizers(self) -> list[Optimizer]:
         """Returns the student's Adam; see `GradientDetector.build_optimizers`."""

@@ -51,6 +51,7 @@ class PatchGaussians(nn.Module):
         weights: Its weights.
         channels: Channels to choose, at most as many as there are.
         generator: Where the choice comes from.
+        size: Side of the images that the encoder will see, in pixels.
 
     Attributes:
         drawn: Of which stage each of the chosen channels is, in the order in which they were drawn.
@@ -58,10 +59,15 @@ class PatchGaussians(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, weights: Weights, channels: int, generator: torch.Generator
+        self,
+        backbone: Backbone,
+        weights: Weights,
+        channels: int,
+        generator: torch.Generator,
+        size: int | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = load_backbone(backbone, weights)
+        self.encoder = load_backbone(backbone, weights, size)
         bounds = torch.tensor(self.encoder.channels).cumsum(0)
         chosen = torch.randperm(int(bounds[-1]), generator=generator)[:channels]
         self.drawn = torch.bucketize(chosen, bounds, right=True)
@@ -113,7 +119,7 @@ class PaDiM(OnePassDetector[PaDiMHyperparameters]):
     def build(self) -> PatchGaussians:
         """Returns encoder and empty statistics; see `Detector.build`."""
         hp = self.hyperparameters
-        return PatchGaussians(hp.backbone, hp.weights, hp.channels, self.generator)
+        return PatchGaussians(hp.backbone, hp.weights, hp.channels, self.generator, self.input_size)
 
     def learn(self, images: Tensor) -> Report:
         """Fills the statistics; see `OnePassDetector.learn`."""

@@ -174,6 +174,7 @@ class MemoryBank(nn.Module):
         weights: Its weights.
         neighbourhood: See `PatchFeatures`.
         embedding: Its ``pooled``.
+        size: Side of the images that the encoder will see, in pixels.
 
     Attributes:
         features: The encoder of patches.
@@ -186,11 +187,16 @@ class MemoryBank(nn.Module):
     bank: Tensor
 
     def __init__(
-        self, backbone: Backbone, weights: Weights, neighbourhood: int, embedding: int = 0
+        self,
+        backbone: Backbone,
+        weights: Weights,
+        neighbourhood: int,
+        embedding: int = 0,
+        size: int | None = None,
     ) -> None:
         super().__init__()
         self.features = PatchFeatures(
-            load_backbone(backbone, weights), (1, 2), neighbourhood, pooled=embedding
+            load_backbone(backbone, weights, size), (1, 2), neighbourhood, pooled=embedding
         )
         self.register_buffer("centre", torch.zeros(self.features.channels))
         self.register_buffer("bank", torch.empty(0, self.features.channels))
@@ -292,22 +298,28 @@ class PatchCore(OnePassDetector[PatchCoreHyperparameters]):
     @classmethod
     def check_input_size(cls, hyperparameters: PatchCoreHyperparameters, image_size: int) -> None:
         """Makes sure that there is a middle to see; see `Detector.check_input_size`."""
-        super().check_input_size(hyperparameters, image_size)
         side, crop = hyperparameters.input_size(image_size), hyperparameters.crop
         if crop is not None and crop > side:
             raise MethodError(
                 f"crop {crop} of images of {side} pixels: set resolution to {crop} or more, or a "
                 "smaller crop"
             )
+        super().check_input_size(hyperparameters, image_size)
+
+    @classmethod
+    def seen(cls, hyperparameters: PatchCoreHyperparameters, image_size: int) -> int:
+        """Returns the side of the middle that the encoder sees; see `OnePassDetector.seen`."""
+        return hyperparameters.crop or super().seen(hyperparameters, image_size)
 
     def build(self) -> MemoryBank:
         """Returns encoder and empty bank; see `Detector.build`."""
         hp = self.hyperparameters
-        return MemoryBank(hp.backbone, hp.weights, hp.neighbourhood, hp.embedding)
+        size = self.seen(hp, self.image_size)
+        return MemoryBank(hp.backbone, hp.weights, hp.neighbourhood, hp.embedding, size)
 
     def inputs(self, images: Tensor) -> Tensor:
         """Returns the middle of images as the encoder sees it; see `OnePassDetector.inputs`."""
-        seen = self.hyperparameters.crop or self.input_size
+        seen = self.seen(self.hyperparameters, self.image_size)
         before = (self.input_size - seen) // 2
         return super().inputs(images[..., before : before + seen, before : before + seen])
 
@@ -409,7 +421,7 @@ class PatchCore(OnePassDetector[PatchCoreHyperparameters]):
     @property
     def seen_size(self) -> int:
         """Side of the middle of a map that the encoder sees."""
-        seen = self.hyperparameters.crop or self.input_size
+        seen = self.seen(self.hyperparameters, self.image_size)
         return round(scaled(seen, self.image_size, self.input_size))
 
     def evidence(self, images: Tensor) -> Evidence:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anomtune.models.hyperparameters import Protocol, Setting
-from anomtune.models.layers.backbones import Backbone, Encoder, Weights, load_backbone
+from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
+from anomtune.models.layers.encoder import Encoder
 from anomtune.models.layers.frozen import targets
 from anomtune.models.layers.losses import alpha_schedule, feature_loss
 from anomtune.models.layers.maps import Pair
@@ -69,11 +70,12 @@ class ReverseDistillation(nn.Module):
     Args:
         backbone: Name of the encoder.
         weights: Its weights.
+        size: Side of the images that it will see, in pixels.
     """
 
-    def __init__(self, backbone: Backbone, weights: Weights) -> None:
+    def __init__(self, backbone: Backbone, weights: Weights, size: int | None = None) -> None:
         super().__init__()
-        self.encoder = load_backbone(backbone, weights).requires_grad_(False)
+        self.encoder = load_backbone(backbone, weights, size).requires_grad_(False)
         self.student = Student(self.encoder)
 
     def train(self, mode: bool = True) -> ReverseDistillation:
@@ -99,7 +101,8 @@ class RD4AD(DistillationDetector[RD4ADHyperparameters]):
 
     def build(self) -> ReverseDistillation:
         """Returns the network; see `Detector.build`."""
-        return ReverseDistillation(self.hyperparameters.backbone, self.hyperparameters.weights)
+        hp = self.hyperparameters
+        return ReverseDistillation(hp.backbone, hp.weights, self.input_size)
 
     def build_optimizers(self) -> list[Optimizer]:
         """Returns the student's Adam; see `GradientDetector.build_optimizers`."""

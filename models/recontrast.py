@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anomtune.models.hyperparameters import Protocol, Setting
-from anomtune.models.layers.backbones import Backbone, Encoder, Weights, load_backbone
+from anomtune.models.layers.backbones import Backbone, Weights, load_backbone
 from anomtune.models.layers.batch_norm import use_partial_norm
+from anomtune.models.layers.encoder import Encoder
 from anomtune.models.layers.frozen import targets
 from anomtune.models.layers.losses import Loss, alpha_schedule, feature_loss
 from anomtune.models.layers.maps import Pair
@@ -212,6 +213,7 @@ class ContrastNetwork(nn.Module):
     Args:
         backbone: Name of the encoder.
         weights: Weights it starts from.
+        size: Side of the images that it will see, in pixels.
         train_encoder: Whether the encoder learns; if not it stays in eval mode.
         dual: Whether a frozen copy of the encoder is the second view.
         encoder_bn: Batch norm of a trained encoder.
@@ -222,6 +224,7 @@ class ContrastNetwork(nn.Module):
         self,
         backbone: Backbone,
         weights: Weights,
+        size: int | None = None,
         *,
         train_encoder: bool,
         dual: bool,
@@ -229,7 +232,7 @@ class ContrastNetwork(nn.Module):
         partial_threshold: float = 5e-4,
     ) -> None:
         super().__init__()
-        self.encoder = load_backbone(backbone, weights).requires_grad_(train_encoder)
+        self.encoder = load_backbone(backbone, weights, size).requires_grad_(train_encoder)
         # Copied before its batch norm is replaced: the frozen view stays as pretrained.
         self.frozen = copy.deepcopy(self.encoder).requires_grad_(False) if dual else None
         if encoder_bn.startswith("partial") and train_encoder:
@@ -278,6 +281,7 @@ class ReContrast(DistillationDetector[ReContrastHyperparameters]):
         return ContrastNetwork(
             hp.backbone,
             hp.weights,
+            self.input_size,
             train_encoder=hp.train_encoder,
             dual=hp.dual,
             encoder_bn=hp.encoder_bn,

@@ -12,7 +12,7 @@ from anomtune.datasets.io.remote import has_secrets, is_uri, mask_uri
 from anomtune.datasets.splits.audit import find_missing
 from anomtune.datasets.splits.damage import check_without
 from anomtune.datasets.splits.split import SearchSplit, load_search_split
-from anomtune.errors import SweepError, suggest
+from anomtune.errors import MethodError, SweepError, suggest
 from anomtune.names import LONGEST, to_name, to_text
 from anomtune.registry import METHODS
 from anomtune.search.config import Sweep, check_extends
@@ -62,7 +62,7 @@ def prepare(sweep: Sweep, storage: Storage, on_event: Observer) -> Preparation:
     check_directory(storage, config)
     storage.check_writable()  # before images are decoded, which may take hours
     _check_names(storage, config)
-    for note in prepare_methods(plans.values(), config.dataset.root):
+    for note in prepare_methods(plans.values(), config.dataset.root, config.image_size):
         on_event(Note(f"note: {note}"))
     return Preparation(config, plans, _open_splits(config, on_event), winners)
 
@@ -174,8 +174,12 @@ def _check_foreign(folder: Path, root: str | None) -> list[str]:
     return [f"{folder}: {left_out(passed_over)}"] if passed_over else []
 
 
-def prepare_methods(plans: Iterable[SearchPlan], root: str | None) -> tuple[str, ...]:
-    """Makes sure that weights and foreign images of every config can be had, before any trial.
+def prepare_methods(
+    plans: Iterable[SearchPlan], root: str | None, image_size: int
+) -> tuple[str, ...]:
+    """Makes sure, before any trial, that every config can be trained.
+
+    Its weights and foreign images can be had, and its network can see images of its size.
 
     Returns:
         What was passed over among the foreign images, a line for each folder.
@@ -188,7 +192,12 @@ def prepare_methods(plans: Iterable[SearchPlan], root: str | None) -> tuple[str,
     }
     found: list[str] = []
     for (method, _), config in configs.items():
-        METHODS.get(method).prepare(config)
+        detector = METHODS.get(method)
+        detector.prepare(config)
+        try:
+            detector.check_input_size(config, image_size)
+        except MethodError as error:
+            raise SweepError(f"methods.{method}: {error}") from None
         source = config.foreign_images()
         if source is not None and source != "categories":
             found += _check_foreign(Path(source).expanduser(), root)

@@ -7,8 +7,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalise(images: Tensor, device: torch.device) -> Tensor:
@@ -21,8 +21,8 @@ def normalise(images: Tensor, device: torch.device) -> Tensor:
 def _imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns mean and deviation of 8-bit images; kept, as each copy makes the CPU wait."""
     with torch.inference_mode(False):  # Kept for training, whoever asks first.
-        mean = torch.tensor(_IMAGENET_MEAN, device=device).view(1, 3, 1, 1) * 255
-        std = torch.tensor(_IMAGENET_STD, device=device).view(1, 3, 1, 1) * 255
+        mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1) * 255
+        std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1) * 255
     return mean, std
 
 

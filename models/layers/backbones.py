@@ -1,6 +1,6 @@
-"""Encoders: the first three stages of torchvision's networks, with its ImageNet weights.
+"""Encoders by name: the first three stages of torchvision's networks, and any of timm's.
 
-ImageNet files are looked for where torchvision keeps them, then in an installed package that
+ImageNet files of torchvision are looked for where it keeps them, then in an installed package that
 ships the same file, and are downloaded last. A file counts only if its SHA-256 begins as its
 name says. There is no fall-back to random weights.
 """
@@ -17,16 +17,43 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, cast
+from types import ModuleType
+from typing import Annotated, Any, Literal, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from pydantic import AfterValidator
+from torch import Tensor
 
-from anomtune.errors import MethodError
-from anomtune.models.layers.frozen import KnownFeatures
+from anomtune.errors import MethodError, suggest
+from anomtune.models.layers.encoder import Encoder, use_strided_depthwise
+from anomtune.models.layers.weights import SUFFIXES, find_file, is_file, read_weights
 
-Backbone = Literal["resnet18", "resnet34", "resnet50", "wide_resnet50_2", "mobilenet_v2"]
-Weights = Literal["imagenet", "random"]
+Torchvision = Literal["resnet18", "resnet34", "resnet50", "wide_resnet50_2", "mobilenet_v2"]
+
+#: Those that are searched: torchvision's.
+BACKBONES: tuple[Torchvision, ...] = get_args(Torchvision)
+
+#: What the names of timm's begin with.
+TIMM = "timm/"
+
+
+def _check_name(name: str) -> str:
+    if name in BACKBONES or re.fullmatch(rf"{TIMM}\w+(\.\w+)?", name, re.ASCII):
+        return name
+    raise ValueError(f"no {name!r}{suggest(name, [*BACKBONES, f'{TIMM}NAME'])}")
+
+
+def _check_weights(weights: str) -> str:
+    if weights in {"imagenet", "random"} or is_file(weights):
+        return weights
+    known = ["imagenet", "random", f"a file ({', '.join(SUFFIXES)})"]
+    raise ValueError(f"no {weights!r}{suggest(weights, known)}")
+
+
+#: One of `BACKBONES`, or ``timm/NAME``.
+Backbone = Annotated[str, AfterValidator(_check_name)]
+#: ``imagenet``, ``random``, or the absolute path of a file.
+Weights = Annotated[str, AfterValidator(_check_weights)]
 
 #: Whether encoders are built for weights that come later, from a file of a trained detector.
 _weights_come_later: ContextVar[bool] = ContextVar("weights_come_later", default=False)
@@ -42,7 +69,7 @@ class _Source:
 
 
 @cache
-def _sources() -> dict[Backbone, _Source]:
+def _sources() -> dict[str, _Source]:
     """Returns where each backbone comes from; IMAGENET1K_V1 weights are those of the papers."""
     # Takes seconds of a process's start, which those that need no backbone should not wait for.
     from torchvision import models as tv  # noqa: PLC0415
@@ -58,42 +85,7 @@ def _sources() -> dict[Backbone, _Source]:
     }
 
 
-class _Encoder(nn.Module):
-    """What encoders share.
-
-    Attributes:
-        known: Features of images that a frozen encoder is shown again and again; ``None``: none
-            are known, or its weights have changed.
-    """
-
-    known: KnownFeatures | None = None
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Returns the maps of strides 4, 8 and 16 of normalised images ``(B, 3, S, S)``."""
-        if self.known is not None and (found := self.known.find(images)) is not None:
-            return found
-        first = self.stage(1, images)
-        second = self.stage(2, first)
-        return [first, second, self.stage(3, second)]
-
-    def stage(self, number: int, x: Tensor) -> Tensor:
-        """Returns the map of stage 1, 2 or 3 of the map before it; stage 1 takes images."""
-        raise NotImplementedError
-
-    def digest(self) -> str:
-        """Returns what names the weights and statistics, whatever file they came from."""
-        content = hashlib.blake2b(digest_size=16)
-        for name, value in self.state_dict().items():
-            content.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            content.update(value.cpu().contiguous().view(-1).numpy())
-        return content.hexdigest()
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.known = None
-
-
-class ResNetEncoder(_Encoder):
+class ResNetEncoder(Encoder):
     """Stem and layers 1 to 3 of a torchvision ResNet.
 
     Attributes:
@@ -128,28 +120,7 @@ class ResNetEncoder(_Encoder):
         return cast(Tensor, (self.layer1, self.layer2, self.layer3)[number - 1](x))
 
 
-class StridedDepthwise(nn.Conv2d):
-    """Depthwise convolution with a stride, which CPUs compute in float32.
-
-    For its gradient in bfloat16 they have no kernel, and take 9 to 45 times as long (torch 2.14).
-
-    Args:
-        layer: To take the place of.
-    """
-
-    def __init__(self, layer: nn.Conv2d) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update(layer.__dict__)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns what the layer would."""
-        if x.device.type != "cpu":
-            return super().forward(x)
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(x.to(self.weight.dtype))
-
-
-class MobileNetV2Encoder(_Encoder):
+class MobileNetV2Encoder(Encoder):
     """Features 0 to 13 of torchvision's MobileNetV2: maps of strides 4, 8 and 16.
 
     Attributes are those of `ResNetEncoder`; ``blocks``, ``expansion`` and ``base_width``
@@ -165,10 +136,7 @@ class MobileNetV2Encoder(_Encoder):
     def __init__(self, mobilenet: Any) -> None:
         super().__init__()
         self.features = mobilenet.features[:14]
-        for block in self.features.modules():
-            for name, layer in block.named_children():
-                if isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.stride != (1, 1):
-                    setattr(block, name, StridedDepthwise(layer))
+        use_strided_depthwise(self.features)
 
     def stage(self, number: int, x: Tensor) -> Tensor:
         """Returns the map of stage 1, 2 or 3 of the map before it; stage 1 takes images."""
@@ -176,23 +144,28 @@ class MobileNetV2Encoder(_Encoder):
         return cast(Tensor, self.features[start:end](x))
 
 
-Encoder = ResNetEncoder | MobileNetV2Encoder
-
-
-def load_backbone(name: Backbone, weights: Weights) -> Encoder:
+def load_backbone(name: Backbone, weights: Weights, size: int | None = None) -> Encoder:
     """Returns a new encoder in eval mode.
 
     Args:
-        name: One of `Backbone`.
-        weights: ``imagenet`` or ``random`` (torchvision's own initialisation).
+        name: One of `BACKBONES`, or ``timm/NAME``.
+        weights: ``imagenet``, ``random`` (the library's own initialisation), or a file of weights
+            as the library names them.
+        size: Side of the images that it will see, in pixels, which some of timm's networks are
+            built for; ``None``: what the network was published for.
 
     Raises:
-        MethodError: If the ImageNet weights cannot be had; says which file to put where.
+        MethodError: If the network or its weights cannot be had; says which file to put where.
     """
-    if weights == "random" or _weights_come_later.get():
+    random = weights == "random" or _weights_come_later.get()
+    if name.startswith(TIMM):
+        name = name.removeprefix(TIMM)
+        file = None if random else _timm().weights_file(name, weights)
+        return cast("Encoder", _timm().load(name, file, size).eval())
+    if random:
         encoder = _build(name)
     else:
-        state = _imagenet_state(name)
+        state = _state(name, weights)
         encoder = copy.deepcopy(_without_values(name))
         encoder.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
     return encoder.eval()
@@ -212,39 +185,88 @@ def prepare_weights(name: Backbone, weights: Weights) -> None:
     """Makes sure that `load_backbone` will find its weights, without reading them into memory.
 
     Raises:
-        MethodError: If the ImageNet weights cannot be had; says which file to put where.
+        MethodError: If the network or its weights cannot be had; says which file to put where.
     """
-    if weights == "imagenet":
-        _weights_file(name)
+    if name.startswith(TIMM):
+        name = name.removeprefix(TIMM)
+        _timm().check_name(name)
+        if weights != "random":
+            _timm().weights_file(name, weights)
+    elif weights != "random":
+        _file(name, weights)
 
 
-def _build(name: Backbone) -> Encoder:
+def check_input(
+    name: Backbone, side: int, *, step: int = 1, exact: bool = False, unit: bool = False
+) -> None:
+    """Makes sure that a network can see images of a size. torchvision's can see any.
+
+    Args:
+        name: One of `BACKBONES`, or ``timm/NAME``.
+        side: Of the images, in pixels.
+        step: What the method wants them to be multiples of.
+        exact: Whether each map must have as many positions as its stride goes into the side, and
+            the coarsest an even number of them, for decoders.
+        unit: Whether pixels are not normalised.
+
+    Raises:
+        MethodError: If it cannot, or there is no such network.
+    """
+    if name.startswith(TIMM) and not _weights_come_later.get():
+        _timm().check_input(name.removeprefix(TIMM), side, step=step, exact=exact, unit=unit)
+
+
+def check_stages(name: Backbone) -> None:
+    """Makes sure that the maps of a network lie on one way, so that one decides on the next.
+
+    Raises:
+        MethodError: If not, or there is no such network.
+    """
+    if name.startswith(TIMM):
+        _timm().check_stages(name.removeprefix(TIMM))
+
+
+def _timm() -> ModuleType:
+    """Returns what knows timm's networks, which takes a while to import and may not be there."""
+    from anomtune.models.layers import timm_backbones  # noqa: PLC0415
+
+    return timm_backbones
+
+
+def _build(name: str) -> Encoder:
     network = _sources()[name].build()
     return MobileNetV2Encoder(network) if name == "mobilenet_v2" else ResNetEncoder(network)
 
 
 @cache
-def _without_values(name: Backbone) -> Encoder:
+def _without_values(name: str) -> Encoder:
     """Returns an encoder to copy: building one takes a CPU ten times as long."""
     with torch.device("meta"):  # spares an initialisation that would be overwritten
         return _build(name)
 
 
 @cache
-def _imagenet_state(name: Backbone) -> Mapping[str, Tensor]:
-    """Returns the encoder's part of the ImageNet weights; a worker reads each file once."""
-    path = _weights_file(name)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds on a bad file
-        raise MethodError(
-            f"{path} cannot be read as weights ({type(error).__name__}): delete it"
-        ) from error
-    # Files older than torch 0.4.1 have no num_batches_tracked.
-    return {key: state.get(key, torch.tensor(0)) for key in _without_values(name).state_dict()}
+def _state(name: str, weights: Weights) -> Mapping[str, Tensor]:
+    """Returns the encoder's part of its weights; a worker reads each file once."""
+    path = _file(name, weights)
+    state = read_weights(path)
+    wanted = _without_values(name).state_dict()
+    for key, value in wanted.items():
+        if key.endswith("num_batches_tracked"):  # Files older than torch 0.4.1 have none.
+            state.setdefault(key, torch.tensor(0))
+        elif key not in state or state[key].shape != value.shape:
+            raise MethodError(
+                f"{path} does not fit {name}: no {key} of shape {tuple(value.shape)} in it; its "
+                f"first is {next(iter(state))}"
+            )
+    return {key: state[key] for key in wanted}
 
 
-def _weights_file(name: Backbone) -> Path:
+def _file(name: str, weights: Weights) -> Path:
+    return _weights_file(name) if weights == "imagenet" else find_file(weights)
+
+
+def _weights_file(name: str) -> Path:
     url = _sources()[name].url
     filename = PurePosixPath(url).name
     folder = Path(torch.hub.get_dir()) / "checkpoints"

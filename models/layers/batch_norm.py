@@ -62,4 +62,8 @@ def use_partial_norm(network: nn.Module, threshold: float, *, pretrained: bool) 
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, PartialNorm(child, threshold, pretrained=pretrained))
+                norm: nn.Module = PartialNorm(child, threshold, pretrained=pretrained)
+                # timm's has the activation that follows in it.
+                if isinstance(act := getattr(child, "act", None), nn.Module):
+                    norm = nn.Sequential(norm, act)
+                setattr(module, name, norm)

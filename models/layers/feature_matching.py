@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from anomtune.models.layers.backbones import Encoder
+from anomtune.models.layers.encoder import Encoder
 
 Matching = Literal["efdm", "mixstyle", "both"]
 
@@ -72,15 +72,13 @@ class MatchedEncoder:
         self._distributions = {k: Distribution.of(maps[k - 1][0]) for k in stages}
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Returns the maps of strides 4, 8 and 16 of normalised images ``(B, 3, S, S)``."""
-        maps: list[Tensor] = []
-        x = images
-        for number in (1, 2, 3):
-            x = self._encoder.stage(number, x)
-            if number in self._distributions:
-                x = match(x, self._distributions[number], self._matching, self._weight)
-            maps.append(x)
-        return maps
+        """Returns the three maps of normalised images ``(B, 3, S, S)``."""
+        return self._encoder.maps(images, self._change)
+
+    def _change(self, number: int, x: Tensor) -> Tensor:
+        if number not in self._distributions:
+            return x
+        return match(x, self._distributions[number], self._matching, self._weight)
 
 
 def match(features: Tensor, reference: Distribution, matching: Matching, weight: float) -> Tensor:

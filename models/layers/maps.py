@@ -6,7 +6,6 @@ Papers give lengths for maps of 256 pixels: they scale with the map.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -26,16 +25,19 @@ def cosine_map(target: Tensor, prediction: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(target.float(), prediction.float(), dim=1, eps=1e-8)
 
 
-def distance_maps(pairs: Sequence[Pair]) -> tuple[Tensor, ...]:
+def distance_maps(pairs: Sequence[Pair], scales: int = 3) -> tuple[Tensor, ...]:
     """Returns the distances of features, a map ``(B, h, w)`` per scale, from fine to coarse.
 
     Pairs of the same scale, the views of an image, are summed (RD4AD and ReContrast, official
     code).
+
+    Args:
+        pairs: Of all scales of one view after another.
+        scales: Their number; several may be of one size.
     """
-    by_scale: dict[int, list[Tensor]] = defaultdict(list)
-    for target, prediction in pairs:
-        by_scale[target.shape[-1]].append(cosine_map(target, prediction))
-    return tuple(torch.stack(maps).sum(0) for _, maps in sorted(by_scale.items(), reverse=True))
+    distances = [cosine_map(target, prediction) for target, prediction in pairs]
+    maps = [torch.stack(distances[number::scales]).sum(0) for number in range(scales)]
+    return tuple(sorted(maps, key=lambda one: one.shape[-1], reverse=True))
 
 
 def resized(

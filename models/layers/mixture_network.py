@@ -33,6 +33,7 @@ class MixtureNetwork(nn.Module):
     Args:
         backbone: Name of the backbone.
         weights: Its weights.
+        size: Side of the images that it will see, in pixels.
         floor: Added to the variances of the mixtures.
         diagonal: Whether their covariances are diagonal instead of full.
     """
@@ -42,11 +43,17 @@ class MixtureNetwork(nn.Module):
     tau: Tensor
 
     def __init__(
-        self, backbone: Backbone, weights: Weights, *, floor: float, diagonal: bool
+        self,
+        backbone: Backbone,
+        weights: Weights,
+        size: int | None = None,
+        *,
+        floor: float,
+        diagonal: bool,
     ) -> None:
         super().__init__()
         self._floor, self._diagonal = floor, diagonal
-        self.features = PatchFeatures(load_backbone(backbone, weights))
+        self.features = PatchFeatures(load_backbone(backbone, weights, size))
         self.register_buffer("mean", torch.zeros(self.features.channels))
         self.register_buffer("tau", torch.zeros(()))
         self.allocate(0, 0, 0)

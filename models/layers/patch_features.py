@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomtune.models.layers.backbones import Encoder
+from anomtune.models.layers.encoder import Encoder
 
 
 class PatchFeatures(nn.Module):
@@ -20,8 +20,7 @@ class PatchFeatures(nn.Module):
     and 3).
 
     Args:
-        encoder: Gives the maps of strides 4, 8 and 16. Its mode and gradients are the caller's
-            business.
+        encoder: Gives three maps. Its mode and gradients are the caller's business.
         stages: Which of its maps, ascending, 0 to 2.
         neighbourhood: Side of the averaged neighbourhood in positions of the stage; odd.
         pooled: Length of the feature vectors, to which each stage and then both together are
@@ -43,7 +42,7 @@ class PatchFeatures(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.channels = pooled or sum(encoder.channels[stage] for stage in stages)
-        self.stride = 4 * 2 ** stages[0]
+        self.stride = encoder.strides[stages[0]]
         self._stages = tuple(stages)
         self._neighbourhood = neighbourhood
         self._pooled = pooled

@@ -1,9 +1,11 @@
 """The student of reverse distillation: a one-class bottleneck and a decoder.
 
 Source: RD4AD (Deng and Li, CVPR 2022) and its official code; ReContrast (NeurIPS 2023) shares
-both and adds output heads. The decoder mirrors the encoder stage by stage. For MobileNetV2,
-which neither paper uses, the student is ResNet18's at the encoder's own widths (24, 32, 96), with
-heads, as its features can be negative and those of the blocks cannot.
+both and adds output heads. The decoder mirrors the encoder stage by stage. For MobileNetV2 and
+timm's networks, which neither paper uses, the student is ResNet18's at the encoder's own widths
+(with the blocks of ResNet50 where the third is 512 or more), with heads, as their features can be
+negative and those of the blocks cannot. Between maps of the same stride, as a vision transformer
+has them, nothing is resampled.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from anomtune.models.layers.backbones import Encoder, MobileNetV2Encoder
+from anomtune.models.layers.backbones import ResNetEncoder
+from anomtune.models.layers.encoder import Encoder
 
 
 class BasicBlock(nn.Module):
@@ -85,7 +88,8 @@ Block = type[BasicBlock] | type[BottleneckBlock]
 class OneClassBottleneck(nn.Module):
     """Multi-scale feature fusion (MFF) and one-class embedding (OCE).
 
-    Brings the three maps to stride 16, joins them and compresses them to stride 32.
+    Brings the three maps to the stride of the third, 16 of most encoders, joins them and compresses
+    them to twice that stride.
 
     Args:
         encoder: Gives channels and kind of blocks.
@@ -94,12 +98,15 @@ class OneClassBottleneck(nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         first, second, third = encoder.channels
-        self.fuse1 = nn.Sequential(*_halve(first, second), *_halve(second, third))
-        self.fuse2 = nn.Sequential(*_halve(second, third))
+        to_second, to_third = _halvings(encoder)
+        self.fuse1 = nn.Sequential(
+            *_bring(first, second, to_second), *_bring(second, third, to_third)
+        )
+        self.fuse2 = nn.Sequential(*_bring(second, third, to_third))
         # The official module: 2 blocks for ResNet18, 3 for the deeper networks.
         n_blocks = 2 if encoder.blocks == (2, 2, 2) else 3
         self.embed = _stage(encoder, 3 * third, 2 * third, n_blocks, "down")
-        if not isinstance(encoder, MobileNetV2Encoder):
+        if isinstance(encoder, ResNetEncoder):
             # Never used: the official module declares this layer, and the parameter counts
             # published by both papers include it.
             self.dead = nn.Sequential(
@@ -108,7 +115,7 @@ class OneClassBottleneck(nn.Module):
         _initialise(self)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Returns ``(B, 2 C3, S/32, S/32)`` from the maps ``(B, Ck, S/4.., S/4..)``."""
+        """Returns ``(B, 2 C3, h/2, w/2)`` from the maps, the third being ``(B, C3, h, w)``."""
         first, second, third = features
         joined = torch.cat([self.fuse1(first), self.fuse2(second), third], dim=1)
         return cast(Tensor, self.embed(joined))
@@ -128,9 +135,10 @@ class Decoder(nn.Module):
         first, second, third = encoder.channels
         # Numbers of blocks in the encoder's order, as in the official code.
         n3, n2, n1 = encoder.blocks
+        to_second, to_third = _halvings(encoder)
         self.up3 = _stage(encoder, 2 * third, third, n3, "up")
-        self.up2 = _stage(encoder, third, second, n2, "up")
-        self.up1 = _stage(encoder, second, first, n1, "up")
+        self.up2 = _stage(encoder, third, second, n2, "up", times=to_third)
+        self.up1 = _stage(encoder, second, first, n1, "up", times=to_second)
         self.heads = nn.ModuleList(
             nn.ModuleList(nn.Conv2d(channels, channels, 1) for channels in encoder.channels)
             for _ in range(views)
@@ -138,10 +146,10 @@ class Decoder(nn.Module):
         _initialise(self)
 
     def forward(self, embedding: Tensor) -> list[list[Tensor]]:
-        """Returns, for each view, the maps of strides 4, 8 and 16 of its share of the batch.
+        """Returns, for each view, the three maps of its share of the batch.
 
         Args:
-            embedding: ``(V B, 2 C3, S/32, S/32)``: the batches of the V views one after another.
+            embedding: ``(V B, 2 C3, h/2, w/2)``: the batches of the V views one after another.
         """
         third = self.up3(embedding)
         second = self.up2(third)
@@ -180,13 +188,29 @@ class Student(nn.Module):
         return cast(list[list[Tensor]], self.decoder(self.bottleneck(joined or views[0])))
 
 
-def _stage(encoder: Encoder, inputs: int, outputs: int, blocks: int, resample: str) -> nn.Module:
+def _stage(
+    encoder: Encoder, inputs: int, outputs: int, blocks: int, resample: str, *, times: int = 1
+) -> nn.Module:
+    """Returns residual blocks, of which the first ``times`` halve or double the size."""
     block: Block = BottleneckBlock if encoder.expansion == 4 else BasicBlock
     planes = outputs // block.expansion
     return nn.Sequential(
-        block(inputs, planes, resample, encoder.base_width),
-        *(block(outputs, planes, "", encoder.base_width) for _ in range(blocks - 1)),
+        *(
+            block(
+                outputs if number else inputs,
+                planes,
+                resample if number < times else "",
+                encoder.base_width,
+            )
+            for number in range(max(blocks, times))
+        )
     )
+
+
+def _halvings(encoder: Encoder) -> tuple[int, int]:
+    """Returns how often maps are halved from the first to the second, and on to the third."""
+    first, second, third = encoder.strides
+    return (second // first).bit_length() - 1, (third // second).bit_length() - 1
 
 
 def _conv3x3(inputs: int, outputs: int, resample: str = "") -> nn.Module:
@@ -207,8 +231,14 @@ def _shortcut(inputs: int, outputs: int, resample: str) -> nn.Module:
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
 
 
-def _halve(inputs: int, outputs: int) -> list[nn.Module]:
-    return [_conv3x3(inputs, outputs, "down"), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+def _bring(inputs: int, outputs: int, halvings: int) -> list[nn.Module]:
+    """Returns convolutions that halve maps so often, at least one."""
+    layers: list[nn.Module] = []
+    for number in range(max(1, halvings)):
+        resample = "down" if number < halvings else ""
+        convolution = _conv3x3(outputs if number else inputs, outputs, resample)
+        layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    return layers
 
 
 def _initialise(module: nn.Module) -> None:

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from anomtune.models.hyperparameters import Setting, TrainedHyperparameters
 from anomtune.models.images.pixels import normalise, unit_range
-from anomtune.models.layers.backbones import Backbone, Weights, prepare_weights
+from anomtune.models.layers.backbones import (
+    BACKBONES,
+    Backbone,
+    Weights,
+    check_input,
+    prepare_weights,
+)
 from anomtune.models.layers.evidence import Evidence
 from anomtune.models.layers.losses import Loss
 from anomtune.models.layers.maps import Pair, distance_maps
@@ -31,13 +37,16 @@ class DistillationHyperparameters(TrainedHyperparameters):
         ),
     )
 
-    backbone: Annotated[Backbone, Choice(choices=get_args(Backbone))] = Field(
+    backbone: Annotated[Backbone, Choice(choices=BACKBONES)] = Field(
         default="wide_resnet50_2",
         description="The encoder. Source: both papers; range from ReContrast, Table A5, and "
-        "RD4AD's code; mobilenet_v2 is ours, for CPUs.",
+        "RD4AD's code; mobilenet_v2 is ours, for CPUs, and timm/NAME is any of timm's with "
+        "feature maps.",
     )
     weights: Weights = Field(
-        default="imagenet", description="Weights the encoder starts from. Source: both papers."
+        default="imagenet",
+        description="Weights the encoder starts from: imagenet, random or a file. Source: both "
+        "papers.",
     )
     resolution: Annotated[int | None, SizeRange(factors=(0.75, 1.0, 1.5))] = Field(
         default=None,
@@ -107,6 +116,19 @@ class DistillationDetector(GradientDetector[D]):
     multiple_of = 32
     smallest_input = 32
     align_corners = True
+
+    @classmethod
+    def check_input_size(cls, hyperparameters: D, image_size: int) -> None:
+        """Makes sure that the network can see the images; see `Detector.check_input_size`."""
+        super().check_input_size(hyperparameters, image_size)
+        side = hyperparameters.input_size(image_size)
+        check_input(
+            hyperparameters.backbone,
+            side,
+            step=cls.multiple_of,
+            exact=True,
+            unit=hyperparameters.pixels == "unit",
+        )
 
     @classmethod
     def prepare(cls, hyperparameters: D) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, TypeVar, get_args
+from typing import Annotated, TypeVar
 
 import torch
 from pydantic import Field
@@ -12,7 +12,14 @@ from torch import Tensor
 
 from anomtune.models.base import Detector
 from anomtune.models.hyperparameters import Hyperparameters
-from anomtune.models.layers.backbones import Backbone, Encoder, Weights, prepare_weights
+from anomtune.models.layers.backbones import (
+    BACKBONES,
+    Backbone,
+    Weights,
+    check_input,
+    prepare_weights,
+)
+from anomtune.models.layers.encoder import Encoder
 from anomtune.models.ranges import Choice, SizeRange
 from anomtune.models.scoring import Scoring
 from anomtune.models.training.report import Report
@@ -24,13 +31,15 @@ _BATCH = 16
 class OnePassHyperparameters(Hyperparameters):
     """What can be set of every method of the kind."""
 
-    backbone: Annotated[Backbone, Choice(choices=get_args(Backbone))] = Field(
+    backbone: Annotated[Backbone, Choice(choices=BACKBONES)] = Field(
         default="wide_resnet50_2",
         description="The frozen encoder. Source: both papers (PaDiM: ResNet-18 as well); "
-        "the other ones are ours, as for the other methods.",
+        "the other ones are ours, as for the other methods; timm/NAME is any of timm's with "
+        "feature maps.",
     )
     weights: Weights = Field(
-        default="imagenet", description="Weights of the encoder. Source: both papers."
+        default="imagenet",
+        description="Weights of the encoder: imagenet, random or a file. Source: both papers.",
     )
     resolution: Annotated[int | None, SizeRange(factors=(0.75, 1.0, 1.5, 2.0))] = Field(
         default=None,
@@ -76,6 +85,17 @@ class OnePassDetector(Detector[H]):
     @abstractmethod
     def learn(self, images: Tensor) -> Report:
         """Fills the network's buffers from all training images; returns figures about them."""
+
+    @classmethod
+    def check_input_size(cls, hyperparameters: H, image_size: int) -> None:
+        """Makes sure that the encoder can see the images; see `Detector.check_input_size`."""
+        super().check_input_size(hyperparameters, image_size)
+        check_input(hyperparameters.backbone, cls.seen(hyperparameters, image_size))
+
+    @classmethod
+    def seen(cls, hyperparameters: H, image_size: int) -> int:
+        """Returns the side of the part of the images that the encoder sees, in pixels."""
+        return hyperparameters.input_size(image_size)
 
     @classmethod
     def prepare(cls, hyperparameters: H) -> None:

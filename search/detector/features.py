@@ -22,7 +22,7 @@ from torch import Tensor
 
 from anomtune.datasets.io import store
 from anomtune.models.base import Detector
-from anomtune.models.layers.backbones import Encoder
+from anomtune.models.layers.encoder import Encoder
 from anomtune.models.layers.frozen import KnownFeatures, digests_of
 
 FORMAT = 2  # Raise it when features are computed otherwise.

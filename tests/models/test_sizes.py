@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from anomtune.models.layers.backbones import Backbone
+from anomtune.models.layers.backbones import BACKBONES, Backbone
 from anomtune.models.layers.reverse_distillation import Student
 from anomtune.models.rd4ad import ReverseDistillation
 from anomtune.models.recontrast import ContrastNetwork
@@ -121,7 +121,7 @@ def test_costs_are_those_published(
     assert giga_macs(recontrast(backbone), conv_only=True) == pytest.approx(rc_true, abs=6e-4)
 
 
-@pytest.mark.parametrize("backbone", get_args(Backbone))
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_feature_shapes(backbone: Backbone) -> None:
     channels = {
         "resnet18": (64, 128, 256),

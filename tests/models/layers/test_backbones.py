@@ -49,9 +49,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     monkeypatch.setattr(backbones, "_PACKAGE", "no-such-package-at-all")
-    backbones._imagenet_state.cache_clear()
+    backbones._state.cache_clear()
     yield hub
-    backbones._imagenet_state.cache_clear()
+    backbones._state.cache_clear()
 
 
 def use(monkeypatch: pytest.MonkeyPatch, filename: str) -> None:

@@ -10,8 +10,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from anomtune.models.layers.backbones import StridedDepthwise, load_backbone
+from anomtune.models.layers.backbones import load_backbone
 from anomtune.models.layers.batch_norm import PartialNorm
+from anomtune.models.layers.encoder import StridedDepthwise
 from anomtune.models.rd4ad import RD4AD, RD4ADHyperparameters
 from anomtune.models.recontrast import (
     ContrastNetwork,

@@ -36,6 +36,7 @@ class _Wide(nn.Module):
     """WideResNet50's second and third stage: 512 and 1024 channels."""
 
     channels = (256, 512, 1024)
+    strides = (4, 8, 16)
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()

@@ -65,7 +65,7 @@ def test_every_method_is_saved_without_what_only_training_needs(
     def no_file(*arguments: object) -> None:
         raise AssertionError("ImageNet weights were asked for")
 
-    monkeypatch.setattr(backbones, "_imagenet_state", no_file)
+    monkeypatch.setattr(backbones, "_state", no_file)
     monkeypatch.setattr(backbones, "_weights_file", no_file)
     loaded, read = load_detector(tmp_path)
     side = loaded.input_size
