@@ -18,6 +18,13 @@ TINY: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random", "batch_
 
 #: Settings with which a method learns in a few seconds: sizes and lengths alone.
 SHORT: dict[str, dict[str, Any]] = {
+    "deep_svdd": {
+        "resolution": SIZE,
+        "batch_size": 8,
+        "iterations": 100,
+        "pretraining": 0.35,
+        "lr": 1e-3,
+    },
     "gmm_contrastive": {**TINY, "iterations": 4, "dimensions": 16, "components": 4, "em_steps": 5},
     "gnl": {**TINY, "epochs": 2},
     "padim": {"backbone": "mobilenet_v2", "weights": "random", "channels": 20},
@@ -82,5 +89,5 @@ def test_an_obvious_defect_scores_above_its_clean_twin(
 @pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(SHORT))
 def test_fifty_trainings_in_one_process_leave_nothing_behind(method: str) -> None:
-    changes = {"resolution": 32} if method in ("spr", "ssae") else {}
+    changes = {"resolution": 32} if method in ("deep_svdd", "spr", "ssae") else {}
     check_memory(METHODS.get(method), hyperparameters(method, **changes), image_size=32)

@@ -16,6 +16,7 @@ from anomtune.registry import METHODS
 
 #: What each method's paper counts, and how much.
 PAPERS = {
+    "deep_svdd": ("epochs", 500),
     "gmm_contrastive": ("iterations", 1000),
     "gnl": ("epochs", 20),
     "rd4ad": ("epochs", 200),
@@ -26,6 +27,7 @@ PAPERS = {
 OTHER = {"epochs": "iterations", "iterations": "epochs"}
 NETWORK = {"backbone": "mobilenet_v2", "weights": "random"}
 SMALL: dict[str, dict[str, Any]] = {
+    "deep_svdd": {"resolution": 64},
     "gmm_contrastive": {**NETWORK, "dimensions": 6, "components": 3, "em_steps": 3},
     "gnl": NETWORK,
     "rd4ad": {**NETWORK, "loss": "global_hm"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,8 @@ pytest.importorskip("onnxscript")
 #: A translation takes as long as there are layers; ResNet18 has the fewest.
 SMALL = {"backbone": "resnet18"}
 #: Short trainings, and settings that take the harder ways to a map.
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
+    "deep_svdd": {"iterations": 4},
     "gmm_contrastive": {**SMALL, "iterations": 1, "resolution": 48},
     "gnl": {**SMALL, "epochs": 1, "scoring": {"fdm": "both", "normalise": "position"}},
     "padim": SMALL,
