@@ -26,6 +26,8 @@ from anomtune.models.layers.frozen import KnownFeatures
 
 Backbone = Literal["resnet18", "resnet34", "resnet50", "wide_resnet50_2", "mobilenet_v2"]
 Weights = Literal["imagenet", "random"]
+#: Networks that are no choice of backbone: a method asks for this one alone.
+_Name = Backbone | Literal["vgg16"]
 
 #: Whether encoders are built for weights that come later, from a file of a trained detector.
 _weights_come_later: ContextVar[bool] = ContextVar("weights_come_later", default=False)
@@ -41,7 +43,7 @@ class _Source:
 
 
 @cache
-def _sources() -> dict[Backbone, _Source]:
+def _sources() -> dict[_Name, _Source]:
     """Returns where each backbone comes from; IMAGENET1K_V1 weights are those of the papers."""
     # Takes seconds of a process's start, which those that need no backbone should not wait for.
     from torchvision import models as tv  # noqa: PLC0415
@@ -54,7 +56,20 @@ def _sources() -> dict[Backbone, _Source]:
             tv.wide_resnet50_2, tv.Wide_ResNet50_2_Weights.IMAGENET1K_V1.url
         ),
         "mobilenet_v2": _Source(tv.mobilenet_v2, tv.MobileNet_V2_Weights.IMAGENET1K_V1.url),
+        "vgg16": _Source(_vgg16_features, tv.VGG16_Weights.IMAGENET1K_V1.url),
     }
+
+
+def _vgg16_features() -> nn.Sequential:
+    """Returns VGG-16 without its layers for classes, which take nine tenths of its making."""
+    from torchvision.models import vgg  # noqa: PLC0415
+
+    features: nn.Sequential = vgg.make_layers(vgg.cfgs["D"])
+    for layer in features:
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    return features
 
 
 class _Encoder(nn.Module):
@@ -66,17 +81,23 @@ class _Encoder(nn.Module):
     """
 
     known: KnownFeatures | None = None
+    n_stages = 3
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Returns the maps of strides 4, 8 and 16 of normalised images ``(B, 3, S, S)``."""
+        """Returns the maps of strides 4, 8 and so on of normalised images ``(B, 3, S, S)``."""
         if self.known is not None and (found := self.known.find(images)) is not None:
             return found
-        first = self.stage(1, images)
-        second = self.stage(2, first)
-        return [first, second, self.stage(3, second)]
+        return self.computed(images)
+
+    def computed(self, images: Tensor) -> list[Tensor]:
+        """Returns the same of images that may be known: gradients of images come through it."""
+        stages = [images]
+        for number in range(1, self.n_stages + 1):
+            stages.append(self.stage(number, stages[-1]))
+        return stages[1:]
 
     def stage(self, number: int, x: Tensor) -> Tensor:
-        """Returns the map of stage 1, 2 or 3 of the map before it; stage 1 takes images."""
+        """Returns the map of a stage of the map before it; stage 1 takes images."""
         raise NotImplementedError
 
     def digest(self) -> str:
@@ -175,14 +196,34 @@ class MobileNetV2Encoder(_Encoder):
         return cast(Tensor, self.features[start:end](x))
 
 
-Encoder = ResNetEncoder | MobileNetV2Encoder
+class VGG16Encoder(_Encoder):
+    """All convolutions of torchvision's VGG-16: maps of strides 4, 8, 16 and 32, after pooling.
+
+    Attributes are those of `ResNetEncoder` as far as they say something of it.
+    """
+
+    signed = False
+    n_stages = 4
+    channels = (128, 256, 512, 512)
+
+    def __init__(self, features: nn.Sequential) -> None:
+        super().__init__()
+        self.features = features
+
+    def stage(self, number: int, x: Tensor) -> Tensor:
+        """Returns the map of stage 1 to 4 of the map before it; stage 1 takes images."""
+        start, end = ((0, 10), (10, 17), (17, 24), (24, 31))[number - 1]
+        return cast(Tensor, self.features[start:end](x))
 
 
-def load_backbone(name: Backbone, weights: Weights) -> Encoder:
+Encoder = ResNetEncoder | MobileNetV2Encoder | VGG16Encoder
+
+
+def load_backbone(name: _Name, weights: Weights) -> Encoder:
     """Returns a new encoder in eval mode.
 
     Args:
-        name: One of `Backbone`.
+        name: One of `Backbone`, or ``vgg16``.
         weights: ``imagenet`` or ``random`` (torchvision's own initialisation).
 
     Raises:
@@ -208,7 +249,7 @@ def weights_come_later() -> Iterator[None]:
         _weights_come_later.reset(token)
 
 
-def prepare_weights(name: Backbone, weights: Weights) -> None:
+def prepare_weights(name: _Name, weights: Weights) -> None:
     """Makes sure that `load_backbone` will find its weights, without reading them into memory.
 
     Raises:
@@ -218,13 +259,15 @@ def prepare_weights(name: Backbone, weights: Weights) -> None:
         _weights_file(name)
 
 
-def _build(name: Backbone) -> Encoder:
+def _build(name: _Name) -> Encoder:
     network = _sources()[name].build()
+    if name == "vgg16":
+        return VGG16Encoder(network)
     return MobileNetV2Encoder(network) if name == "mobilenet_v2" else ResNetEncoder(network)
 
 
 @cache
-def _imagenet_state(name: Backbone) -> Mapping[str, Tensor]:
+def _imagenet_state(name: _Name) -> Mapping[str, Tensor]:
     """Returns the encoder's part of the ImageNet weights; a worker reads each file once."""
     path = _weights_file(name)
     try:
@@ -239,7 +282,7 @@ def _imagenet_state(name: Backbone) -> Mapping[str, Tensor]:
     return {key: state.get(key, torch.tensor(0)) for key in wanted}
 
 
-def _weights_file(name: Backbone) -> Path:
+def _weights_file(name: _Name) -> Path:
     url = _sources()[name].url
     filename = PurePosixPath(url).name
     folder = Path(torch.hub.get_dir()) / "checkpoints"

@@ -50,6 +50,7 @@ CASES = [*((name, {}) for name in NAMES), *OTHERS]
 def hyperparameters(method: str, **fields: Any) -> Any:
     small: dict[str, Any] = {
         "deep_svdd": {"resolution": SIDE},
+        "kdad": {"weights": "random"},
         "spr": {"width": 4, "resolution": SIDE},
         # 81 pixels of an input of 512 are 5 of one of 32; the usual 21 would be one.
         "ssae": {"width": 2, "resolution": SIDE, "iterations": 4, "scoring": {"k": 81}},

@@ -21,6 +21,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "deep_svdd": {"resolution": 64, "batch_size": 3},
     "gmm_contrastive": {**TINY, "batch_size": 3, "dimensions": 8, "components": 2},
     "gnl": {**TINY, "batch_size": 3},
+    "kdad": {"weights": "random", "batch_size": 3},
     "padim": {**TINY, "channels": 20},
     "patchcore": TINY,
     "rd4ad": {**TINY, "batch_size": 3},

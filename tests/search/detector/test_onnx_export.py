@@ -31,6 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "deep_svdd": {"iterations": 4},
     "gmm_contrastive": {**SMALL, "iterations": 1, "resolution": 48},
     "gnl": {**SMALL, "epochs": 1, "scoring": {"fdm": "both", "normalise": "position"}},
+    "kdad": {"iterations": 1, "scoring": {"place": "distance"}},  # no graph has a gradient
     "padim": SMALL,
     "patchcore": {**SMALL, "coreset_ratio": 1.0},
     "rd4ad": {**SMALL, "epochs": 1, "scoring": {"reduce": "top", "border": 0.0625}},
