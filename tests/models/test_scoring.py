@@ -49,6 +49,7 @@ CASES = [*((name, {}) for name in NAMES), *OTHERS]
 
 def hyperparameters(method: str, **fields: Any) -> Any:
     small: dict[str, Any] = {
+        "cutpaste": {"width": 4},
         "deep_svdd": {"resolution": SIDE},
         "kdad": {"weights": "random"},
         "spr": {"width": 4, "resolution": SIDE},

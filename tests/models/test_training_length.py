@@ -16,6 +16,7 @@ from anomtune.registry import METHODS
 
 #: What each method's paper counts, and how much.
 PAPERS = {
+    "cutpaste": ("iterations", 65536),
     "deep_svdd": ("epochs", 500),
     "gmm_contrastive": ("iterations", 1000),
     "gnl": ("epochs", 20),
@@ -28,6 +29,7 @@ PAPERS = {
 OTHER = {"epochs": "iterations", "iterations": "epochs"}
 NETWORK = {"backbone": "mobilenet_v2", "weights": "random"}
 SMALL: dict[str, dict[str, Any]] = {
+    "cutpaste": {"width": 4},
     "deep_svdd": {"resolution": 64},
     "gmm_contrastive": {**NETWORK, "dimensions": 6, "components": 3, "em_steps": 3},
     "gnl": NETWORK,

@@ -28,6 +28,7 @@ pytest.importorskip("onnxscript")
 SMALL = {"backbone": "resnet18"}
 #: Short trainings, and settings that take the harder ways to a map.
 SETTINGS: dict[str, dict[str, Any]] = {
+    "cutpaste": {"iterations": 2},
     "deep_svdd": {"iterations": 4},
     "gmm_contrastive": {**SMALL, "iterations": 1, "resolution": 48},
     "gnl": {**SMALL, "epochs": 1, "scoring": {"fdm": "both", "normalise": "position"}},
