@@ -28,6 +28,7 @@ from anomtune.models.hyperparameters import Protocol, TrainedHyperparameters
 from anomtune.models.images.augmentation import random_crops
 from anomtune.models.images.cut_paste import draw_patches, draw_scars, jitter, paste
 from anomtune.models.images.pixels import normalise_unit, unit_range
+from anomtune.models.layers.blocks import split_rows
 from anomtune.models.layers.evidence import Evidence
 from anomtune.models.ranges import Choice, FloatRange, SizeRange
 from anomtune.models.scoring import Reduce, Scoring
@@ -296,7 +297,7 @@ class CutPaste(GradientDetector[CutPasteHyperparameters]):
             step = max(1, self.input_size // _STEPS)
             squares = pixels.unfold(2, self._side, step).unfold(3, self._side, step)
             pixels = squares.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-        return torch.cat([self.network(part) for part in pixels.split(_BATCH)])
+        return torch.cat([self.network(part) for part in split_rows(pixels, _BATCH)])
 
     def evidence(self, images: Tensor) -> Evidence:
         """Returns negative log-densities, less their least; see `Detector.evidence`.

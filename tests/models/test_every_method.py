@@ -27,6 +27,15 @@ SHORT: dict[str, dict[str, Any]] = {
         "pretraining": 0.35,
         "lr": 1e-3,
     },
+    "f_anogan": {
+        "width": 4,
+        "codes": 16,
+        "resolution": SIZE,
+        "batch_size": 8,
+        "iterations": 100,
+        "encoder_lr": 1e-3,
+        "lr": 1e-3,
+    },
     "gmm_contrastive": {**TINY, "iterations": 4, "dimensions": 16, "components": 4, "em_steps": 5},
     "gnl": {**TINY, "epochs": 2},
     "kdad": {"weights": "random", "batch_size": 4, "iterations": 40, "lr": 3e-3},
@@ -96,5 +105,5 @@ def test_an_obvious_defect_scores_above_its_clean_twin(
 @pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(SHORT))
 def test_fifty_trainings_in_one_process_leave_nothing_behind(method: str) -> None:
-    changes = {"resolution": 32} if method in ("deep_svdd", "spr", "ssae") else {}
+    changes = {"resolution": 32} if method in ("deep_svdd", "f_anogan", "spr", "ssae") else {}
     check_memory(METHODS.get(method), hyperparameters(method, **changes), image_size=32)

@@ -51,6 +51,7 @@ def hyperparameters(method: str, **fields: Any) -> Any:
     small: dict[str, Any] = {
         "cutpaste": {"width": 4},
         "deep_svdd": {"resolution": SIDE},
+        "f_anogan": {"width": 2, "resolution": SIDE},
         "kdad": {"weights": "random"},
         "spr": {"width": 4, "resolution": SIDE},
         # 81 pixels of an input of 512 are 5 of one of 32; the usual 21 would be one.

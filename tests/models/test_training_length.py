@@ -18,6 +18,7 @@ from anomtune.registry import METHODS
 PAPERS = {
     "cutpaste": ("iterations", 65536),
     "deep_svdd": ("epochs", 500),
+    "f_anogan": ("iterations", 150_000),
     "gmm_contrastive": ("iterations", 1000),
     "gnl": ("epochs", 20),
     "kdad": ("epochs", 601),
@@ -31,6 +32,7 @@ NETWORK = {"backbone": "mobilenet_v2", "weights": "random"}
 SMALL: dict[str, dict[str, Any]] = {
     "cutpaste": {"width": 4},
     "deep_svdd": {"resolution": 64},
+    "f_anogan": {"width": 2},
     "gmm_contrastive": {**NETWORK, "dimensions": 6, "components": 3, "em_steps": 3},
     "gnl": NETWORK,
     "kdad": {"weights": "random"},

@@ -32,6 +32,7 @@ pytestmark = pytest.mark.slow
 QUICK: dict[str, dict[str, object]] = {
     "cutpaste": {"iterations": 2, "width": 8, "level": "patch", "batch_size": 2},
     "deep_svdd": {"iterations": 2},
+    "f_anogan": {"iterations": 2, "width": 8, "batch_size": 2},
     "gmm_contrastive": {"backbone": "mobilenet_v2", "iterations": 2},
     "gnl": {"backbone": "mobilenet_v2", "epochs": 1},
     "kdad": {"weights": "random", "iterations": 1},

@@ -30,6 +30,7 @@ SMALL = {"backbone": "resnet18"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "cutpaste": {"iterations": 2},
     "deep_svdd": {"iterations": 4},
+    "f_anogan": {"iterations": 2},
     "gmm_contrastive": {**SMALL, "iterations": 1, "resolution": 48},
     "gnl": {**SMALL, "epochs": 1, "scoring": {"fdm": "both", "normalise": "position"}},
     "kdad": {"iterations": 1, "scoring": {"place": "distance"}},  # no graph has a gradient
