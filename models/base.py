@@ -24,7 +24,7 @@ from anomtune.models.training.report import Report
 from anomtune.models.training.state import part_of, prefixed, seeded, self_contained
 
 if TYPE_CHECKING:
-    from anomtune.models.layers.backbones import Encoder
+    from anomtune.models.layers.backbones import AnyEncoder
 
 H = TypeVar("H", bound=Hyperparameters)
 
@@ -192,7 +192,7 @@ class Detector(ABC, Generic[H]):
         """
         raise MethodError("sigma: this method has no smoothing of its own; use a number")
 
-    def frozen_encoders(self) -> Sequence[Encoder]:
+    def frozen_encoders(self) -> Sequence[AnyEncoder]:
         """Returns encoders that never learn and see all images as `inputs` gives them.
 
         What they say of the images of a search is then computed once (`KnownFeatures`). None here.

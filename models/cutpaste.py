@@ -280,7 +280,7 @@ class CutPaste(GradientDetector[CutPasteHyperparameters]):
                 self._represented(part)[::every]
                 if self.hyperparameters.level == "patch"
                 else self._represented(part)
-                for part in images.split(8)
+                for part in torch.split(images, 8)
             ]
         ).double()
         self.mean = rows.mean(0).float()

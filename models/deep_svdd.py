@@ -59,9 +59,7 @@ class DeepSVDDHyperparameters(TrainedHyperparameters):
     )
 
     settings: ClassVar[tuple[Setting, ...]] = (
-        Setting(
-            "mnist", _DIGITS, "paper, section 4.2; official code (baseline.py, mnist_svdd.sh)."
-        ),
+        Setting("mnist", _DIGITS, "paper, section 4.2; official code (mnist_svdd.sh; its port)."),
         Setting("fashion_mnist", _DIGITS, "as for MNIST, which is of its size.", inferred=True),
     )
 
@@ -81,7 +79,7 @@ class DeepSVDDHyperparameters(TrainedHyperparameters):
     objective: Annotated[Objective, Choice(choices=("one_class", "soft_boundary"))] = Field(
         default="one_class",
         description="Mean squared distance to the centre, or a sphere of least radius. Source: "
-        "paper, equations 3 and 4; it recommends the first for normal images alone.",
+        "paper, equations 4 and 3.",
     )
     nu: Annotated[float, Choice(choices=(0.01, 0.1))] = Field(
         default=0.1,
@@ -178,8 +176,8 @@ class LeNet(nn.Sequential):
 class Decoder(nn.Module):
     """Turns representations into images; what is trained with the encoder first.
 
-    Each map is enlarged to the nearest pixel before the next convolution. That of MNIST begins with
-    the enlarged code, and its second convolution cuts a pixel off each edge, to meet 28 pixels.
+    Each map is enlarged to the nearest pixel before the next convolution. MNIST's second one cuts a
+    pixel off each edge, to meet 28 pixels.
 
     Args:
         channels: Those of the encoder.
@@ -209,7 +207,7 @@ class Decoder(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Returns images ``(B, C, H, H)`` in [0, 1] of representations ``(B, outputs)``."""
-        x = F.interpolate(F.leaky_relu(codes.unflatten(1, self._code), 0.01), self._first)
+        x = F.interpolate(F.leaky_relu(codes.view(-1, *self._code), 0.01), self._first)
         for conv, norm, side in zip(self.convs, self.norms, self._sides, strict=True):
             x = F.interpolate(F.leaky_relu(norm(conv(x)), 0.01), side)
         return cast(Tensor, self.last(x)).sigmoid()
@@ -337,7 +335,7 @@ class DeepSVDD(GradientDetector[DeepSVDDHyperparameters]):
         """
         if self.limits is None:
             raise MethodError("there is no centre yet: fit the detector first")
-        low, high = self.limits
+        low, high = self.limits.unbind()
         return (self._contrast(images) - low) / (high - low).clamp_min(1e-8)
 
     def _contrast(self, images: Tensor) -> Tensor:
@@ -347,7 +345,7 @@ class DeepSVDD(GradientDetector[DeepSVDDHyperparameters]):
         return contrast_normalised(pixels)
 
     def _limits(self, images: Tensor) -> Tensor:
-        ends = [torch.stack(self._contrast(part).aminmax()) for part in images.split(_BATCH)]
+        ends = [torch.stack(self._contrast(part).aminmax()) for part in torch.split(images, _BATCH)]
         low, high = torch.stack(ends, 1)
         return torch.stack([low.amin(), high.amax()])
 
@@ -355,7 +353,9 @@ class DeepSVDD(GradientDetector[DeepSVDDHyperparameters]):
     def _new_centre(self, images: Tensor) -> Tensor:
         """Returns the mean representation of the images, as the network is now."""
         self.network.eval()
-        sums = [self.network(self.inputs(part)).sum(0) for part in images.split(_BATCH)]
+        sums: list[Tensor] = [
+            self.network(self.inputs(part)).sum(0) for part in torch.split(images, _BATCH)
+        ]
         return away_from_zero(torch.stack(sums).sum(0) / len(images))
 
     def loss(self, images: Tensor, iteration: int, total: int) -> Tensor:
@@ -365,7 +365,7 @@ class DeepSVDD(GradientDetector[DeepSVDDHyperparameters]):
         if iteration < hp.pretraining_iterations(total):
             return F.mse_loss(self.network.decoder(codes).float(), images)
         assert self.centre is not None
-        distances = (codes.float() - self.centre).square().sum(1)
+        distances: Tensor = (codes.float() - self.centre).square().sum(1)
         self._distances = distances.detach()
         if hp.objective == "one_class":
             return distances.mean()

@@ -1,4 +1,4 @@
-"""f-AnoGAN: fast unsupervised anomaly detection with GANs (Schlegl et al., Medical Image Analysis 54).
+"""f-AnoGAN: fast unsupervised anomaly detection with GANs (Schlegl et al., MedIA 54, 2019).
 
 A generator learns normal images from a Wasserstein critic with gradient penalty. Then both stay as
 they are, and an encoder learns to map images to codes that the generator gives them back from
@@ -256,7 +256,8 @@ def gradient_penalty(
     """
     between = torch.lerp(real, fake, parts.view(-1, 1, 1, 1)).requires_grad_()
     (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
-    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    slopes: Tensor = gradient.flatten(1).norm(dim=1)
+    return (slopes - 1).square().mean()
 
 
 @contextmanager
@@ -319,7 +320,7 @@ class FAnoGAN(GradientDetector[FAnoGANHyperparameters]):
         # The penalty is differentiated twice, which 16 bits do not do well.
         with torch.autocast(self.device.type, enabled=False):
             fake, critic = made.detach(), network.critic
-            value = critic(fake).mean() - critic(images).mean()
+            value: Tensor = critic(fake).mean() - critic(images).mean()
             value = value + hp.penalty * gradient_penalty(critic, images, fake, parts)
             if learns:
                 with _resting(critic):

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from anomtune.models.hyperparameters import Protocol, Setting, TrainedHyperparameters
 from anomtune.models.images.pixels import unit_range
-from anomtune.models.layers.backbones import Encoder, Weights, load_backbone, prepare_weights
+from anomtune.models.layers.backbones import AnyEncoder, Weights, load_vgg16, prepare_weights
 from anomtune.models.layers.evidence import Evidence
 from anomtune.models.layers.frozen import targets
 from anomtune.models.layers.maps import Pair, cosine_map, gaussian_smooth, resized, scaled
@@ -177,7 +177,7 @@ class Distillation(nn.Module):
 
     def __init__(self, weights: Weights, widths: Sequence[Sequence[int]]) -> None:
         super().__init__()
-        self.source = load_backbone("vgg16", weights).requires_grad_(False)
+        self.source = load_vgg16(weights).requires_grad_(False)
         self.cloner = Cloner(widths)
 
     def train(self, mode: bool = True) -> Distillation:
@@ -227,7 +227,7 @@ class KDAD(GradientDetector[KDADHyperparameters]):
         weights = self.network.cloner.parameters()
         return [torch.optim.Adam(weights, self.hyperparameters.lr, fused=True)]
 
-    def frozen_encoders(self) -> Sequence[Encoder]:
+    def frozen_encoders(self) -> Sequence[AnyEncoder]:
         """Returns the source; see `Detector.frozen_encoders`."""
         return [self.network.source]
 

@@ -96,7 +96,7 @@ def paste(images: Tensor, contents: Tensor, patches: Patches) -> Tensor:
         for place, middle in ((down, sources[:, 0]), (right, sources[:, 1]))
     )
     index = (y * side + x).flatten(1)[:, None].expand(-1, 3, -1)
-    moved = contents.flatten(2).gather(2, index).view_as(images)
+    moved: Tensor = contents.flatten(2).gather(2, index).view_as(images)
     return torch.where(inside[:, None], moved, images)
 
 
@@ -122,4 +122,5 @@ def jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tenso
     mean = images.mean(1, keepdim=True)
     across = (images.roll(1, 1) - images.roll(-1, 1)) / math.sqrt(3)
     turned = mean + (images - mean) * angle.cos() + across * angle.sin()
-    return turned.clamp(0, 1)
+    clipped: Tensor = turned.clamp(0, 1)
+    return clipped

@@ -216,19 +216,30 @@ class VGG16Encoder(_Encoder):
         return cast(Tensor, self.features[start:end](x))
 
 
-Encoder = ResNetEncoder | MobileNetV2Encoder | VGG16Encoder
+#: A choice of backbone, and any.
+Encoder = ResNetEncoder | MobileNetV2Encoder
+AnyEncoder = Encoder | VGG16Encoder
 
 
-def load_backbone(name: _Name, weights: Weights) -> Encoder:
+def load_backbone(name: Backbone, weights: Weights) -> Encoder:
     """Returns a new encoder in eval mode.
 
     Args:
-        name: One of `Backbone`, or ``vgg16``.
+        name: One of `Backbone`.
         weights: ``imagenet`` or ``random`` (torchvision's own initialisation).
 
     Raises:
         MethodError: If the ImageNet weights cannot be had; says which file to put where.
     """
+    return cast(Encoder, _load(name, weights))
+
+
+def load_vgg16(weights: Weights) -> VGG16Encoder:
+    """Returns a new VGG-16 in eval mode; see `load_backbone`."""
+    return cast(VGG16Encoder, _load("vgg16", weights))
+
+
+def _load(name: _Name, weights: Weights) -> AnyEncoder:
     if weights == "random" or _weights_come_later.get():
         encoder = _build(name)
     else:
@@ -259,7 +270,7 @@ def prepare_weights(name: _Name, weights: Weights) -> None:
         _weights_file(name)
 
 
-def _build(name: _Name) -> Encoder:
+def _build(name: _Name) -> AnyEncoder:
     network = _sources()[name].build()
     if name == "vgg16":
         return VGG16Encoder(network)

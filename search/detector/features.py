@@ -22,7 +22,7 @@ from torch import Tensor
 
 from anomtune.datasets.io import store
 from anomtune.models.base import Detector
-from anomtune.models.layers.backbones import Encoder
+from anomtune.models.layers.backbones import AnyEncoder
 from anomtune.models.layers.frozen import KnownFeatures, digests_of
 
 FORMAT = 1  # Raise it when features are computed otherwise.
@@ -55,7 +55,7 @@ class _TooLarge(Exception):  # noqa: N818 - ends a build, is no error
 
 
 def _obtain(
-    detector: Detector[Any], encoder: Encoder, parts: Sequence[Tensor], images: Sequence[object]
+    detector: Detector[Any], encoder: AnyEncoder, parts: Sequence[Tensor], images: Sequence[object]
 ) -> KnownFeatures | None:
     """Returns the features of images; ``None`` if they would take too much of the cache."""
 
@@ -85,7 +85,7 @@ def _obtain(
 
 
 def _build(
-    detector: Detector[Any], encoder: Encoder, parts: Sequence[Tensor], folder: Path
+    detector: Detector[Any], encoder: AnyEncoder, parts: Sequence[Tensor], folder: Path
 ) -> None:
     """Writes the features of all images, stage by stage, and the digests of what is seen.
 

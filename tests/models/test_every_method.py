@@ -27,14 +27,16 @@ SHORT: dict[str, dict[str, Any]] = {
         "pretraining": 0.35,
         "lr": 1e-3,
     },
+    # The features of a critic of so few steps say nothing yet.
     "f_anogan": {
         "width": 4,
         "codes": 16,
         "resolution": SIZE,
-        "batch_size": 8,
-        "iterations": 100,
+        "batch_size": 4,
+        "iterations": 80,
         "encoder_lr": 1e-3,
         "lr": 1e-3,
+        "kappa": 0.0,
     },
     "gmm_contrastive": {**TINY, "iterations": 4, "dimensions": 16, "components": 4, "em_steps": 5},
     "gnl": {**TINY, "epochs": 2},
