@@ -303,18 +303,15 @@ class DeepSVDD(GradientDetector[DeepSVDDHyperparameters]):
             boundary its ``radius``.
 
         Raises:
-            MethodError: If there are no images, or they have a wrong size.
-            TrainingDivergedError: If a loss is not finite; at most 50 steps late.
+            MethodError, TrainingDivergedError: As `GradientDetector.fit`.
         """
         self.check_training_images(images)
         hp = self.hyperparameters
         border = hp.pretraining_iterations(hp.training_iterations(len(images)))
         if self.limits is None:
             self.limits = self._limits(images)
-        report: Report = {}
         before = max(0, min(iterations, border - self.iteration))
-        if before > 0:
-            report = super().fit(images, before)
+        report = super().fit(images, before) if before > 0 else {}
         if self.iteration <= border:
             self.centre = self._new_centre(images)
         if iterations > before:
