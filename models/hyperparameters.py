@@ -133,6 +133,14 @@ class Hyperparameters(Settings):
         """Names of the maps of the detector's evidence, from fine to coarse."""
         return ("map",)
 
+    @property
+    def localises(self) -> bool:
+        """Whether maps say where: not those of a method that judges images as a whole.
+
+        Its maps are one value, its scorings one, and it has no figures of pixels.
+        """
+        return True
+
     @classmethod
     def in_full(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """Returns given fields with those of the scoring where they belong, in ``scoring``.
@@ -180,7 +188,7 @@ class Hyperparameters(Settings):
         Args:
             pinned: Fields of the scoring that keep their value; ``None``: all of them.
         """
-        if pinned is None:
+        if pinned is None or not self.localises:
             return (self.scoring,)
         return tuple(self.scoring.alternatives(self.scales, pinned))
 

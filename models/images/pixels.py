@@ -31,6 +31,12 @@ def unit_range(images: Tensor, device: torch.device) -> Tensor:
     return _floats(images, device).div_(255)
 
 
+def normalise_unit(images: Tensor) -> Tensor:
+    """Returns images ``(B, 3, S, S)`` in ``[0, 1]`` with ImageNet's mean and deviation."""
+    mean, std = _imagenet_statistics(images.device)
+    return (images * 255 - mean) / std
+
+
 def symmetric_range(images: Tensor, device: torch.device) -> Tensor:
     """Returns uint8 images ``(B, 3, S, S)`` as float32 in ``[-1, 1]``."""
     return _floats(images, device).div_(127.5).sub_(1)

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 import torch
 from pydantic import AfterValidator
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomtune.errors import MethodError, suggest
 from anomtune.models.layers.encoder import Encoder, use_strided_depthwise
@@ -82,7 +82,20 @@ def _sources() -> dict[str, _Source]:
             tv.wide_resnet50_2, tv.Wide_ResNet50_2_Weights.IMAGENET1K_V1.url
         ),
         "mobilenet_v2": _Source(tv.mobilenet_v2, tv.MobileNet_V2_Weights.IMAGENET1K_V1.url),
+        "vgg16": _Source(_vgg16_features, tv.VGG16_Weights.IMAGENET1K_V1.url),
     }
+
+
+def _vgg16_features() -> nn.Sequential:
+    """Returns VGG-16 without its layers for classes, which take nine tenths of its making."""
+    from torchvision.models import vgg  # noqa: PLC0415
+
+    features: nn.Sequential = vgg.make_layers(vgg.cfgs["D"])
+    for layer in features:
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    return features
 
 
 class ResNetEncoder(Encoder):
@@ -144,6 +157,27 @@ class MobileNetV2Encoder(Encoder):
         return cast(Tensor, self.features[start:end](x))
 
 
+class VGG16Encoder(Encoder):
+    """All convolutions of torchvision's VGG-16: maps of strides 4, 8, 16 and 32, after pooling.
+
+    Attributes are those of `ResNetEncoder` as far as they say something of it.
+    """
+
+    signed = False
+    n_stages = 4
+    channels = (128, 256, 512, 512)
+    strides = (4, 8, 16, 32)
+
+    def __init__(self, features: nn.Sequential) -> None:
+        super().__init__()
+        self.features = features
+
+    def stage(self, number: int, x: Tensor) -> Tensor:
+        """Returns the map of stage 1 to 4 of the map before it; stage 1 takes images."""
+        start, end = ((0, 10), (10, 17), (17, 24), (24, 31))[number - 1]
+        return cast(Tensor, self.features[start:end](x))
+
+
 def load_backbone(name: Backbone, weights: Weights, size: int | None = None) -> Encoder:
     """Returns a new encoder in eval mode.
 
@@ -157,12 +191,21 @@ def load_backbone(name: Backbone, weights: Weights, size: int | None = None) -> 
     Raises:
         MethodError: If the network or its weights cannot be had; says which file to put where.
     """
-    random = weights == "random" or _weights_come_later.get()
     if name.startswith(TIMM):
+        random = weights == "random" or _weights_come_later.get()
         name = name.removeprefix(TIMM)
         file = None if random else _timm().weights_file(name, weights)
         return cast("Encoder", _timm().load(name, file, size).eval())
-    if random:
+    return _load(name, weights)
+
+
+def load_vgg16(weights: Weights) -> VGG16Encoder:
+    """Returns a new VGG-16 in eval mode; see `load_backbone`. It is no choice of backbone."""
+    return cast(VGG16Encoder, _load("vgg16", weights))
+
+
+def _load(name: str, weights: Weights) -> Encoder:
+    if weights == "random" or _weights_come_later.get():
         encoder = _build(name)
     else:
         state = _state(name, weights)
@@ -181,7 +224,7 @@ def weights_come_later() -> Iterator[None]:
         _weights_come_later.reset(token)
 
 
-def prepare_weights(name: Backbone, weights: Weights) -> None:
+def prepare_weights(name: str, weights: Weights) -> None:
     """Makes sure that `load_backbone` will find its weights, without reading them into memory.
 
     Raises:
@@ -235,6 +278,8 @@ def _timm() -> ModuleType:
 
 def _build(name: str) -> Encoder:
     network = _sources()[name].build()
+    if name == "vgg16":
+        return VGG16Encoder(network)
     return MobileNetV2Encoder(network) if name == "mobilenet_v2" else ResNetEncoder(network)
 
 

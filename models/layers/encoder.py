@@ -1,4 +1,4 @@
-"""What an encoder is: images in, maps of three stages out."""
+"""What an encoder is: images in, maps of its stages out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Encoder(nn.Module):
     Attributes:
         known: Features of images that a frozen encoder is shown again and again; ``None``: none
             are known, or its weights have changed.
-        channels: Channels of the three maps.
+        n_stages: Number of maps: three of every backbone.
+        channels: Channels of each map.
         strides: Pixels between neighbouring positions of each of them.
         signed: Whether the features can be negative.
         blocks: Number of residual blocks of each stage of the decoder that mirrors it.
@@ -30,24 +31,25 @@ class Encoder(nn.Module):
     """
 
     known: KnownFeatures | None = None
-    channels: tuple[int, int, int]
-    strides: tuple[int, int, int] = (4, 8, 16)
+    n_stages: int = 3
+    channels: tuple[int, ...]
+    strides: tuple[int, ...] = (4, 8, 16)
     signed: bool = True
     blocks: tuple[int, ...] = (2, 2, 2)
     expansion: int = 1
     base_width: int = 64
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Returns the three maps ``(B, C, h, w)`` of normalised images ``(B, 3, S, S)``."""
+        """Returns the maps ``(B, C, h, w)`` of normalised images ``(B, 3, S, S)``."""
         if self.known is not None and (found := self.known.find(images)) is not None:
             return found
         return self.maps(images)
 
     def maps(self, images: Tensor, change: ChangeMap | None = None) -> list[Tensor]:
-        """Returns the three maps, computed; each is changed before the next stage sees it."""
+        """Returns the maps, computed; each is changed before the next stage sees it."""
         maps: list[Tensor] = []
         x = images
-        for number in (1, 2, 3):
+        for number in range(1, self.n_stages + 1):
             x = self.stage(number, x)
             if change is not None:
                 x = change(number, x)
@@ -55,7 +57,7 @@ class Encoder(nn.Module):
         return maps
 
     def stage(self, number: int, x: Tensor) -> Tensor:
-        """Returns the map of stage 1, 2 or 3 of the map before it; stage 1 takes images."""
+        """Returns the map of a stage, from 1 on, of the map before it; stage 1 takes images."""
         raise NotImplementedError
 
     def digest(self) -> str:

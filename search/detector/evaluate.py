@@ -55,6 +55,7 @@ def evaluate(
         SweepError: If an installed metric cannot be used.
     """
     domains, drawn = np.array(images.domains), images.masks.drawn
+    localises = detector.hyperparameters.localises and bool(drawn.any())
     wanted = metrics()
     evaluations = {
         str(domain): Evaluation(wanted, masks=masks, seen=seen)
@@ -68,11 +69,11 @@ def evaluate(
         # Where the defect lies must be known.
         usable = np.isfinite(maps).all(axis=(1, 2))
         usable &= drawn[batch] | (images.labels[batch] == 0)
-        for domain, evaluation in evaluations.items() if drawn.any() else ():
+        for domain, evaluation in evaluations.items() if localises else ():
             chosen = usable & (domains[batch] == domain)
             evaluation.add(maps[chosen], images.masks.take(batch[chosen]))
     unknown = (images.labels == 1) & ~drawn
-    for domain, evaluation in evaluations.items() if drawn.any() else ():
+    for domain, evaluation in evaluations.items() if localises else ():
         if count := int((unknown & (domains == domain)).sum()):
             evaluation.notes.append(
                 f"{count} anomalous images have no mask, or nothing drawn in it: left out of the "

@@ -49,6 +49,10 @@ LENGTH: dict[str, dict[str, Any]] = {
     "gmm_contrastive": {"iterations": 60},
     "spr": {"iterations": 60},
     "ssae": {"iterations": 60},
+    "cutpaste": {"iterations": 60},
+    "f_anogan": {"iterations": 60},
+    "kdad": {"iterations": 60, "weights": "random"},
+    "deep_svdd": {"iterations": 100},
     "patchcore": {},
     "padim": {},
 }

@@ -27,7 +27,7 @@ def test_it_goes_through_without_a_gpu() -> None:
     ours = [
         name for name in METHODS.names() if METHODS.get(name).__module__.startswith("anomtune.")
     ]
-    assert len(ours) == 8
+    assert len(ours) == 12
     for method in ours:
         assert f"| {method} |" in done.stdout
     assert "for 8 trials" in done.stdout

@@ -49,6 +49,10 @@ CASES = [*((name, {}) for name in NAMES), *OTHERS]
 
 def hyperparameters(method: str, **fields: Any) -> Any:
     small: dict[str, Any] = {
+        "cutpaste": {"width": 4},
+        "deep_svdd": {"resolution": SIDE},
+        "f_anogan": {"width": 2, "resolution": SIDE},
+        "kdad": {"weights": "random"},
         "spr": {"width": 4, "resolution": SIDE},
         # 81 pixels of an input of 512 are 5 of one of 32; the usual 21 would be one.
         "ssae": {"width": 2, "resolution": SIDE, "iterations": 4, "scoring": {"k": 81}},
@@ -71,7 +75,7 @@ def test_a_scoring_and_its_alternatives(method: str, fields: dict[str, Any]) -> 
     hp = hyperparameters(method, **fields)
     judged = hp.scorings()
     assert judged[0] == hp.scoring
-    assert 10 < len(judged) < 500
+    assert len(judged) == 1 if not hp.localises else 10 < len(judged) < 500
     assert len({scoring.key for scoring in judged}) == len(judged)
     for scoring in judged:
         again = type(scoring)(**json.loads(scoring.key))

@@ -16,8 +16,12 @@ from anomtune.registry import METHODS
 
 #: What each method's paper counts, and how much.
 PAPERS = {
+    "cutpaste": ("iterations", 65536),
+    "deep_svdd": ("epochs", 500),
+    "f_anogan": ("iterations", 150_000),
     "gmm_contrastive": ("iterations", 1000),
     "gnl": ("epochs", 20),
+    "kdad": ("epochs", 601),
     "rd4ad": ("epochs", 200),
     "recontrast": ("iterations", 2000),
     "spr": ("epochs", 3000),
@@ -26,8 +30,12 @@ PAPERS = {
 OTHER = {"epochs": "iterations", "iterations": "epochs"}
 NETWORK = {"backbone": "mobilenet_v2", "weights": "random"}
 SMALL: dict[str, dict[str, Any]] = {
+    "cutpaste": {"width": 4},
+    "deep_svdd": {"resolution": 64},
+    "f_anogan": {"width": 2},
     "gmm_contrastive": {**NETWORK, "dimensions": 6, "components": 3, "em_steps": 3},
     "gnl": NETWORK,
+    "kdad": {"weights": "random"},
     "rd4ad": {**NETWORK, "loss": "global_hm"},
     "recontrast": NETWORK,
     "spr": {"width": 4, "resolution": 64},

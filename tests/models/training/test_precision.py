@@ -18,8 +18,12 @@ pytestmark = pytest.mark.slow
 
 TINY: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random"}
 SMALL: dict[str, dict[str, Any]] = {
+    "cutpaste": {"width": 8, "batch_size": 3},
+    "deep_svdd": {"resolution": 64, "batch_size": 3},
+    "f_anogan": {"width": 4, "batch_size": 3, "iterations": 1},
     "gmm_contrastive": {**TINY, "batch_size": 3, "dimensions": 8, "components": 2},
     "gnl": {**TINY, "batch_size": 3},
+    "kdad": {"weights": "random", "batch_size": 3},
     "padim": {**TINY, "channels": 20},
     "patchcore": TINY,
     "rd4ad": {**TINY, "batch_size": 3},

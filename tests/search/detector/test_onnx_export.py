@@ -27,9 +27,13 @@ pytest.importorskip("onnxscript")
 #: A translation takes as long as there are layers; ResNet18 has the fewest.
 SMALL = {"backbone": "resnet18"}
 #: Short trainings, and settings that take the harder ways to a map.
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
+    "cutpaste": {"iterations": 2},
+    "deep_svdd": {"iterations": 4},
+    "f_anogan": {"iterations": 2},
     "gmm_contrastive": {**SMALL, "iterations": 1, "resolution": 48},
     "gnl": {**SMALL, "epochs": 1, "scoring": {"fdm": "both", "normalise": "position"}},
+    "kdad": {"iterations": 1, "scoring": {"place": "distance"}},  # no graph has a gradient
     # Of few images, and with grids of 13, 7 and 4.
     "padim": {**SMALL, "resolution": 52},
     "patchcore": {**SMALL, "coreset_ratio": 1.0},
