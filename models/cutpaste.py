@@ -6,10 +6,10 @@ unlikely. So whole images are judged, without a map; at level ``patch`` the same
 for squares of an image, and each lends its score to the pixels that it covers.
 
 There is no official code, and what is marked as the paper's here was taken from reimplementations
-that quote it, not read in the paper itself. The paper leaves open the head (two layers of 512 and 128 here), momentum
-and the estimate of the covariance (Ledoit and Wolf's here, which needs no more images than
-dimensions); that is inferred. Left out: its random translations, whose extent it does not tell,
-GradCAM of the whole-image level, ensembles and pretrained EfficientNet-B4.
+that quote it, not read in the paper itself. The paper leaves open the head (two layers of 512 and
+128 here), momentum and the estimate of the covariance (Ledoit and Wolf's here, which needs no more
+images than dimensions); that is inferred. Left out: its random translations, whose extent it does
+not tell, GradCAM of the whole-image level, ensembles and pretrained EfficientNet-B4.
 """
 
 from __future__ import annotations
