@@ -125,7 +125,7 @@ def test_every_methods_row(method: str, mvtec: Path, run, tmp_path: Path) -> Non
     assert "no figure of unseen images" in told
     assert "image_size 64, not 256" in told
     assert "10 of 264 training images; the download is not complete" in err
-    published = {"cutpaste", "kdad", "patchcore", "rd4ad", "recontrast", "ssae"}
+    published = {"cutpaste", "patchcore", "rd4ad", "recontrast", "ssae"}
     assert ("No published figure" in told) == (method not in published)
     assert ("Inferred, not told by the paper" in told) == (method == "ssae")
 
