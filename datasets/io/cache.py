@@ -25,6 +25,7 @@ from anomtune.datasets.io import store
 from anomtune.datasets.io.imagefile import Resize, hash_pixels, resize_image
 from anomtune.datasets.io.maskfile import odd_mask
 from anomtune.datasets.io.masks import Masks, PackedMask, pack
+from anomtune.datasets.splits.division import Division, DivisionCounts, divide
 from anomtune.errors import DataError, ImageError
 
 FORMAT = 3  # Raise it when files are read otherwise: cached categories are found by it.
@@ -38,12 +39,13 @@ class CategoryArrays:
     Attributes:
         category: Its name.
         content: Digest of the samples and of the bytes of their files.
-        samples: The ``N`` samples.
+        samples: The ``N`` samples, each in a part.
         pixel_hashes: For each sample a digest of the decoded full-size RGB pixels.
         images: ``(N, S, S, 3)`` uint8, memory-mapped copy-on-write: pages are shared between
             processes and writing to it does not change the file.
         masks: ``N`` masks as drawn, at the size of their images; where none is, nothing is drawn.
         warnings: What the listing found that is not fatal, and what is odd about masks.
+        division: How many images play which part, if their content has decided that.
     """
 
     category: str
@@ -53,6 +55,7 @@ class CategoryArrays:
     images: npt.NDArray[np.uint8]
     masks: Masks
     warnings: tuple[Problem, ...]
+    division: DivisionCounts | None = None
 
 
 def open_category(
@@ -93,10 +96,12 @@ def open_category(
     def load(folder: Path) -> CategoryArrays:
         meta = json.loads((folder / "meta.json").read_text(encoding="ascii"))
         n, size = len(samples), image_size
+        rule = dataset.division or Division()
+        divided, counts = divide(samples, meta["pixel_hashes"], rule)
         return CategoryArrays(
             category=category,
             content=content,
-            samples=samples,
+            samples=divided,
             pixel_hashes=tuple(meta["pixel_hashes"]),
             images=map_array(folder / "images.npy", (n, size, size, 3)),
             masks=_load_masks(folder / "masks.bin", meta["masks"]),
@@ -104,6 +109,7 @@ def open_category(
                 *(p for p in problems if not p.fatal),
                 *(Problem(category, key, message, fatal=False) for key, message in meta["odd"]),
             ),
+            division=counts,
         )
 
     return store.obtain(

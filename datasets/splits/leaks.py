@@ -14,8 +14,8 @@ def find_leaks(
     """Finds pixel-equal images within and between the parts of a category.
 
     Training images are never dropped. Of test images those are dropped that also train, that carry
-    both labels, or that repeat another test image of the same domain (the first by defect type and
-    key stays).
+    both labels, that repeat another test image of the same domain (the first by defect type and
+    key stays), or whose group trains.
 
     Returns:
         The indices of the test samples to leave out, and one problem per repeated image.
@@ -36,6 +36,9 @@ def find_leaks(
         if drop:
             dropped.add(index)
 
+    group_trains = {
+        samples[i].group: samples[i].key for i in reversed(by_name) if samples[i].part == "train"
+    }
     for same in train_of.values():
         for index in same[1:]:
             message = f"same pixels as {samples[same[0]].key}; it counts twice in training"
@@ -61,5 +64,16 @@ def find_leaks(
                 report(
                     index,
                     f"same pixels as {samples[same[0]].key}; left out of validation and test",
+                )
+    for index in by_name:
+        sample = samples[index]
+        # A corrupted copy goes where its original goes.
+        own = sample.part == "test" and sample.origin is None
+        if sample.group and own and index not in dropped:
+            if (trains := group_trains.get(sample.group)) is not None:
+                report(
+                    index,
+                    f"of the same group ({sample.group}) as the training image {trains}; left out "
+                    "of validation and test",
                 )
     return frozenset(dropped), tuple(sorted(problems, key=lambda p: p.key))
