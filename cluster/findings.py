@@ -169,7 +169,7 @@ def look_for_weights(config: Sweep | None) -> str | None:
             for category in dataset.categories or (None,)
             for name, method in config.methods.items()
         )
-        prepare_methods(plans, dataset.root)
+        prepare_methods(plans, dataset)
     except AnomtuneError as error:
         return str(error)
     return ""
@@ -201,6 +201,9 @@ def look_at_images(config: Sweep | None) -> tuple[tuple[int, str] | None, str | 
 
 def _local_files(root: Path) -> Iterator[str]:
     """Yields name and size of every file below a folder."""
+    if root.is_file():  # a table
+        yield f"/{to_text(root.name)} {root.stat().st_size}"
+        return
     os.listdir(root)  # a root that cannot be listed is an error
     for above, _, names in os.walk(root):
         for file in (Path(above, name) for name in names):

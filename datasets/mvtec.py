@@ -25,6 +25,8 @@ class PublishedFolder(Folder):
     counts: ClassVar[Mapping[str, Published]]
     #: The names of the test folders of anomalous images, by category.
     defects: ClassVar[Mapping[str, frozenset[str]]]
+    options = frozenset({"group"})
+    undivided = False
     #: Name of the folders of normal images.
     normal: ClassVar[str] = GOOD
 

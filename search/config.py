@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
 from anomtune.datasets.base import Dataset
 from anomtune.datasets.io.remote import is_uri, local_root
 from anomtune.datasets.opening import open_dataset
+from anomtune.datasets.splits.division import Division
 from anomtune.datasets.splits.shift import CorruptedDataset, Shift
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import SweepError, suggest
@@ -42,20 +46,38 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 ImageSize = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
 
 
+#: A path; as Python has it, or as text.
+Place = Annotated[str, BeforeValidator(lambda given: _path_text(given))]
+
+
 class DatasetConfig(Settings):
-    """Which images: a registered dataset family, its folder, and its categories (default all)."""
+    """Which images: a registered dataset family, its place, and what it has to be told.
+
+    Attributes:
+        name: Of the dataset family.
+        root: Its folder or file.
+        categories: Those to search; default: all.
+        shift: Corrupted copies of test images to add.
+        normal: Folder of normal images, or one for ``train`` and one for ``test`` (`folder`).
+        anomalous: Folder of anomalous images, or one for each defect type (`folder`).
+        masks: Folder of their masks (`folder`).
+        columns: Which column of a table is which: ``{label: verdict}`` (`table`).
+        images: Folder that the paths of a table are relative to (`table`).
+        group: What images of the same part have in common: a regular expression, or a column.
+        division: How images are divided that are not.
+    """
 
     name: str
-    root: str | None = None
+    root: Place | None = None
     categories: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     shift: Shift | None = None
-
-    @field_validator("root", mode="before")
-    @classmethod
-    def _path_is_text(cls, root: Any) -> Any:
-        if isinstance(root, os.PathLike):
-            return to_text(root)
-        return readable(root) if isinstance(root, str) else root
+    normal: Place | dict[str, Place] | None = None
+    anomalous: Place | dict[str, Place] | None = None
+    masks: Place | None = None
+    columns: dict[str, str] | None = None
+    images: Place | None = None
+    group: str | None = None
+    division: Division | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -66,7 +88,34 @@ class DatasetConfig(Settings):
         if isinstance(given, CorruptedDataset):
             original, shift = given.original, given.shift
         root = None if given.root is None else to_text(given.root)
-        return {"name": DATASETS.name_of(type(original)), "root": root, "shift": shift}
+        known = {"name": DATASETS.name_of(type(original)), "root": root, "shift": shift}
+        return known | original.settings()
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_said(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written = write(self)
+        return {k: v for k, v in written.items() if v is not None or k not in _OPTIONS}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the dataset is told beside its root."""
+        told = {key: getattr(self, key) for key in _OPTIONS}
+        return {key: value for key, value in told.items() if value is not None}
+
+    def with_paths(self, change: Callable[[str, str], str]) -> DatasetConfig:
+        """Returns a copy in which the named folders (not the root) are changed.
+
+        Args:
+            change: Given a key and a path, returns the path to have instead.
+        """
+        update: dict[str, Any] = {}
+        for key in ("normal", "anomalous", "masks"):
+            value = getattr(self, key)
+            if isinstance(value, dict):
+                update[key] = {name: change(f"{key}.{name}", at) for name, at in value.items()}
+            elif value is not None:
+                update[key] = change(key, value)
+        return self.model_copy(update=update)
 
     def open(self) -> Dataset:
         """Opens the dataset.
@@ -75,7 +124,17 @@ class DatasetConfig(Settings):
             DataError: If there is no such dataset, it refuses its root, or a remote root cannot be
                 fetched.
         """
-        return open_dataset(self.name, None if self.root is None else _local(self.root), self.shift)
+        root = None if self.root is None else _local(self.root)
+        return open_dataset(self.name, root, self.shift, self.options)
+
+
+_OPTIONS = ("normal", "anomalous", "masks", "columns", "images", "group", "division")
+
+
+def _path_text(given: Any) -> Any:
+    if isinstance(given, os.PathLike):
+        return to_text(given)
+    return readable(given) if isinstance(given, str) else given
 
 
 class MethodConfig(Settings):
@@ -346,7 +405,7 @@ def check_extends(old: Sweep, new: Sweep, directory: str) -> None:
         if key == "methods" and _extends(before[key], after[key]):
             continue
         if key == "dataset":
-            old_set, new_set = before[key], after[key]
+            old_set, new_set = (_divided(section) for section in (before[key], after[key]))
             rest_equal = {**old_set, "categories": 0} == {**new_set, "categories": 0}
             if rest_equal and set(old_set["categories"]) <= set(new_set["categories"]):
                 continue
@@ -357,6 +416,12 @@ def check_extends(old: Sweep, new: Sweep, directory: str) -> None:
             f"{directory}: holds a sweep with {where} = {was}, now it is {now}; "
             f"restore it, or start another directory with --dir"
         )
+
+
+def _divided(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a dataset's section with its division spelled out, but for what it gave."""
+    division = section.get("division") or Division().model_dump(mode="json")
+    return {**section, "division": {**division, "counts": {}}}
 
 
 def _extends(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
