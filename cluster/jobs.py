@@ -118,9 +118,7 @@ def portable(config: Sweep, *, here: bool) -> Sweep:
                 "them out and set them in the environment of the cluster's nodes"
             )
         return config
-    section = config.dataset.model_copy(
-        update={"root": _portable_path("root", root, here=here)}
-    )
+    section = config.dataset.model_copy(update={"root": _portable_path("root", root, here=here)})
     return config.model_copy(update={"dataset": section})
 
 

@@ -187,9 +187,7 @@ class Folder(FileDataset):
         found |= {} if self._group is None else {"group": self._group}
         return found | ({} if self.division is None else {"division": self.division})
 
-    def _list(
-        self, category: str, folder: Path
-    ) -> tuple[tuple[Sample, ...], tuple[Problem, ...]]:
+    def _list(self, category: str, folder: Path) -> tuple[tuple[Sample, ...], tuple[Problem, ...]]:
         pools = self._pools(folder)
         if pools is None:
             return _Scan(category, folder, self._layout(category)).run()

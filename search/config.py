@@ -46,8 +46,14 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 ImageSize = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
 
 
+def _path_text(given: Any) -> Any:
+    if isinstance(given, os.PathLike):
+        return to_text(given)
+    return readable(given) if isinstance(given, str) else given
+
+
 #: A path; as Python has it, or as text.
-Place = Annotated[str, BeforeValidator(lambda given: _path_text(given))]
+Place = Annotated[str, BeforeValidator(_path_text)]
 
 
 class DatasetConfig(Settings):
@@ -129,12 +135,6 @@ class DatasetConfig(Settings):
 
 
 _OPTIONS = ("normal", "anomalous", "masks", "columns", "images", "group", "division")
-
-
-def _path_text(given: Any) -> Any:
-    if isinstance(given, os.PathLike):
-        return to_text(given)
-    return readable(given) if isinstance(given, str) else given
 
 
 class MethodConfig(Settings):

@@ -235,9 +235,7 @@ def _open_splits(config: Sweep, on_event: Observer) -> dict[str, SearchSplit]:
     return splits
 
 
-def _say_division(
-    config: Sweep, splits: Mapping[str, SearchSplit], on_event: Observer
-) -> Sweep:
+def _say_division(config: Sweep, splits: Mapping[str, SearchSplit], on_event: Observer) -> Sweep:
     """Returns the config with what the division of undivided images has given.
 
     Raises:
@@ -247,9 +245,7 @@ def _say_division(
     given = config.dataset.division
     if not made:
         if given is not None:
-            raise SweepError(
-                "dataset.division: all images are in train or test already; remove it"
-            )
+            raise SweepError("dataset.division: all images are in train or test already; remove it")
         return config
     rule = given or Division()
     for category, counts in made.items():

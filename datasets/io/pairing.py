@@ -45,7 +45,7 @@ def pair(
                 key,
                 f"mask without image: nothing named {plain!r} in {images_in}; rename or remove it",
             )
-    paired = {}
+    paired: dict[str, str] = {}
     for name, keys in by_name.items():
         found = of.get(name, [])
         if len(found) > 1:

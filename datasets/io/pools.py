@@ -12,6 +12,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from anomtune.datasets.base import GOOD, UNDIVIDED, Problem, Sample
 from anomtune.datasets.io.files import (
@@ -131,7 +132,9 @@ def named_pools(
 def _below(root: Path, key: str, given: str) -> str:
     path = Path(os.path.normpath(root / Path(to_name(given)).expanduser()))
     if not path.is_relative_to(root):
-        raise DataError(f"dataset.{key}: {given} lies outside of dataset.root, {root}; leave root out")
+        raise DataError(
+            f"dataset.{key}: {given} lies outside of dataset.root, {root}; leave root out"
+        )
     if not is_folder(path):
         what = "is not a folder" if path.exists() else "no such folder"
         raise DataError(f"dataset.{key}: {path}: {what}; correct the path")
@@ -196,7 +199,9 @@ class PoolListing(Listing):
                     links.append(to_text(entry.name))
                 elif at not in own:
                     inner.append(at)
-        keys += self.images(where, ignore=[to_text(e.name) for e in listing(place)[0] if e.is_dir()])
+        keys += self.images(
+            where, ignore=[to_text(e.name) for e in listing(place)[0] if e.is_dir()]
+        )
         if links:
             self.warn(where, f"{some(links)} ignored: links to folders")
         for at in inner:
@@ -213,6 +218,9 @@ class PoolListing(Listing):
                 continue
             if means_normal(name):
                 self.problem(at, "named as normal images are, among anomalous ones; move it")
+                continue
+            if means_masks(name):
+                self.problem(at, "named as masks are, among anomalous images; set dataset.masks")
                 continue
             types[name], where_of[name] = self._below(at), at
         loose = self.images(where, ignore=inner)
@@ -277,7 +285,7 @@ def files_below(folder: Path, skip: Collection[Path] = ()) -> Iterator[Path]:
             yield from files_below(path, skip)
 
 
-def _part(pools: Pools) -> str:
+def _part(pools: Pools) -> Literal["undivided", "test"]:
     return UNDIVIDED if UNDIVIDED in pools.normal else "test"
 
 
@@ -289,5 +297,3 @@ def _stem(key: str, where: str) -> str:
 
 def _join(where: str, name: str) -> str:
     return f"{where}/{name}" if where else name
-
-

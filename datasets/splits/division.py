@@ -79,9 +79,9 @@ def divide(
         return tuple(samples), None
     train: set[int] = set()
     free = []
-    # Corrupted copies go where their originals go.
-    originals = [i for i, sample in enumerate(samples) if sample.origin is None]
-    for unit in units(originals, samples, pixel_hashes):
+    # Images of shifted domains judge, but where their group trains: the leak audit sees to that.
+    own = [i for i, sample in enumerate(samples) if not sample.domain]
+    for unit in units(own, samples, pixel_hashes):
         if all(_may_train(samples[i]) for i in unit.members):
             free.append(unit)
     free.sort(key=lambda unit: store.digest("division", rule.seed, unit.name))
@@ -102,8 +102,7 @@ def divide(
         else sample
         for i, sample in enumerate(samples)
     )
-    own = [sample for sample in divided if not sample.domain]
-    judges = [sample for sample in own if sample.part == "test"]
+    judges = [divided[i] for i in own if divided[i].part == "test"]
     anomalous = sum(sample.anomalous for sample in judges)
     return divided, DivisionCounts(
         train=len(own) - len(judges), normal=len(judges) - anomalous, anomalous=anomalous
@@ -111,4 +110,4 @@ def divide(
 
 
 def _may_train(sample: Sample) -> bool:
-    return sample.part == UNDIVIDED and not sample.anomalous and not sample.domain
+    return sample.part == UNDIVIDED and not sample.anomalous
