@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
@@ -24,6 +24,9 @@ from pyarrow import ArrowException, fs
 
 from anomtune.datasets.io import store
 from anomtune.errors import DataError
+
+#: How a root ends that is a table and no folder.
+SUFFIXES = frozenset({".csv", ".tsv", ".parquet", ".json"})
 
 _FORMAT = 1
 _STREAMS = 8  # Files fetched at once.
@@ -114,10 +117,10 @@ def local_root(root: Path | str) -> Path:
 
     Args:
         root: A local path, a ``file://`` URI (both are used in place) or any URI of
-            ``pyarrow.fs``.
+            ``pyarrow.fs``. Of a table the folder that it lies in is fetched.
 
     Returns:
-        The folder; its name is the last one of the URI's path.
+        The folder, or the table; its name is the last one of the URI's path.
 
     Raises:
         DataError: If there is nothing at that place, it cannot be reached or read, it holds names
@@ -126,6 +129,9 @@ def local_root(root: Path | str) -> Path:
     """
     if not is_uri(root):
         return Path(root).expanduser()
+    above, name = _split(str(root))
+    if PurePosixPath(name).suffix.lower() in SUFFIXES:
+        return local_root(above) / name
     source = _Source(str(root))
     if isinstance(source.filesystem, fs.LocalFileSystem):
         return Path(source.base)
@@ -163,6 +169,65 @@ def local_root(root: Path | str) -> Path:
     return store.obtain(
         "remote", store.digest(_FORMAT, name, [i.key for i in objects]), build, load
     )
+
+
+def local_files(uris: Sequence[str]) -> dict[str, Path]:
+    """Returns the local copies of files, fetching those that this node has not got.
+
+    Args:
+        uris: URIs of ``pyarrow.fs``.
+
+    Raises:
+        DataError: If one does not exist, or cannot be reached or read.
+        StorageError: If the cache cannot be written.
+    """
+    found: dict[str, Path] = {}
+    stores: dict[str, dict[str, str]] = {}
+    for uri in uris:
+        parts = urlsplit(uri)
+        top = urlunsplit(parts._replace(path="/", fragment=""))
+        stores.setdefault(top, {})[unquote(parts.path).strip("/")] = uri
+    for top, paths in stores.items():
+        source = _Source(top)
+        objects = source.look(list(paths))
+
+        def build(draft: Path, source: _Source = source, objects: list[_Object] = objects) -> None:
+            parts = draft / ".parts"
+            parts.mkdir()
+            for item in objects:
+                (draft / item.path).parent.mkdir(parents=True, exist_ok=True)
+
+            def fetch(item: _Object) -> None:
+                _fetch(source, item, draft / item.path, parts / item.key)
+
+            with ThreadPoolExecutor(_STREAMS) as pool:
+                try:
+                    for start in range(0, len(objects), _BATCH):
+                        for _ in pool.map(fetch, objects[start : start + _BATCH]):
+                            pass
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+            parts.rmdir()
+
+        def load(place: Path, objects: list[_Object] = objects) -> dict[str, Path]:
+            copies = {item.path: place / item.path for item in objects}
+            for item in objects:
+                if copies[item.path].stat().st_size != item.size:
+                    raise ValueError(f"{item.path} is damaged")
+            return copies
+
+        key = store.digest(_FORMAT, "files", [item.key for item in objects])
+        copies = store.obtain("remote", key, build, load)
+        found |= {uri: copies[path] for path, uri in paths.items()}
+    return found
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """Returns the URI of the folder that something lies in, and its name there."""
+    parts = urlsplit(uri)
+    above, _, name = parts.path.rpartition("/")
+    return urlunsplit(parts._replace(path=above)), unquote(name)
 
 
 def _fetch(source: _Source, item: _Object, target: Path, part: Path) -> None:
@@ -244,6 +309,28 @@ class _Source:
                         f"{path[:end]!r} is both a file and a folder; rename or remove one"
                     )
         return [found[path] for path in sorted(found)]
+
+    def look(self, paths: Sequence[str]) -> list[_Object]:
+        """Returns files by their paths below the place, each with its size.
+
+        Raises:
+            DataError: If one is not there, or its name cannot be one of a file here.
+        """
+        for path in paths:
+            parts = path.split("/")
+            if {"", ".", ".."} & set(parts) or "\0" in path:
+                raise self.error(f"{path!r} is not the path of a file; correct it")
+        try:
+            infos = self.filesystem.get_file_info([f"{self.base}/{path}" for path in paths])
+        except (ArrowException, OSError) as error:
+            raise self._failed(error) from None
+        objects = []
+        for path, info in zip(paths, infos, strict=True):
+            if not info.is_file:
+                raise self.error(f"no file {path!r}; correct the path")
+            key = store.digest(_FORMAT, self._identity, info.path, info.size, info.mtime_ns)
+            objects.append(_Object(path, info.size, key))
+        return objects
 
     def read(self, item: _Object) -> Iterator[bytes]:
         """Yields the content of a file.

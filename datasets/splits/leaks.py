@@ -67,13 +67,13 @@ def find_leaks(
                 )
     for index in by_name:
         sample = samples[index]
+        trains = group_trains.get(sample.group) if sample.group else None
         # A corrupted copy goes where its original goes.
-        own = sample.part == "test" and sample.origin is None
-        if sample.group and own and index not in dropped:
-            if (trains := group_trains.get(sample.group)) is not None:
-                report(
-                    index,
-                    f"of the same group ({sample.group}) as the training image {trains}; left out "
-                    "of validation and test",
-                )
+        judges = sample.part == "test" and sample.origin is None and index not in dropped
+        if trains is not None and judges:
+            report(
+                index,
+                f"of the same group ({sample.group}) as the training image {trains}; left out "
+                "of validation and test",
+            )
     return frozenset(dropped), tuple(sorted(problems, key=lambda p: p.key))

@@ -128,7 +128,7 @@ def test_groups_stay_on_one_side(good: int, bad: int, size: int, protocol: str) 
         parts = split("c", divided, hashes, Validation(protocol=protocol))  # type: ignore[arg-type]
     except DataError as error:
         told = str(error)
-        assert "group" in told or "test images that can be used" in told  # noqa: PT017
+        assert "group" in told or "test images that can be used" in told
         return
     sides = [
         {divided[i].group for i in side} for side in (parts.train, parts.validation, parts.test)
