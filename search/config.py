@@ -293,12 +293,21 @@ def load_sweep(path: str | os.PathLike[str] | None, overrides: Sequence[str] = (
         SweepError: If the file cannot be read or does not fit the schema.
     """
     if path is None:
-        origin = "demo sweep"
         demo = resources.files("anomtune.search").joinpath("demo.yaml")
-        data = read_yaml(demo.read_text(encoding="utf-8"), origin)
-    else:
-        origin = str(path)
-        data = read_yaml_file(path, "sweep file")
+        return sweep_of(demo.read_text(encoding="utf-8"), "demo sweep", overrides)
+    return _overridden(read_yaml_file(path, "sweep file"), str(path), overrides)
+
+
+def sweep_of(text: str, origin: str, overrides: Sequence[str] = ()) -> Sweep:
+    """Reads the text of a sweep file, as `load_sweep` reads the file.
+
+    Raises:
+        SweepError: If it does not fit the schema.
+    """
+    return _overridden(read_yaml(text, origin), origin, overrides)
+
+
+def _overridden(data: Any, origin: str, overrides: Sequence[str]) -> Sweep:
     if not isinstance(data, dict):
         raise SweepError(f"{origin}: a sweep file is a mapping of keys, see the README")
     data.pop(MADE_BY, None)  # the resolved file of a sweep directory is a sweep file too

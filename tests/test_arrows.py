@@ -28,7 +28,7 @@ SEARCH_FLOORS = (
     ("config", "metrics"),
     ("store",),
     ("decide", "detector"),
-    ("run", "results", "events"),
+    ("run", "results", "events", "propose"),
     ("preparation", "journal"),
     ("sweep", "report", "reproduce"),
 )

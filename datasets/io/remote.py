@@ -191,7 +191,9 @@ def local_files(uris: Sequence[str]) -> dict[str, Path]:
         source = _Source(top)
         objects = source.look(list(paths))
 
-        def build(draft: Path, source: _Source = source, objects: list[_Object] = objects) -> None:
+        def build(
+            draft: Path, source: _Source = source, objects: Sequence[_Object] = objects
+        ) -> None:
             parts = draft / ".parts"
             parts.mkdir()
             for item in objects:
@@ -210,7 +212,7 @@ def local_files(uris: Sequence[str]) -> dict[str, Path]:
                     raise
             parts.rmdir()
 
-        def load(place: Path, objects: list[_Object] = objects) -> dict[str, Path]:
+        def load(place: Path, objects: Sequence[_Object] = objects) -> dict[str, Path]:
             copies = {item.path: place / item.path for item in objects}
             for item in objects:
                 if copies[item.path].stat().st_size != item.size:
@@ -310,7 +312,7 @@ class _Source:
                     )
         return [found[path] for path in sorted(found)]
 
-    def look(self, paths: Sequence[str]) -> list[_Object]:
+    def look(self, paths: Sequence[str]) -> Sequence[_Object]:
         """Returns files by their paths below the place, each with its size.
 
         Raises:

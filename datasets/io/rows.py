@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
@@ -155,7 +156,8 @@ def _parquet(path: Path) -> tuple[list[str], Iterator[_Line]]:
 
 
 def _is_large(kind: Any) -> bool:
-    return pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    types = pa.types
+    return bool(types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def _coco(path: Path) -> tuple[list[str], Iterator[_Line]]:
@@ -166,7 +168,7 @@ def _coco(path: Path) -> tuple[list[str], Iterator[_Line]]:
 
 def _text(value: Any) -> str:
     """Returns a value of a table as text: whole numbers without a point, nothing for null."""
-    if value is None or value != value:  # NaN
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
         return str(int(value))

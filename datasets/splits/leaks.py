@@ -36,9 +36,6 @@ def find_leaks(
         if drop:
             dropped.add(index)
 
-    group_trains = {
-        samples[i].group: samples[i].key for i in reversed(by_name) if samples[i].part == "train"
-    }
     for same in train_of.values():
         for index in same[1:]:
             message = f"same pixels as {samples[same[0]].key}; it counts twice in training"
@@ -65,15 +62,25 @@ def find_leaks(
                     index,
                     f"same pixels as {samples[same[0]].key}; left out of validation and test",
                 )
-    for index in by_name:
-        sample = samples[index]
-        trains = group_trains.get(sample.group) if sample.group else None
-        # A corrupted copy goes where its original goes.
-        judges = sample.part == "test" and sample.origin is None and index not in dropped
-        if trains is not None and judges:
+    for index, trains in _grouped_with_training(samples, by_name).items():
+        if index not in dropped:
             report(
                 index,
-                f"of the same group ({sample.group}) as the training image {trains}; left out "
-                "of validation and test",
+                f"of the same group ({samples[index].group}) as the training image {trains}; left "
+                "out of validation and test",
             )
     return frozenset(dropped), tuple(sorted(problems, key=lambda p: p.key))
+
+
+def _grouped_with_training(samples: Sequence[Sample], order: Sequence[int]) -> dict[int, str]:
+    """Returns the test samples whose group trains, each with the key of an image of that.
+
+    Corrupted copies are not among them: they go where their originals go.
+    """
+    trains = {
+        samples[i].group: samples[i].key for i in reversed(order) if samples[i].part == "train"
+    }
+    own = (i for i in order if samples[i].part == "test" and samples[i].origin is None)
+    return {
+        i: trains[samples[i].group] for i in own if samples[i].group and samples[i].group in trains
+    }

@@ -218,6 +218,13 @@ def prepare_weights(name: Backbone, weights: Weights) -> None:
         _weights_file(name)
 
 
+def weights_at_hand(name: Backbone) -> bool:
+    """Whether the ImageNet weights of a backbone are on this machine; downloads nothing."""
+    filename = PurePosixPath(_sources()[name].url).name
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / filename
+    return (cached.is_file() and _hash_matches(cached)) or _packaged_file(filename) is not None
+
+
 def _build(name: Backbone) -> Encoder:
     network = _sources()[name].build()
     return MobileNetV2Encoder(network) if name == "mobilenet_v2" else ResNetEncoder(network)

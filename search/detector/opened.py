@@ -146,7 +146,9 @@ def few_notes(dataset: DatasetConfig, messages: Sequence[str]) -> list[str]:
     """Returns the first few of what is odd about a dataset, and where to see the rest."""
     notes = [f"note: {message}" for message in messages[:_SHOWN]]
     if len(messages) > _SHOWN:
-        command = shlex.join(["anomtune", "audit", *filter(None, (dataset.name, dataset.root))])
+        told = [] if dataset.options else filter(None, (dataset.name, dataset.root))
+        command = shlex.join(["anomtune", "audit", *told])
+        command += "" if not dataset.options else " SWEEP.yaml"
         notes.append(f"note: {len(messages) - _SHOWN} more; all of them: {command}")
     return notes
 
