@@ -94,8 +94,8 @@ def init(
         raise StorageError(
             f"{target}: cannot be written ({error.strerror or error}); choose another file"
         ) from error
-    out_console = console()
-    out_console.print(cell(proposal.text), end="", soft_wrap=True, highlight=False)
+    for line in proposal.text.splitlines():
+        console().print(cell(line), soft_wrap=True, highlight=False)
     console(stderr=True).print(cell(f"{target} written; run it: anomtune sweep {target}"))
 
 

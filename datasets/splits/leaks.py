@@ -62,25 +62,31 @@ def find_leaks(
                     index,
                     f"same pixels as {samples[same[0]].key}; left out of validation and test",
                 )
-    for index, trains in _grouped_with_training(samples, by_name).items():
-        if index not in dropped:
-            report(
-                index,
-                f"of the same group ({samples[index].group}) as the training image {trains}; left "
-                "out of validation and test",
-            )
+    grouped = _grouped_with_training(category, samples, [i for i in by_name if i not in dropped])
+    dropped |= set(grouped)
+    problems += grouped.values()
     return frozenset(dropped), tuple(sorted(problems, key=lambda p: p.key))
 
 
-def _grouped_with_training(samples: Sequence[Sample], order: Sequence[int]) -> dict[int, str]:
-    """Returns the test samples whose group trains, each with the key of an image of that.
+def _grouped_with_training(
+    category: str, samples: Sequence[Sample], order: Sequence[int]
+) -> dict[int, Problem]:
+    """Returns the test samples whose group trains, each with what to say of it.
 
     Corrupted copies are not among them: they go where their originals go.
     """
     trains = {
         samples[i].group: samples[i].key for i in reversed(order) if samples[i].part == "train"
     }
-    own = (i for i in order if samples[i].part == "test" and samples[i].origin is None)
+    trains.pop("", None)
     return {
-        i: trains[samples[i].group] for i in own if samples[i].group and samples[i].group in trains
+        i: Problem(
+            category,
+            sample.key,
+            f"of the same group ({sample.group}) as the training image {trains[sample.group]}; "
+            "left out of validation and test",
+            fatal=False,
+        )
+        for i, sample in ((i, samples[i]) for i in order)
+        if sample.part == "test" and sample.origin is None and sample.group in trains
     }

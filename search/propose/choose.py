@@ -1,4 +1,4 @@
-"""What fits the images and the machine: sizes, protocol, methods, and how sure an answer will be."""
+"""What fits images and machine: sizes, protocol, methods, and how sure an answer will be."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LONG = 2.0  # Hours from which a CPU trains as well.
 def half_width(n_normal: int, n_anomalous: int, area: float = AREA) -> float:
     """Returns half of the 95 % interval that an AUROC will have.
 
-    Hanley and McNeil, Radiology 143 (1982), eq. 1 with their approximation for Q1 and Q2.
+    Hanley and McNeil, Radiology 143 (1982), with their approximation of Q1 and Q2.
 
     Args:
         n_normal: Normal images, at least one.

@@ -96,7 +96,7 @@ def _described(category: CategoryLook, choice: Choice) -> Iterator[str]:
     )
     yield one_line(
         f"  {category.train} images train, {normal} normal and {anomalous} anomalous judge"
-        + (f" ({types}; {masks} masks)" if types else "")
+        + (f" ({types}{f'; {masks} masks' if masks else ''})" if types else "")
     )
     if min(normal, anomalous) > 0:
         share = 2 if choice.protocol == "labelled" else 1

@@ -67,7 +67,8 @@ class CategoryLook:
     @property
     def types(self) -> dict[str, int]:
         """Defect types with their numbers of images."""
-        return dict(sorted(Counter(s.defect for s in self.samples if s.anomalous).items()))
+        own = (s.defect for s in self.samples if s.anomalous and not s.domain)
+        return dict(sorted(Counter(own).items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ def _look_at(dataset: Dataset, category: str) -> CategoryLook:
     parted, _ = divide(samples, [s.key for s in samples], dataset.division or Division())
     sizes, grey, fault = [], True, fatal[0] if fatal else ""
     end = time.monotonic() + _SECONDS
-    for sample in _spread(samples, _IMAGES):
+    for sample in _spread([s for s in samples if not s.domain], _IMAGES):
         if fault or (sizes and time.monotonic() > end):
             break
         try:
