@@ -432,3 +432,12 @@ def test_a_changed_table_is_read_again(tree: Path) -> None:
     assert len(listed(table)) == 17
     write(path, rows_of(tree)[1:])
     assert len(listed(table)) == 16
+
+
+def test_a_table_by_uri_comes_with_its_folder(tree: Path, tmp_path: Path) -> None:
+    from anomtune.datasets.opening import open_dataset
+
+    write(tree / "all.csv", rows_of(tree))
+    dataset = open_dataset("table", (tree / "all.csv").as_uri())
+    assert dataset.root == tree / "all.csv"
+    assert len(dataset.scan("part")[0]) == 17
