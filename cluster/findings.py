@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pyarrow import ArrowException, fs
 
-from anomtune.datasets.io.remote import is_uri, mask_uri
+from anomtune.datasets.io.remote import folder_of, is_uri, mask_uri
 from anomtune.datasets.io.store import cache_root
 from anomtune.errors import AnomtuneError
 from anomtune.names import to_name, to_text
@@ -186,7 +186,7 @@ def look_at_images(config: Sweep | None) -> tuple[tuple[int, str] | None, str | 
         return None, None
     try:
         if is_uri(root):
-            filesystem, base = fs.FileSystem.from_uri(root)
+            filesystem, base = fs.FileSystem.from_uri(folder_of(root)[0])
             found = filesystem.get_file_info(fs.FileSelector(base, recursive=True))
             files = [f"{item.path[len(base) :]} {item.size}" for item in found if item.is_file]
         else:

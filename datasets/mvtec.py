@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from anomtune.datasets.base import GOOD, Problem, Published
-from anomtune.datasets.folder import Folder, Layout
+from anomtune.datasets.folder import Folder
 from anomtune.datasets.io.files import is_folder
+from anomtune.datasets.io.layout import Layout
 from anomtune.errors import nearest
 
 

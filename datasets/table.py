@@ -209,7 +209,7 @@ class Table(FileDataset):
         by_category: dict[str, list[Row]] = defaultdict(list)
         for row in rows:
             name = row.values["category"] or usual
-            if "/" in name or name in {".", ".."}:
+            if {"/", "\0"} & set(name) or name in {".", ".."}:
                 raise DataError(
                     f"{self._root}: {row.where}: category {name!r} cannot name a folder; "
                     "choose another name"

@@ -16,7 +16,7 @@ from anomtune.datasets.splits.split import SearchSplit, load_search_split
 from anomtune.errors import SweepError, suggest
 from anomtune.names import LONGEST, to_name, to_text
 from anomtune.registry import METHODS
-from anomtune.search.config import DatasetConfig, Sweep, check_extends
+from anomtune.search.config import Sweep, check_extends
 from anomtune.search.decide.plan import SearchPlan, plan_studies
 from anomtune.search.decide.pool import check_deciders
 from anomtune.search.decide.scoring import read_studies
@@ -24,6 +24,7 @@ from anomtune.search.decide.transfer import Winner, Winners, winners_of
 from anomtune.search.detector.opened import few_notes
 from anomtune.search.events import Note, Observer
 from anomtune.search.metrics.metric import metrics
+from anomtune.search.source import DatasetConfig
 from anomtune.search.store.directory import read_config, read_sweep
 from anomtune.search.store.records import StudyKey
 from anomtune.search.store.storage import Storage

@@ -24,7 +24,7 @@ FLOORS = (
     ("__init__", "__main__"),
 )
 SEARCH_FLOORS = (
-    ("yaml_text",),
+    ("yaml_text", "source"),
     ("config", "metrics"),
     ("store",),
     ("decide", "detector"),

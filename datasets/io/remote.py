@@ -129,8 +129,8 @@ def local_root(root: Path | str) -> Path:
     """
     if not is_uri(root):
         return Path(root).expanduser()
-    above, name = _split(str(root))
-    if PurePosixPath(name).suffix.lower() in SUFFIXES:
+    above, name = folder_of(str(root))
+    if name:
         return local_root(above) / name
     source = _Source(str(root))
     if isinstance(source.filesystem, fs.LocalFileSystem):
@@ -144,17 +144,7 @@ def local_root(root: Path | str) -> Path:
         for path in sorted({(folder / item.path).parent for item in objects}):
             path.mkdir(parents=True, exist_ok=True)
 
-        def fetch(item: _Object) -> None:
-            _fetch(source, item, folder / item.path, parts / item.key)
-
-        with ThreadPoolExecutor(_STREAMS) as pool:
-            try:
-                for start in range(0, len(objects), _BATCH):
-                    for _ in pool.map(fetch, objects[start : start + _BATCH]):
-                        pass
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        _fetch_all(source, objects, folder, parts)
         parts.rmdir()
         if source.list() != objects:
             raise source.error("it changed while it was fetched; try again")
@@ -198,18 +188,7 @@ def local_files(uris: Sequence[str]) -> dict[str, Path]:
             parts.mkdir()
             for item in objects:
                 (draft / item.path).parent.mkdir(parents=True, exist_ok=True)
-
-            def fetch(item: _Object) -> None:
-                _fetch(source, item, draft / item.path, parts / item.key)
-
-            with ThreadPoolExecutor(_STREAMS) as pool:
-                try:
-                    for start in range(0, len(objects), _BATCH):
-                        for _ in pool.map(fetch, objects[start : start + _BATCH]):
-                            pass
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
+            _fetch_all(source, objects, draft, parts)
             parts.rmdir()
 
         def load(place: Path, objects: Sequence[_Object] = objects) -> dict[str, Path]:
@@ -225,11 +204,29 @@ def local_files(uris: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _split(uri: str) -> tuple[str, str]:
-    """Returns the URI of the folder that something lies in, and its name there."""
+def folder_of(uri: str) -> tuple[str, str]:
+    """Returns the URI of the folder that is fetched for a root; and a table's name there, or ""."""
     parts = urlsplit(uri)
     above, _, name = parts.path.rpartition("/")
+    if PurePosixPath(name).suffix.lower() not in SUFFIXES:
+        return uri, ""
     return urlunsplit(parts._replace(path=above)), unquote(name)
+
+
+def _fetch_all(source: _Source, objects: Sequence[_Object], folder: Path, parts: Path) -> None:
+    """Puts files at their places in a tree whose folders are there."""
+
+    def fetch(item: _Object) -> None:
+        _fetch(source, item, folder / item.path, parts / item.key)
+
+    with ThreadPoolExecutor(_STREAMS) as pool:
+        try:
+            for start in range(0, len(objects), _BATCH):
+                for _ in pool.map(fetch, objects[start : start + _BATCH]):
+                    pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _fetch(source: _Source, item: _Object, target: Path, part: Path) -> None:

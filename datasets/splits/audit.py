@@ -22,6 +22,9 @@ from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import DataError, ImageError
 from anomtune.names import to_name
 
+#: Images of a category among which those that look the same are looked for.
+_MOST = 20_000
+
 
 @dataclass(frozen=True, slots=True)
 class CategoryCounts:
@@ -225,6 +228,8 @@ def _decode_all(
         The problems; the width and height of each image; the images that decode, each in a part;
         and how many play which, if their content has decided that.
     """
+    # Of thousands of images of one thing many look alike, and all pairs take long.
+    compares = not dataset.one_class and len(samples) <= _MOST
 
     def work(
         sample: Sample,
@@ -239,7 +244,8 @@ def _decode_all(
         # Copies share the mask of their original.
         odd = None if mask is None or sample.origin is not None else odd_mask(mask)
         size = image.shape[1], image.shape[0]
-        return hash_pixels(image), perceptual_hash(image), size, odd
+        look = perceptual_hash(image) if compares else np.empty(0, np.uint64)
+        return hash_pixels(image), look, size, odd
 
     problems: list[Problem] = []
     readable: list[Sample] = []
@@ -260,7 +266,11 @@ def _decode_all(
                 problems.append(Problem(category, str(sample.mask), odd, fatal=False))
     divided, division = divide(readable, hashes, dataset.division or Division())
     problems += find_leaks(category, divided, hashes)[1]
-    problems += find_near(category, divided, hashes, looks, validation)
+    if compares:
+        problems += find_near(category, divided, hashes, looks, validation)
+    elif not dataset.one_class:
+        what = f"more than {_MOST} images: not searched for those that look nearly the same"
+        problems.append(Problem(category, "", what, fatal=False))
     return problems, sizes, divided, division
 
 

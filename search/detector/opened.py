@@ -23,9 +23,9 @@ from anomtune.models.base import Detector
 from anomtune.models.hyperparameters import Resize
 from anomtune.models.training.report import Report
 from anomtune.registry import METHODS
-from anomtune.search.config import DatasetConfig
 from anomtune.search.detector.features import know_features
 from anomtune.search.detector.spec import TrainingSpec
+from anomtune.search.source import DatasetConfig
 from anomtune.search.store.records import Facts
 
 #: How many notes on one category are shown.

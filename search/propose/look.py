@@ -20,7 +20,7 @@ from anomtune.datasets.splits.division import Division, divide
 from anomtune.errors import AnomtuneError, DataError
 from anomtune.names import to_name, to_text
 from anomtune.registry import DATASETS
-from anomtune.search.config import DatasetConfig
+from anomtune.search.source import DatasetConfig
 
 T = TypeVar("T")
 

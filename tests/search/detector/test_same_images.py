@@ -19,13 +19,13 @@ from anomtune.datasets.io.cache import open_category
 from anomtune.datasets.splits.held_out import load_test_split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.datasets.table import Table
-from anomtune.search.config import DatasetConfig
 from anomtune.search.detector.evaluate import evaluate
 from anomtune.search.detector.opened import open_detector
 from anomtune.search.detector.saved import look
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.detector.train import fit_whole
 from anomtune.search.metrics.delong import intervals
+from anomtune.search.source import DatasetConfig
 
 _SIZE = 32
 
