@@ -164,9 +164,6 @@ def local_root(root: Path | str) -> Path:
 def local_files(uris: Sequence[str]) -> dict[str, Path]:
     """Returns the local copies of files, fetching those that this node has not got.
 
-    Args:
-        uris: URIs of ``pyarrow.fs``.
-
     Raises:
         DataError: If one does not exist, or cannot be reached or read.
         StorageError: If the cache cannot be written.
@@ -297,8 +294,7 @@ class _Source:
                 raise self.error(f"object {path!r} cannot be a file here; rename or remove it")
             if path in found:
                 raise self.error(f"two objects are called {path!r}; rename or remove one")
-            key = store.digest(_FORMAT, self._identity, info.path, info.size, info.mtime_ns)
-            found[path] = _Object(path, info.size, key)
+            found[path] = self._object(path, info)
         if not found:
             raise self.error("holds no file; set dataset.root to the folder of the images")
         for path in found:
@@ -323,13 +319,10 @@ class _Source:
             infos = self.filesystem.get_file_info([f"{self.base}/{path}" for path in paths])
         except (ArrowException, OSError) as error:
             raise self._failed(error) from None
-        objects = []
         for path, info in zip(paths, infos, strict=True):
             if not info.is_file:
                 raise self.error(f"no file {path!r}; correct the path")
-            key = store.digest(_FORMAT, self._identity, info.path, info.size, info.mtime_ns)
-            objects.append(_Object(path, info.size, key))
-        return objects
+        return [self._object(path, info) for path, info in zip(paths, infos, strict=True)]
 
     def read(self, item: _Object) -> Iterator[bytes]:
         """Yields the content of a file.
@@ -347,6 +340,10 @@ class _Source:
             raise self._failed(error, item.path) from None
         if left:
             raise self.error(f"{item.path} changed while it was fetched; try again")
+
+    def _object(self, path: str, info: fs.FileInfo) -> _Object:
+        key = store.digest(_FORMAT, self._identity, info.path, info.size, info.mtime_ns)
+        return _Object(path, info.size, key)
 
     def error(self, reason: str) -> DataError:
         """Returns an error about the place, without anything secret."""

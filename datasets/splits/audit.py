@@ -102,12 +102,14 @@ def inspect(
         except DataError as error:
             problems.append(Problem(name, "", str(error)))
             continue
-        found, sizes, samples, division = _decode_all(
+        found, sizes, divided, division = _decode_all(
             dataset, name, samples, validation or Validation()
         )
+        parts = {sample.key: sample.part for sample in divided}
         missing = find_missing(dataset, name, samples)
         problems += sorted([*listed, *missing, *found], key=lambda p: (not p.fatal, p.key))
-        counts.append(replace(_count(name, samples, sizes), division=division))
+        parted = [replace(s, part=parts.get(s.key, s.part)) for s in samples]
+        counts.append(replace(_count(name, parted, sizes), division=division))
     return Audit(tuple(problems), tuple(counts))
 
 
