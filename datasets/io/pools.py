@@ -197,6 +197,8 @@ class PoolListing(Listing):
             if entry.is_dir() and not is_image(entry):
                 if entry.is_symlink():
                     links.append(to_text(entry.name))
+                elif at not in own and means_masks(entry.name):
+                    self.problem(at, "named as masks are, among images; set dataset.masks")
                 elif at not in own:
                     inner.append(at)
         keys += self.images(

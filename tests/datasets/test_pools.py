@@ -253,6 +253,11 @@ def test_a_part_of_a_divided_category_is_none_itself(tree: Path) -> None:
         Folder(tree / "part").categories()
 
 
+def test_masks_among_images_are_refused(parts: Path) -> None:
+    (parts / "masks/dent").rename(parts / "dent/masks")
+    assert wrong(parts) == "line/dent/masks: named as masks are, among images; set dataset.masks"
+
+
 def test_what_lies_beside_is_named(parts: Path) -> None:
     save(Image.new("L", (4, 4)), parts / "loose.png")
     (parts / "README.md").touch()
