@@ -142,7 +142,8 @@ def _look_at(dataset: Dataset, category: str) -> CategoryLook:
     fatal = [str(p) for p in problems if p.fatal]
     divided = not any(sample.part == UNDIVIDED for sample in samples)
     parted, _ = divide(samples, [s.key for s in samples], dataset.division or Division())
-    sizes, grey, fault = [], True, fatal[0] if fatal else ""
+    sizes: list[tuple[int, int]] = []
+    grey, fault = True, fatal[0] if fatal else ""
     end = time.monotonic() + _SECONDS
     for sample in _spread([s for s in samples if not s.domain], _IMAGES):
         if fault or (sizes and time.monotonic() > end):
@@ -184,7 +185,7 @@ def _layout(name: str, dataset: Dataset, categories: Sequence[CategoryLook]) -> 
 
 def _prefixes(samples: Sequence[Sample]) -> tuple[tuple[str, int], ...]:
     """Returns what the names of normal images begin with, if that looks like several products."""
-    found = Counter()
+    found: Counter[str] = Counter()
     normal = [s.key for s in samples if not s.anomalous]
     for key in normal:
         match = re.match(r"[^\W\d_]+", PurePosixPath(key).name)
