@@ -16,9 +16,11 @@ from .datasets.mnist import FashionMNIST as FashionMNIST
 from .datasets.mvtec import MPDD as MPDD
 from .datasets.mvtec import MVTecAD as MVTecAD
 from .datasets.pacs import PACS as PACS
+from .datasets.splits.division import Division as Division
 from .datasets.splits.shift import Shift as Shift
 from .datasets.splits.validation import Validation as Validation
 from .datasets.synthetic import Synthetic as Synthetic
+from .datasets.table import Table as Table
 from .datasets.visa import VisA as VisA
 from .errors import AnomtuneError as AnomtuneError
 from .errors import DataError as DataError

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pyarrow import ArrowException, fs
 
-from anomtune.datasets.io.remote import is_uri, mask_uri
+from anomtune.datasets.io.remote import folder_of, is_uri, mask_uri
 from anomtune.datasets.io.store import cache_root
 from anomtune.errors import AnomtuneError
 from anomtune.names import to_name, to_text
@@ -169,7 +169,7 @@ def look_for_weights(config: Sweep | None) -> str | None:
             for category in dataset.categories or (None,)
             for name, method in config.methods.items()
         )
-        prepare_methods(plans, dataset.root, config.image_size)
+        prepare_methods(plans, dataset, config.image_size)
     except AnomtuneError as error:
         return str(error)
     return ""
@@ -186,7 +186,7 @@ def look_at_images(config: Sweep | None) -> tuple[tuple[int, str] | None, str | 
         return None, None
     try:
         if is_uri(root):
-            filesystem, base = fs.FileSystem.from_uri(root)
+            filesystem, base = fs.FileSystem.from_uri(folder_of(root)[0])
             found = filesystem.get_file_info(fs.FileSelector(base, recursive=True))
             files = [f"{item.path[len(base) :]} {item.size}" for item in found if item.is_file]
         else:
@@ -201,6 +201,9 @@ def look_at_images(config: Sweep | None) -> tuple[tuple[int, str] | None, str | 
 
 def _local_files(root: Path) -> Iterator[str]:
     """Yields name and size of every file below a folder."""
+    if root.is_file():  # a table
+        yield f"/{to_text(root.name)} {root.stat().st_size}"
+        return
     os.listdir(root)  # a root that cannot be listed is an error
     for above, _, names in os.walk(root):
         for file in (Path(above, name) for name in names):

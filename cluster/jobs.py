@@ -109,7 +109,8 @@ def portable(config: Sweep, *, here: bool) -> Sweep:
     """
     root = config.dataset.root
     if root is None:
-        return config
+        section = config.dataset.with_paths(lambda key, at: _portable_path(key, at, here=here))
+        return config.model_copy(update={"dataset": section})
     if is_uri(root):
         if has_secrets(root):
             raise SweepError(
@@ -117,14 +118,18 @@ def portable(config: Sweep, *, here: bool) -> Sweep:
                 "them out and set them in the environment of the cluster's nodes"
             )
         return config
-    path = Path(to_name(root)).expanduser() if here else Path(to_name(root))
+    section = config.dataset.model_copy(update={"root": _portable_path("root", root, here=here)})
+    return config.model_copy(update={"dataset": section})
+
+
+def _portable_path(key: str, given: str, *, here: bool) -> str:
+    path = Path(to_name(given)).expanduser() if here else Path(to_name(given))
     if not path.is_absolute() and not here:
         raise SweepError(
-            f"dataset.root: {root} is relative; give the path that the images have on the nodes, "
+            f"dataset.{key}: {given} is relative; give the path that the images have on the nodes, "
             "or s3://bucket/folder"
         )
-    section = config.dataset.model_copy(update={"root": to_text(path.absolute())})
-    return config.model_copy(update={"dataset": section})
+    return to_text(path.absolute())
 
 
 def submit(client: JobSubmissionClient, config: Sweep, directory: str, *, ship: bool = True) -> str:

@@ -8,14 +8,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from anomtune.errors import one_line
 
+if TYPE_CHECKING:
+    from anomtune.datasets.splits.division import Division
+
 GOOD = "good"
+#: The part of an image that nobody has put into one: `splits.division` does.
+UNDIVIDED: Literal["undivided"] = "undivided"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +29,24 @@ class Sample:
 
     Attributes:
         key: Path of the image within the category (``test/scratch/003.png``), unique there.
-        part: The part that the dataset's authors put it in.
+        part: The part that the dataset's authors put it in; ``undivided`` if they did not, and its
+            content is to decide (`anomtune.datasets.splits.division`).
         defect: Defect type, ``good`` for normal images.
         mask: Path of the ground-truth mask within the category, if there is one.
         domain: Name of the shifted domain of a test image (``brightness-3``, ``sketch``), "" for
             images of the domain that the training images are of.
         origin: Key of the test image that this one is a corrupted copy of, if it is one.
+        group: Name of what it shows, if other images show the same (another view, the next frame,
+            a tile): they stay on one side of every split. "" for an image of its own.
     """
 
     key: str
-    part: Literal["train", "test"]
+    part: Literal["train", "test", "undivided"]
     defect: str
     mask: str | None = None
     domain: str = ""
     origin: str | None = None
+    group: str = ""
 
     @property
     def anomalous(self) -> bool:
@@ -93,6 +102,10 @@ class Dataset(ABC):
     #: Whether a category's anomalies are the other categories (MNIST, CIFAR-10): then nothing may
     #: learn from those.
     one_class: bool = False
+    #: What a sweep file may say of it beside its root: keyword arguments of its constructor.
+    options: ClassVar[frozenset[str]] = frozenset()
+    #: How images that lie in no part are divided; ``None`` for the usual way.
+    division: Division | None = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -121,6 +134,14 @@ class Dataset(ABC):
     def warnings(self) -> tuple[Problem, ...]:
         """Returns what was passed over beside the categories; by default nothing."""
         return ()
+
+    def places(self) -> tuple[Path, ...]:
+        """Returns the folders that its images lie in; by default its root."""
+        return () if self.root is None else (self.root,)
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what of `options` it was given, as a sweep file has it; by default nothing."""
+        return {}
 
     def fingerprint(self, category: str) -> str | None:
         """Returns a cheap digest that changes whenever a file of the category does.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from anomtune.datasets.base import GOOD, Published
-from anomtune.datasets.folder import Layout
+from anomtune.datasets.io.layout import Layout
 from anomtune.datasets.mvtec import PublishedFolder
 
 _KINDS = frozenset({"logical_anomalies", "structural_anomalies"})

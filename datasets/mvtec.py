@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from anomtune.datasets.base import GOOD, Problem, Published
-from anomtune.datasets.folder import Folder, Layout
+from anomtune.datasets.folder import Folder
 from anomtune.datasets.io.files import is_folder
+from anomtune.datasets.io.layout import Layout
 from anomtune.errors import nearest
 
 
@@ -25,6 +26,8 @@ class PublishedFolder(Folder):
     counts: ClassVar[Mapping[str, Published]]
     #: The names of the test folders of anomalous images, by category.
     defects: ClassVar[Mapping[str, frozenset[str]]]
+    options = frozenset({"group"})
+    undivided = False
     #: Name of the folders of normal images.
     normal: ClassVar[str] = GOOD
 

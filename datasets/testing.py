@@ -12,8 +12,9 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
-from anomtune.datasets.base import Dataset, Sample
+from anomtune.datasets.base import UNDIVIDED, Dataset, Sample
 from anomtune.datasets.io.imagefile import hash_pixels
+from anomtune.datasets.splits.division import Division, divide
 from anomtune.datasets.splits.leaks import find_leaks
 from anomtune.datasets.splits.split import split
 from anomtune.datasets.splits.validation import Protocol, Validation
@@ -83,16 +84,18 @@ def _check_listing(dataset: Dataset, category: str) -> tuple[Sample, ...]:
         where = f"{category}/{sample.key}"
         for key in filter(None, (sample.key, sample.mask)):
             assert _is_plain(key), f"{where}: the key {key!r} is not a relative path"
-        assert sample.part in {"train", "test"}, f"{where}: its part is {sample.part!r}"
+        assert sample.part in {"train", "test", UNDIVIDED}, f"{where}: its part is {sample.part!r}"
         assert sample.defect, f"{where}: it has no defect type"
         if sample.part == "train":
             assert not sample.anomalous, f"{where}: a training image is anomalous"
             assert not sample.domain, f"{where}: a training image is of a shifted domain"
         assert sample.anomalous or sample.mask is None, f"{where}: a normal image has a mask"
-        assert sample.origin is None or parts.get(sample.origin) == "test", (
+        assert sample.origin is None or parts.get(sample.origin, "train") != "train", (
             f"{where}: its origin {sample.origin!r} is no test image"
         )
-    assert "train" in parts.values(), f"{category}: no training images"
+        assert isinstance(sample.group, str), f"{where}: its group is {sample.group!r}, no text"
+    can_train = [s for s in samples if s.part != "test" and not (s.anomalous or s.domain)]
+    assert can_train, f"{category}: no training images"
     return samples
 
 
@@ -154,7 +157,10 @@ def _check_digests(
     assert len(set(hashes)) > 1 or len(samples) == 1, f"{category}: all images have the same pixels"
 
 
-def _check_splits(category: str, samples: Sequence[Sample], hashes: Sequence[str]) -> None:
+def _check_splits(category: str, listed: Sequence[Sample], hashes: Sequence[str]) -> None:
+    samples = divide(listed, hashes, Division())[0]
+    if any(sample.group for sample in samples):
+        return  # Of a few images the groups say nothing.
     leaked, _ = find_leaks(category, samples, hashes)
     judges = [s for i, s in enumerate(samples) if s.part == "test" and i not in leaked]
     judges = [s for s in judges if not s.domain]

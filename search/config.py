@@ -7,9 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -20,15 +18,12 @@ from pydantic import (
     model_validator,
 )
 
-from anomtune.datasets.base import Dataset
-from anomtune.datasets.io.remote import is_uri, local_root
-from anomtune.datasets.opening import open_dataset
-from anomtune.datasets.splits.shift import CorruptedDataset, Shift
+from anomtune.datasets.splits.division import Division
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import SweepError, suggest
-from anomtune.names import readable, to_name, to_text, typed
-from anomtune.registry import DATASETS
+from anomtune.names import typed
 from anomtune.search.logger_config import LoggerConfig
+from anomtune.search.source import DatasetConfig
 from anomtune.search.yaml_text import dump_yaml, read_yaml, read_yaml_file
 from anomtune.settings import Settings
 
@@ -41,42 +36,6 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 #: Side of the square maps in pixels.
 ImageSize = Annotated[int, Field(ge=32, le=4096, multiple_of=32)]
-
-
-class DatasetConfig(Settings):
-    """Which images: a registered dataset family, its folder, and its categories (default all)."""
-
-    name: str
-    root: str | None = None
-    categories: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    shift: Shift | None = None
-
-    @field_validator("root", mode="before")
-    @classmethod
-    def _path_is_text(cls, root: Any) -> Any:
-        if isinstance(root, os.PathLike):
-            return to_text(root)
-        return readable(root) if isinstance(root, str) else root
-
-    @model_validator(mode="before")
-    @classmethod
-    def _dataset_names_itself(cls, given: Any) -> Any:
-        if not isinstance(given, Dataset):
-            return given
-        original, shift = given, None
-        if isinstance(given, CorruptedDataset):
-            original, shift = given.original, given.shift
-        root = None if given.root is None else to_text(given.root)
-        return {"name": DATASETS.name_of(type(original)), "root": root, "shift": shift}
-
-    def open(self) -> Dataset:
-        """Opens the dataset.
-
-        Raises:
-            DataError: If there is no such dataset, it refuses its root, or a remote root cannot be
-                fetched.
-        """
-        return open_dataset(self.name, None if self.root is None else _local(self.root), self.shift)
 
 
 class MethodConfig(Settings):
@@ -219,12 +178,6 @@ class Sweep(Settings):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-@lru_cache(maxsize=8)
-def _local(root: str) -> Path:
-    """Returns the local copy of a root; a process lists a remote one once."""
-    return local_root(root if is_uri(root) else to_name(root))
-
-
 def load_sweep(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> Sweep:
     """Reads a sweep file and applies ``a.b=c`` overrides to it.
 
@@ -236,12 +189,21 @@ def load_sweep(path: str | os.PathLike[str] | None, overrides: Sequence[str] = (
         SweepError: If the file cannot be read or does not fit the schema.
     """
     if path is None:
-        origin = "demo sweep"
         demo = resources.files("anomtune.search").joinpath("demo.yaml")
-        data = read_yaml(demo.read_text(encoding="utf-8"), origin)
-    else:
-        origin = str(path)
-        data = read_yaml_file(path, "sweep file")
+        return sweep_of(demo.read_text(encoding="utf-8"), "demo sweep", overrides)
+    return _overridden(read_yaml_file(path, "sweep file"), str(path), overrides)
+
+
+def sweep_of(text: str, origin: str, overrides: Sequence[str] = ()) -> Sweep:
+    """Reads the text of a sweep file, as `load_sweep` reads the file.
+
+    Raises:
+        SweepError: If it does not fit the schema.
+    """
+    return _overridden(read_yaml(text, origin), origin, overrides)
+
+
+def _overridden(data: Any, origin: str, overrides: Sequence[str]) -> Sweep:
     if not isinstance(data, dict):
         raise SweepError(f"{origin}: a sweep file is a mapping of keys, see the README")
     data.pop(MADE_BY, None)  # the resolved file of a sweep directory is a sweep file too
@@ -348,7 +310,7 @@ def check_extends(old: Sweep, new: Sweep, directory: str) -> None:
         if key == "methods" and _extends(before[key], after[key]):
             continue
         if key == "dataset":
-            old_set, new_set = before[key], after[key]
+            old_set, new_set = (_divided(section) for section in (before[key], after[key]))
             rest_equal = {**old_set, "categories": 0} == {**new_set, "categories": 0}
             if rest_equal and set(old_set["categories"]) <= set(new_set["categories"]):
                 continue
@@ -359,6 +321,12 @@ def check_extends(old: Sweep, new: Sweep, directory: str) -> None:
             f"{directory}: holds a sweep with {where} = {was}, now it is {now}; "
             f"restore it, or start another directory with --dir"
         )
+
+
+def _divided(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a dataset's section with its division spelled out, but for what it gave."""
+    division = section.get("division") or Division().model_dump(mode="json")
+    return {**section, "division": {**division, "counts": {}}}
 
 
 def _extends(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from anomtune.datasets.io.foreign import list_images
 from anomtune.datasets.io.remote import has_secrets, is_uri, mask_uri
 from anomtune.datasets.splits.audit import find_missing
 from anomtune.datasets.splits.damage import check_without
+from anomtune.datasets.splits.division import Division
 from anomtune.datasets.splits.split import SearchSplit, load_search_split
 from anomtune.errors import MethodError, SweepError, suggest
 from anomtune.names import LONGEST, to_name, to_text
@@ -24,6 +25,7 @@ from anomtune.search.detector.opened import few_notes
 from anomtune.search.events import Note, Observer
 from anomtune.search.metrics.metric import metrics
 from anomtune.search.results.logger import logger_makers
+from anomtune.search.source import DatasetConfig
 from anomtune.search.store.directory import read_config, read_sweep
 from anomtune.search.store.records import StudyKey
 from anomtune.search.store.storage import Storage
@@ -34,7 +36,8 @@ class Preparation:
     """A sweep that can run.
 
     Attributes:
-        config: Resolved: an absolute root, categories spelled out.
+        config: Resolved: an absolute root, categories spelled out, and how undivided images were
+            divided.
         plans: How each study is searched.
         splits: What a search may see of each category.
         winners: Configs that won in the sweeps that it is to start from.
@@ -62,9 +65,10 @@ def prepare(sweep: Sweep, storage: Storage, on_event: Observer) -> Preparation:
     check_directory(storage, config)
     storage.check_writable()  # before images are decoded, which may take hours
     _check_names(storage, config)
-    for note in prepare_methods(plans.values(), config.dataset.root, config.image_size):
+    for note in prepare_methods(plans.values(), config.dataset, config.image_size):
         on_event(Note(f"note: {note}"))
-    return Preparation(config, plans, _open_splits(config, on_event), winners)
+    splits = _open_splits(config, on_event)
+    return Preparation(_say_division(config, splits, on_event), plans, splits, winners)
 
 
 def read_winners(config: Sweep) -> dict[str, list[Winner]]:
@@ -99,17 +103,21 @@ def resolve(config: Sweep) -> Sweep:
             f"dataset.root: {mask_uri(root)} carries credentials; take them out and set them in "
             "the environment"
         )
-    known = config.dataset.open().categories()
+    dataset = config.dataset.open()
+    known = dataset.categories()
     for category in config.dataset.categories or ():
         if category not in known:
             raise SweepError(
                 f"dataset.categories: no category {category!r}{suggest(category, known)}"
             )
+    if root is None and dataset.root is not None:
+        root = to_text(dataset.root)
     section = config.dataset.model_copy(
         update={
             # Not resolved: a link's name is the category's, and where it leads may change.
             "root": root if root is None or is_uri(root) else _absolute(root),
             "categories": tuple(dict.fromkeys(config.dataset.categories or known)),
+            **dataset.settings(),
         }
     )
     warm_start = []
@@ -158,15 +166,16 @@ def _absolute(root: str) -> str:
     return to_text(Path(to_name(root)).expanduser().absolute())
 
 
-def _check_foreign(folder: Path, root: str | None) -> list[str]:
+def _check_foreign(folder: Path, dataset: DatasetConfig) -> list[str]:
     """Makes sure that a folder of foreign images is one, everywhere, and holds no test image."""
     if not folder.is_absolute():
         raise SweepError(f"{folder}: give the folder by its absolute path, for every worker")
-    if root is not None and not is_uri(root):
-        images = Path(to_name(root)).resolve()
+    local = dataset.root is None or not is_uri(dataset.root)
+    for place in dataset.open().places() if local else ():
+        images = place.resolve()
         if folder.resolve().is_relative_to(images) or images.is_relative_to(folder.resolve()):
             raise SweepError(
-                f"{folder}: overlaps the dataset in {root}, whose test images nothing may learn "
+                f"{folder}: overlaps the dataset in {place}, whose test images nothing may learn "
                 "from; give another folder"
             )
     passed_over: list[Path] = []
@@ -175,7 +184,7 @@ def _check_foreign(folder: Path, root: str | None) -> list[str]:
 
 
 def prepare_methods(
-    plans: Iterable[SearchPlan], root: str | None, image_size: int
+    plans: Iterable[SearchPlan], dataset: DatasetConfig, image_size: int
 ) -> tuple[str, ...]:
     """Makes sure, before any trial, that every config can be trained.
 
@@ -200,7 +209,7 @@ def prepare_methods(
             raise SweepError(f"methods.{method}: {error}") from None
         source = config.foreign_images()
         if source is not None and source != "categories":
-            found += _check_foreign(Path(source).expanduser(), root)
+            found += _check_foreign(Path(source).expanduser(), dataset)
     return tuple(dict.fromkeys(found))
 
 
@@ -236,6 +245,33 @@ def _open_splits(config: Sweep, on_event: Observer) -> dict[str, SearchSplit]:
         _note_all(config, on_event, [*map(str, missing), *split.warnings, *split.dropped])
         splits[category] = split
     return splits
+
+
+def _say_division(config: Sweep, splits: Mapping[str, SearchSplit], on_event: Observer) -> Sweep:
+    """Returns the config with what the division of undivided images has given.
+
+    Raises:
+        SweepError: If it was to give something else, or there is nothing to divide.
+    """
+    made = {name: found.division for name, found in splits.items() if found.division is not None}
+    given = config.dataset.division
+    if not made:
+        if given is not None:
+            raise SweepError("dataset.division: all images are in train or test already; remove it")
+        return config
+    rule = given or Division()
+    for category, counts in made.items():
+        expected = rule.counts.get(category, counts)
+        if expected != counts:
+            raise SweepError(
+                f"dataset.division.counts.{category}: {expected}, it says, but now {counts}; "
+                "restore the images, or remove the counts"
+            )
+        on_event(Note(f"{category}: {rule}: {counts}"))
+    section = config.dataset.model_copy(
+        update={"division": rule.model_copy(update={"counts": {**rule.counts, **made}})}
+    )
+    return config.model_copy(update={"dataset": section})
 
 
 def _note_all(config: Sweep, on_event: Observer, messages: Sequence[str]) -> None:

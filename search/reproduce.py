@@ -94,7 +94,7 @@ def reproduce(
     known = {category: [_known(storage, run) for run in runs] for category, runs in wanted.items()}
     torch_device = choose_device(device)
     if any(run is None for runs in known.values() for run in runs):
-        prepare_methods(plans.values(), config.dataset.root, config.image_size)
+        prepare_methods(plans.values(), config.dataset, config.image_size)
         storage.check_writable()
     done: dict[str, list[PaperRun]] = {}
     for category, runs in wanted.items():

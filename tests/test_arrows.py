@@ -24,11 +24,11 @@ FLOORS = (
     ("__init__", "__main__"),
 )
 SEARCH_FLOORS = (
-    ("yaml_text", "logger_config"),
+    ("yaml_text", "logger_config", "source"),
     ("config", "metrics"),
     ("store",),
     ("decide", "detector"),
-    ("run", "results", "events"),
+    ("run", "results", "events", "propose"),
     ("preparation", "journal"),
     ("sweep", "report", "reproduce"),
 )

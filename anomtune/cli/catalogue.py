@@ -110,7 +110,9 @@ def datasets() -> None:
 
 
 def audit(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET")],
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="A dataset, or a sweep file that has one.")
+    ],
     root: Annotated[str | None, typer.Argument(metavar="ROOT", help="Folder or URI.")] = None,
     category: Annotated[str | None, typer.Option(help="Only this category.")] = None,
     manifest: Annotated[
@@ -128,22 +130,27 @@ def audit(
 
     from anomtune.datasets.opening import open_dataset
     from anomtune.datasets.splits.audit import inspect
+    from anomtune.datasets.splits.division import Division
     from anomtune.datasets.splits.manifest import manifest as list_parts
     from anomtune.datasets.splits.manifest import write_manifest
     from anomtune.datasets.splits.validation import Validation
     from anomtune.names import typed
-    from anomtune.search.config import explain
+    from anomtune.search.config import explain, load_sweep
 
     if manifest is not None:
         require_writable("--manifest", manifest, manifest)
-    source = open_dataset(dataset, root)
+    if root is None and dataset.lower().endswith((".yaml", ".yml")):
+        section = load_sweep(dataset).dataset
+        source, dataset = section.open(), section.name
+    else:
+        source = open_dataset(dataset, root)
     try:
         validation = Validation.model_validate(
             {"protocol": protocol, "fraction": fraction, "seed": seed}
         )
     except ValidationError as error:
         refuse(f"--{explain(error, Validation)}")
-    report = inspect(source, None if category is None else typed(category))
+    report = inspect(source, None if category is None else typed(category), validation)
     table = Table(box=None, pad_edge=False)
     for column in ("category", "train", "good", "defective", "defect types", "sizes", "shifted"):
         table.add_column(column, justify="right" if column in {"train", "good"} else "left")
@@ -160,10 +167,14 @@ def audit(
         )
     out = console()
     out.print(table)
+    for row in report.counts:
+        if row.division is not None:
+            line = f"{row.category}: {source.division or Division()}: {row.division}"
+            out.print(cell(line), soft_wrap=True)
     for problem in report.problems:
         style = "red" if problem.fatal else "yellow"
         # A known dataset's categories go by its name; a folder's stand for themselves.
-        place = "" if dataset == "folder" else f"{dataset}/"
+        place = "" if dataset in {"folder", "table"} else f"{dataset}/"
         out.print(f"{place}{problem}", style=style, highlight=False, markup=False, soft_wrap=True)
     fatal = sum(problem.fatal for problem in report.problems)
     out.print(f"{len(report.problems)} problems, {fatal} of them fatal", style="bold")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anomtune.cli.terminal import cell, console
+from anomtune.cli.terminal import cell, console, refuse
 from anomtune.errors import INTERRUPTED, UNUSABLE, AnomtuneError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from anomtune.search.config import Sweep
     from anomtune.search.results.result import SweepResult
 
 _GOES_ON = "Interrupted. The same command goes on from here."
@@ -19,7 +23,12 @@ _GOES_ON = "Interrupted. The same command goes on from here."
 
 def sweep(
     file: Annotated[
-        Path | None, typer.Argument(metavar="SWEEP.yaml", help="Default: the built-in demo sweep.")
+        str | None,
+        typer.Argument(
+            metavar="SWEEP.yaml|FOLDER|TABLE",
+            help="A sweep file; or images, which are swept as `anomtune init` proposes it. "
+            "Default: the built-in demo sweep.",
+        ),
     ] = None,
     directory: Annotated[
         str | None, typer.Option("--dir", help="Where results go. Default: sweeps/NAME.")
@@ -32,9 +41,12 @@ def sweep(
     """Run a sweep, or go on with it; the same command again resumes it."""
     from anomtune.search.config import load_sweep
 
-    config = load_sweep(file, overrides or ())
-    where = directory or f"sweeps/{config.name}"
     log = console(stderr=True)
+    if file is not None and _is_data(file):
+        config = _proposed(file, overrides or (), log)
+    else:
+        config = load_sweep(file, overrides or ())
+    where = directory or f"sweeps/{config.name}"
     log.print(cell(f"anomtune sweep {config.name} -> {where}"))
 
     from anomtune.cli.monitor import Monitor
@@ -53,6 +65,56 @@ def sweep(
     finally:
         monitor.stop()
     _show(result, where)
+
+
+def init(
+    place: Annotated[
+        str, typer.Argument(metavar="FOLDER|TABLE", help="Images, or a table that names them.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="SWEEP.yaml", help="Default: NAME.yaml, here.")
+    ] = None,
+    hours: Annotated[float, typer.Option(min=0.01, help="What the sweep may take.")] = 1.0,
+) -> None:
+    """Look at images and write a sweep file that fits them and this machine."""
+    from anomtune.errors import StorageError
+    from anomtune.files import write_whole
+    from anomtune.names import typed
+    from anomtune.search.config import sweep_of
+    from anomtune.search.propose.file import propose
+
+    proposal = propose(typed(place), hours)
+    sweep_of(proposal.text, "the proposed sweep")
+    target = out or Path(f"{proposal.name}.yaml")
+    if target.exists():
+        refuse(f"{target}: is there already; remove it, or choose another file with --out")
+    try:
+        write_whole(target, proposal.text.encode())
+    except OSError as error:
+        raise StorageError(
+            f"{target}: cannot be written ({error.strerror or error}); choose another file"
+        ) from error
+    for line in proposal.text.splitlines():
+        console().print(cell(line), soft_wrap=True, highlight=False)
+    console(stderr=True).print(cell(f"{target} written; run it: anomtune sweep {target}"))
+
+
+def _is_data(given: str) -> bool:
+    """Whether images are named, and no sweep file."""
+    from anomtune.datasets.io.remote import SUFFIXES, is_uri
+
+    return is_uri(given) or Path(given).is_dir() or Path(given).suffix.lower() in SUFFIXES
+
+
+def _proposed(place: str, overrides: Sequence[str], log: Console) -> Sweep:
+    from anomtune.names import typed
+    from anomtune.search.config import sweep_of
+    from anomtune.search.propose.file import propose
+
+    proposal = propose(typed(place))
+    for note in proposal.notes:
+        log.print(cell(f"note: {note}"), soft_wrap=True)
+    return sweep_of(proposal.text, place, overrides)
 
 
 def _show_what_there_is(where: str) -> None:

@@ -31,6 +31,7 @@ from anomtune.datasets.io.imagefile import (
 from anomtune.datasets.io.maskfile import odd_mask
 from anomtune.datasets.io.masks import Masks, PackedMask, pack
 from anomtune.datasets.io.rows import Rows
+from anomtune.datasets.splits.division import Division, DivisionCounts, divide
 from anomtune.errors import DataError, ImageError
 
 FORMAT = 4  # Raise it when files are read otherwise: cached categories are found by it.
@@ -48,13 +49,14 @@ class CategoryArrays:
     Attributes:
         category: Its name.
         content: Digest of the samples and of the bytes of their files.
-        samples: The ``N`` samples.
+        samples: The ``N`` samples, each in a part.
         pixel_hashes: For each sample a digest of the decoded full-size RGB pixels.
         images: ``(N, S, S, 3)`` uint8, memory-mapped copy-on-write: pages are shared between
             processes and writing to them does not change the files. Normal training images have
             a file of their own, by pixel hash and key, that splits share.
         masks: ``N`` masks as drawn, at the size of their images; where none is, nothing is drawn.
         warnings: What the listing found that is not fatal, and what is odd about masks.
+        division: How many images play which part, if their content has decided that.
     """
 
     category: str
@@ -64,6 +66,7 @@ class CategoryArrays:
     images: Rows
     masks: Masks
     warnings: tuple[Problem, ...]
+    division: DivisionCounts | None = None
 
 
 def open_category(
@@ -112,10 +115,12 @@ def open_category(
     def load(folder: Path) -> CategoryArrays:
         meta = json.loads((folder / "meta.json").read_text(encoding="ascii"))
         hashes = tuple(meta["pixel_hashes"])
+        rule = dataset.division or Division()
+        divided, counts = divide(samples, hashes, rule)
         return CategoryArrays(
             category=category,
             content=content,
-            samples=samples,
+            samples=divided,
             pixel_hashes=hashes,
             images=_map_rows(folder, samples, hashes, image_size),
             masks=_load_masks(folder / "masks.bin", meta["masks"]),
@@ -123,6 +128,7 @@ def open_category(
                 *(p for p in problems if not p.fatal),
                 *(Problem(category, key, message, fatal=False) for key, message in meta["odd"]),
             ),
+            division=counts,
         )
 
     return store.obtain(

@@ -74,7 +74,7 @@ class FileDataset(Dataset):
                 # The change time shows edits that keep size and modification time.
                 times = (info.st_mtime_ns, info.st_ctime_ns)
                 newest = max(newest, *times)
-                rows.append((str(path.relative_to(place)), info.st_size, info.st_ino, *times))
+                rows.append((os.path.relpath(path, place), info.st_size, info.st_ino, *times))
         except OSError:
             return None
         if newest > time.time_ns() - _SETTLE_NS:
@@ -150,7 +150,7 @@ class Listing:
         found, hidden = listing(folder)
         for entry in found:
             name = to_text(entry.name)
-            key = f"{where}/{name}"
+            key = f"{where}/{name}" if where else name
             if not is_image(entry):
                 others += [] if name in ignore else [name]
             elif entry.is_file():

@@ -101,7 +101,7 @@ def other_categories(
     chosen: dict[str, tuple[str, Sample]] = {}
     for name in others:
         samples = sorted(dataset.scan(name)[0], key=lambda sample: sample.key)
-        normal = [s for s in samples if s.part == "train" and not s.anomalous]
+        normal = [s for s in samples if s.part != "test" and not s.anomalous]
         chosen |= {f"{name}/{s.key}": (name, s) for s in _spread(normal, share)}
     if not chosen:
         return None

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
@@ -24,6 +24,9 @@ from pyarrow import ArrowException, fs
 
 from anomtune.datasets.io import store
 from anomtune.errors import DataError
+
+#: How a root ends that is a table and no folder.
+SUFFIXES = frozenset({".csv", ".tsv", ".parquet", ".json"})
 
 _FORMAT = 1
 _STREAMS = 8  # Files fetched at once.
@@ -114,10 +117,10 @@ def local_root(root: Path | str) -> Path:
 
     Args:
         root: A local path, a ``file://`` URI (both are used in place) or any URI of
-            ``pyarrow.fs``.
+            ``pyarrow.fs``. Of a table the folder that it lies in is fetched.
 
     Returns:
-        The folder; its name is the last one of the URI's path.
+        The folder, or the table; its name is the last one of the URI's path.
 
     Raises:
         DataError: If there is nothing at that place, it cannot be reached or read, it holds names
@@ -126,6 +129,9 @@ def local_root(root: Path | str) -> Path:
     """
     if not is_uri(root):
         return Path(root).expanduser()
+    above, name = folder_of(str(root))
+    if name:
+        return local_root(above) / name
     source = _Source(str(root))
     if isinstance(source.filesystem, fs.LocalFileSystem):
         return Path(source.base)
@@ -138,17 +144,7 @@ def local_root(root: Path | str) -> Path:
         for path in sorted({(folder / item.path).parent for item in objects}):
             path.mkdir(parents=True, exist_ok=True)
 
-        def fetch(item: _Object) -> None:
-            _fetch(source, item, folder / item.path, parts / item.key)
-
-        with ThreadPoolExecutor(_STREAMS) as pool:
-            try:
-                for start in range(0, len(objects), _BATCH):
-                    for _ in pool.map(fetch, objects[start : start + _BATCH]):
-                        pass
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        _fetch_all(source, objects, folder, parts)
         parts.rmdir()
         if source.list() != objects:
             raise source.error("it changed while it was fetched; try again")
@@ -163,6 +159,71 @@ def local_root(root: Path | str) -> Path:
     return store.obtain(
         "remote", store.digest(_FORMAT, name, [i.key for i in objects]), build, load
     )
+
+
+def local_files(uris: Sequence[str]) -> dict[str, Path]:
+    """Returns the local copies of files, fetching those that this node has not got.
+
+    Raises:
+        DataError: If one does not exist, or cannot be reached or read.
+        StorageError: If the cache cannot be written.
+    """
+    found: dict[str, Path] = {}
+    stores: dict[str, dict[str, str]] = {}
+    for uri in uris:
+        parts = urlsplit(uri)
+        top = urlunsplit(parts._replace(path="/", fragment=""))
+        stores.setdefault(top, {})[unquote(parts.path).strip("/")] = uri
+    for top, paths in stores.items():
+        source = _Source(top)
+        objects = source.look(list(paths))
+
+        def build(
+            draft: Path, source: _Source = source, objects: Sequence[_Object] = objects
+        ) -> None:
+            parts = draft / ".parts"
+            parts.mkdir()
+            for item in objects:
+                (draft / item.path).parent.mkdir(parents=True, exist_ok=True)
+            _fetch_all(source, objects, draft, parts)
+            parts.rmdir()
+
+        def load(place: Path, objects: Sequence[_Object] = objects) -> dict[str, Path]:
+            copies = {item.path: place / item.path for item in objects}
+            for item in objects:
+                if copies[item.path].stat().st_size != item.size:
+                    raise ValueError(f"{item.path} is damaged")
+            return copies
+
+        key = store.digest(_FORMAT, "files", [item.key for item in objects])
+        copies = store.obtain("remote", key, build, load)
+        found |= {uri: copies[path] for path, uri in paths.items()}
+    return found
+
+
+def folder_of(uri: str) -> tuple[str, str]:
+    """Returns the URI of the folder that is fetched for a root; and a table's name there, or ""."""
+    parts = urlsplit(uri)
+    above, _, name = parts.path.rpartition("/")
+    if PurePosixPath(name).suffix.lower() not in SUFFIXES:
+        return uri, ""
+    return urlunsplit(parts._replace(path=above)), unquote(name)
+
+
+def _fetch_all(source: _Source, objects: Sequence[_Object], folder: Path, parts: Path) -> None:
+    """Puts files at their places in a tree whose folders are there."""
+
+    def fetch(item: _Object) -> None:
+        _fetch(source, item, folder / item.path, parts / item.key)
+
+    with ThreadPoolExecutor(_STREAMS) as pool:
+        try:
+            for start in range(0, len(objects), _BATCH):
+                for _ in pool.map(fetch, objects[start : start + _BATCH]):
+                    pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _fetch(source: _Source, item: _Object, target: Path, part: Path) -> None:
@@ -233,8 +294,7 @@ class _Source:
                 raise self.error(f"object {path!r} cannot be a file here; rename or remove it")
             if path in found:
                 raise self.error(f"two objects are called {path!r}; rename or remove one")
-            key = store.digest(_FORMAT, self._identity, info.path, info.size, info.mtime_ns)
-            found[path] = _Object(path, info.size, key)
+            found[path] = self._object(path, info)
         if not found:
             raise self.error("holds no file; set dataset.root to the folder of the images")
         for path in found:
@@ -244,6 +304,25 @@ class _Source:
                         f"{path[:end]!r} is both a file and a folder; rename or remove one"
                     )
         return [found[path] for path in sorted(found)]
+
+    def look(self, paths: Sequence[str]) -> Sequence[_Object]:
+        """Returns files by their paths below the place, each with its size.
+
+        Raises:
+            DataError: If one is not there, or its name cannot be one of a file here.
+        """
+        for path in paths:
+            parts = path.split("/")
+            if {"", ".", ".."} & set(parts) or "\0" in path:
+                raise self.error(f"{path!r} is not the path of a file; correct it")
+        try:
+            infos = self.filesystem.get_file_info([f"{self.base}/{path}" for path in paths])
+        except (ArrowException, OSError) as error:
+            raise self._failed(error) from None
+        for path, info in zip(paths, infos, strict=True):
+            if not info.is_file:
+                raise self.error(f"no file {path!r}; correct the path")
+        return [self._object(path, info) for path, info in zip(paths, infos, strict=True)]
 
     def read(self, item: _Object) -> Iterator[bytes]:
         """Yields the content of a file.
@@ -261,6 +340,10 @@ class _Source:
             raise self._failed(error, item.path) from None
         if left:
             raise self.error(f"{item.path} changed while it was fetched; try again")
+
+    def _object(self, path: str, info: fs.FileInfo) -> _Object:
+        key = store.digest(_FORMAT, self._identity, info.path, info.size, info.mtime_ns)
+        return _Object(path, info.size, key)
 
     def error(self, reason: str) -> DataError:
         """Returns an error about the place, without anything secret."""

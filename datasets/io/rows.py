@@ -38,6 +38,10 @@ class Rows:
         self.shape = (len(places), *training.shape[1:])
         self.nbytes = training.nbytes + others.nbytes
 
+    def are_training(self, rows: npt.NDArray[np.intp]) -> bool:
+        """Whether these images, in this order, are what the file of training images holds."""
+        return np.array_equal(self._places[rows], np.arange(len(self.training)))
+
     def __len__(self) -> int:
         return len(self._places)
 

@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
 
 from anomtune.datasets.base import GOOD, Dataset, Problem, Sample
 from anomtune.datasets.io.cache import decode, workers
 from anomtune.datasets.io.imagefile import hash_pixels
 from anomtune.datasets.io.maskfile import odd_mask
+from anomtune.datasets.splits.division import Division, DivisionCounts, divide
 from anomtune.datasets.splits.leaks import find_leaks
+from anomtune.datasets.splits.near import find_near, perceptual_hash
+from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import DataError, ImageError
 from anomtune.names import to_name
+
+#: Images of a category among which those that look the same are looked for.
+_MOST = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +40,7 @@ class CategoryCounts:
         n_masks: Anomalous images that have a mask.
         smallest: Width and height of the image of least area, in pixels; ``None`` if none decodes.
         largest: Width and height of the image of greatest area.
+        division: What the division gave, if the images had none.
     """
 
     category: str
@@ -42,6 +52,7 @@ class CategoryCounts:
     n_masks: int
     smallest: tuple[int, int] | None
     largest: tuple[int, int] | None
+    division: DivisionCounts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +73,16 @@ def audit(dataset: Dataset, category: str | None = None) -> list[Problem]:
     return list(inspect(dataset, category).problems)
 
 
-def inspect(dataset: Dataset, category: str | None = None) -> Audit:
+def inspect(
+    dataset: Dataset, category: str | None = None, validation: Validation | None = None
+) -> Audit:
     """Decodes every image and mask, and never stops at a problem.
 
     Args:
         dataset: What to look at.
         category: One of its categories; ``None`` for all.
+        validation: How validation images are chosen, to look for images of other sides that look
+            the same; default: as usual.
 
     Raises:
         DataError: If the root holds no category at all, or not this one.
@@ -87,10 +102,14 @@ def inspect(dataset: Dataset, category: str | None = None) -> Audit:
         except DataError as error:
             problems.append(Problem(name, "", str(error)))
             continue
-        found, sizes = _decode_all(dataset, name, samples)
+        found, sizes, divided, division = _decode_all(
+            dataset, name, samples, validation or Validation()
+        )
+        parts = {sample.key: sample.part for sample in divided}
         missing = find_missing(dataset, name, samples)
         problems += sorted([*listed, *missing, *found], key=lambda p: (not p.fatal, p.key))
-        counts.append(_count(name, samples, sizes))
+        parted = [replace(s, part=parts.get(s.key, s.part)) for s in samples]
+        counts.append(replace(_count(name, parted, sizes), division=division))
     return Audit(tuple(problems), tuple(counts))
 
 
@@ -203,11 +222,20 @@ def _like(paths: Sequence[PurePosixPath], number: int) -> str:
 
 
 def _decode_all(
-    dataset: Dataset, category: str, samples: Sequence[Sample]
-) -> tuple[list[Problem], list[tuple[int, int]]]:
-    """Returns the problems that only decoding shows, and the width and height of each image."""
+    dataset: Dataset, category: str, samples: Sequence[Sample], validation: Validation
+) -> tuple[list[Problem], list[tuple[int, int]], tuple[Sample, ...], DivisionCounts | None]:
+    """Returns what only decoding shows.
 
-    def work(sample: Sample) -> tuple[str, tuple[int, int], str | None] | Problem:
+    Returns:
+        The problems; the width and height of each image; the images that decode, each in a part;
+        and how many play which, if their content has decided that.
+    """
+    # Of thousands of images of one thing many look alike, and all pairs take long.
+    compares = not dataset.one_class and len(samples) <= _MOST
+
+    def work(
+        sample: Sample,
+    ) -> tuple[str, npt.NDArray[np.uint64], tuple[int, int], str | None] | Problem:
         try:
             image, mask = decode(dataset, category, sample)
         except DataError as error:
@@ -217,25 +245,35 @@ def _decode_all(
             return Problem(category, bad, getattr(error, "reason", str(error)))
         # Copies share the mask of their original.
         odd = None if mask is None or sample.origin is not None else odd_mask(mask)
-        return hash_pixels(image), (image.shape[1], image.shape[0]), odd
+        size = image.shape[1], image.shape[0]
+        look = perceptual_hash(image) if compares else np.empty(0, np.uint64)
+        return hash_pixels(image), look, size, odd
 
     problems: list[Problem] = []
     readable: list[Sample] = []
     hashes: list[str] = []
+    looks: list[npt.NDArray[np.uint64]] = []
     sizes: list[tuple[int, int]] = []
     with ThreadPoolExecutor(workers()) as pool:
         for sample, result in zip(samples, pool.map(work, samples), strict=True):
             if isinstance(result, Problem):
                 problems.append(result)
                 continue
-            pixel_hash, size, odd = result
+            pixel_hash, look, size, odd = result
             readable.append(sample)
             hashes.append(pixel_hash)
+            looks.append(look)
             sizes.append(size)
             if odd is not None:
                 problems.append(Problem(category, str(sample.mask), odd, fatal=False))
-    problems += find_leaks(category, readable, hashes)[1]
-    return problems, sizes
+    divided, division = divide(readable, hashes, dataset.division or Division())
+    problems += find_leaks(category, divided, hashes)[1]
+    if compares:
+        problems += find_near(category, divided, hashes, looks, validation)
+    elif not dataset.one_class:
+        what = f"more than {_MOST} images: not searched for those that look nearly the same"
+        problems.append(Problem(category, "", what, fatal=False))
+    return problems, sizes, divided, division
 
 
 def _is_of(error: ImageError, key: str) -> bool:

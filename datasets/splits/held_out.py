@@ -100,7 +100,12 @@ def load_whole_test(
         StorageError: If the cache cannot be written.
     """
     arrays, parts = open_split(dataset, category, size, Validation(protocol="test"), resize)
-    test = [i for i, sample in enumerate(arrays.samples) if sample.part == "test"]
+    trained = {sample.key for sample in arrays.samples if sample.part == "train"}
+    test = [
+        i
+        for i, sample in enumerate(arrays.samples)
+        if sample.part == "test" and sample.origin not in trained
+    ]
     return _test_split(arrays, np.array(test, dtype=np.intp), parts.split_hash)
 
 

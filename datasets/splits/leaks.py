@@ -14,8 +14,8 @@ def find_leaks(
     """Finds pixel-equal images within and between the parts of a category.
 
     Training images are never dropped. Of test images those are dropped that also train, that carry
-    both labels, or that repeat another test image of the same domain (the first by defect type and
-    key stays).
+    both labels, that repeat another test image of the same domain (the first by defect type and
+    key stays), or whose group trains.
 
     Returns:
         The indices of the test samples to leave out, and one problem per repeated image.
@@ -62,4 +62,31 @@ def find_leaks(
                     index,
                     f"same pixels as {samples[same[0]].key}; left out of validation and test",
                 )
+    grouped = _grouped_with_training(category, samples, [i for i in by_name if i not in dropped])
+    dropped |= set(grouped)
+    problems += grouped.values()
     return frozenset(dropped), tuple(sorted(problems, key=lambda p: p.key))
+
+
+def _grouped_with_training(
+    category: str, samples: Sequence[Sample], order: Sequence[int]
+) -> dict[int, Problem]:
+    """Returns the test samples whose group trains, each with what to say of it.
+
+    Corrupted copies are not among them: they go where their originals go.
+    """
+    trains = {
+        samples[i].group: samples[i].key for i in reversed(order) if samples[i].part == "train"
+    }
+    trains.pop("", None)
+    return {
+        i: Problem(
+            category,
+            sample.key,
+            f"of the same group ({sample.group}) as the training image {trains[sample.group]}; "
+            "left out of validation and test",
+            fatal=False,
+        )
+        for i, sample in ((i, samples[i]) for i in order)
+        if sample.part == "test" and sample.origin is None and sample.group in trains
+    }

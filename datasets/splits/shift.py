@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -205,6 +207,7 @@ class CorruptedDataset(Dataset):
         self.name = original.name
         # For the type checker it belongs to the class; here it is the wrapped dataset's.
         self.one_class = original.one_class
+        self.division = original.division
         self.shift = shift
         self.original = original
         self._domains = shift.domains
@@ -224,14 +227,15 @@ class CorruptedDataset(Dataset):
         copies = [
             Sample(
                 key=f"{sample.key}{_SEPARATOR}{domain}",
-                part="test",
+                part=sample.part,
                 defect=sample.defect,
                 mask=sample.mask,
                 domain=domain,
                 origin=sample.key,
+                group=sample.group,
             )
             for sample in samples
-            if sample.part == "test" and not sample.domain
+            if sample.part != "train" and not sample.domain
             for domain in self._domains
         ]
         return tuple(sorted([*samples, *copies], key=lambda s: s.key)), taken + problems
@@ -243,6 +247,14 @@ class CorruptedDataset(Dataset):
     def warnings(self) -> tuple[Problem, ...]:
         """Returns what was passed over beside the categories."""
         return self.original.warnings()
+
+    def places(self) -> tuple[Path, ...]:
+        """Returns the folders that the images lie in."""
+        return self.original.places()
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what the dataset was given."""
+        return self.original.settings()
 
     def fingerprint(self, category: str) -> str | None:
         """Returns a digest that changes with the files and with the corruptions."""

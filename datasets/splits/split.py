@@ -23,7 +23,9 @@ from anomtune.datasets.io.cache import CategoryArrays, map_array, open_category,
 from anomtune.datasets.io.imagefile import Resize
 from anomtune.datasets.splits.damage import VERSION as DAMAGE_VERSION
 from anomtune.datasets.splits.damaged_copies import Row, damaged_rows
+from anomtune.datasets.splits.division import DivisionCounts
 from anomtune.datasets.splits.leaks import find_leaks
+from anomtune.datasets.splits.units import Unit, units
 from anomtune.datasets.splits.validation import Protocol, Validation
 from anomtune.errors import DataError
 
@@ -74,6 +76,7 @@ class SearchSplit:
         n_shifted: How many images of shifted domains are held out.
         dropped: What the leak audit found, one line each.
         warnings: What the listing of the category found, one line each.
+        division: How many images play which part, if their content has decided that.
     """
 
     category: str
@@ -90,6 +93,7 @@ class SearchSplit:
     n_shifted: int
     dropped: tuple[str, ...]
     warnings: tuple[str, ...]
+    division: DivisionCounts | None = None
 
 
 def split(
@@ -97,9 +101,12 @@ def split(
 ) -> Split:
     """Divides a category; pure, and decided by pixels and labels, not by names or order.
 
+    Images of one group stay on one side: their kind is that of their defects, and shares are of
+    groups, an image without others being a group of its own.
+
     Args:
         category: Its name, for messages.
-        samples: The ``N`` samples.
+        samples: The ``N`` samples, none of them undivided.
         pixel_hashes: ``N`` digests of their pixels.
         validation: How to divide.
 
@@ -112,17 +119,20 @@ def split(
     usable = [i for i in order if samples[i].part == "test" and i not in leaked]
     judges = [i for i in usable if not samples[i].domain]
     leaked_keys = {samples[i].key for i in leaked}
-    shifted = [i for i in usable if samples[i].domain and samples[i].origin not in leaked_keys]
+    gone = leaked_keys | {samples[i].key for i in train}
+    shifted = [i for i in usable if samples[i].domain and samples[i].origin not in gone]
     if not train:
         raise DataError(f"{category}: no training images; put normal images in train/{GOOD}")
 
     if validation.protocol == "synthetic":
-        held = _first(train, pixel_hashes, validation)
-        if not held:
+        taken = _first(units(train, samples, pixel_hashes), validation)
+        if not taken:
             raise DataError(
-                f"{category}: only one distinct training image, and the synthetic protocol holds "
-                f"some out; put more normal images in train/{GOOD}"
+                f"{category}: only one distinct training image, or one group of them, and the "
+                f"synthetic protocol holds some out; put more normal images in train/{GOOD}"
             )
+        # Of equal images the first stands for all; `train` is in order.
+        held = set({pixel_hashes[i]: i for i in reversed(train) if i in taken}.values())
         hashes = {pixel_hashes[i] for i in held}
         problems += tuple(
             Problem(category, samples[i].key, "same pixels as a held-out image; left out", False)
@@ -142,15 +152,24 @@ def split(
     else:
         _need_both(category, samples, judges, 2)
         chosen: set[int] = set()
-        by_defect: dict[str, list[int]] = defaultdict(list)
-        for i in judges:
-            by_defect[samples[i].defect].append(i)
-        for members in by_defect.values():
-            chosen |= _first(members, pixel_hashes, validation)
+        by_kind: dict[tuple[str, ...], list[Unit]] = defaultdict(list)
+        for unit in units(judges, samples, pixel_hashes):
+            defects = {samples[i].defect for i in unit.members}
+            by_kind[tuple(sorted(defects - {GOOD}))].append(unit)
+        for members in by_kind.values():
+            chosen |= _first(members, validation)
+        grouped = " or group" if any(samples[i].group for i in judges) else ""
         if not any(samples[i].anomalous for i in chosen):
             raise DataError(
-                f"{category}: every defect type has a single image, so none is left for "
+                f"{category}: every defect type has a single image{grouped}, so none is left for "
                 f"validation; {_REMEDY}"
+            )
+        if all(samples[i].anomalous for i in chosen) or all(
+            samples[i].anomalous for i in judges if i not in chosen
+        ):
+            raise DataError(
+                f"{category}: the normal test images are of too few groups for validation and "
+                f"test; add images to test/, or {_REMEDY}"
             )
         sides = (train, [i for i in judges if i in chosen], [i for i in judges if i not in chosen])
         name = "labelled"
@@ -158,6 +177,8 @@ def split(
     if validation.protocol != "test":
         held_out = {samples[i].key for i in sides[2]}
         shifted = [i for i in shifted if samples[i].origin is None or samples[i].origin in held_out]
+        seen = {samples[i].group for i in sides[1]} - {""}
+        shifted = [i for i in shifted if samples[i].group not in seen]
     identity: list[object] = [
         [(pixel_hashes[i], int(samples[i].anomalous)) for i in side] for side in sides
     ]
@@ -249,6 +270,7 @@ def load_search_split(
             n_shifted=len(parts.shifted),
             dropped=tuple(str(p) for p in parts.dropped),
             warnings=tuple(str(p) for p in arrays.warnings),
+            division=arrays.division,
         )
 
     key = store.digest(_ENTRY_FORMAT, parts.split_hash, image_size, size, resize, arrays.content)
@@ -263,16 +285,15 @@ def open_split(
     return arrays, split(category, arrays.samples, arrays.pixel_hashes, validation)
 
 
-def _first(members: Sequence[int], pixel_hashes: Sequence[str], validation: Validation) -> set[int]:
-    """Chooses the share of the distinct images among ``members`` that goes to validation.
+def _first(among: Sequence[Unit], validation: Validation) -> set[int]:
+    """Chooses the images of the share of the units that goes to validation.
 
-    Of two images and more at least one goes to each side; a single one is not chosen.
+    Of two units and more at least one goes to each side; a single one is not chosen.
     """
-    distinct = {pixel_hashes[i]: i for i in reversed(members)}
-    ranked = sorted(distinct, key=lambda h: store.digest(validation.seed, h))
+    ranked = sorted(among, key=lambda unit: store.digest(validation.seed, unit.name))
     wanted = round(validation.fraction * len(ranked))
     share = 0 if len(ranked) < 2 else min(max(wanted, 1), len(ranked) - 1)
-    return {distinct[h] for h in ranked[:share]}
+    return {i for unit in ranked[:share] for i in unit.members}
 
 
 def _count(samples: Sequence[Sample], indices: Iterable[int]) -> tuple[int, int]:
@@ -301,7 +322,7 @@ def _share_training(path: Path, arrays: CategoryArrays, train: npt.NDArray[np.in
     A link, as a split is a directory of its own, from which no test image can be reached. What
     ``synthetic`` leaves of them is copied.
     """
-    if len(train) == len(arrays.images.training):
+    if arrays.images.are_training(train):
         try:
             path.hardlink_to(arrays.images.training_file)
             return

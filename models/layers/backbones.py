@@ -276,6 +276,13 @@ def _timm() -> ModuleType:
     return timm_backbones
 
 
+def weights_at_hand(name: Backbone) -> bool:
+    """Whether the ImageNet weights of a backbone are on this machine; downloads nothing."""
+    filename = PurePosixPath(_sources()[name].url).name
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / filename
+    return (cached.is_file() and _hash_matches(cached)) or _packaged_file(filename) is not None
+
+
 def _build(name: str) -> Encoder:
     network = _sources()[name].build()
     if name == "vgg16":

@@ -23,10 +23,10 @@ from anomtune.models.base import Detector
 from anomtune.models.hyperparameters import Resize
 from anomtune.models.training.report import Report
 from anomtune.registry import METHODS
-from anomtune.search.config import DatasetConfig
 from anomtune.search.detector.features import know_features
 from anomtune.search.detector.memo import NodeMemo
 from anomtune.search.detector.spec import TrainingSpec
+from anomtune.search.source import DatasetConfig
 from anomtune.search.store.records import Facts
 
 #: How many notes on one category are shown.
@@ -154,7 +154,9 @@ def few_notes(dataset: DatasetConfig, messages: Sequence[str]) -> list[str]:
     """Returns the first few of what is odd about a dataset, and where to see the rest."""
     notes = [f"note: {message}" for message in messages[:_SHOWN]]
     if len(messages) > _SHOWN:
-        command = shlex.join(["anomtune", "audit", *filter(None, (dataset.name, dataset.root))])
+        told = [] if dataset.options else filter(None, (dataset.name, dataset.root))
+        command = shlex.join(["anomtune", "audit", *told])
+        command += "" if not dataset.options else " SWEEP.yaml"
         notes.append(f"note: {len(messages) - _SHOWN} more; all of them: {command}")
     return notes
 

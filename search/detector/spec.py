@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from anomtune.datasets.splits.validation import Validation
-from anomtune.search.config import DatasetConfig, ImageSize, Seed
+from anomtune.search.config import ImageSize, Seed
+from anomtune.search.source import DatasetConfig
 from anomtune.settings import Settings
 
 

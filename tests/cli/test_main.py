@@ -426,3 +426,31 @@ def test_commands_work_in_a_locale_without_letters(tmp_path):
     assert "Gr\\xf6\\xdfe" in done.stdout
     table = list(csv.DictReader((tmp_path / "m.csv").open(encoding="utf-8")))
     assert {row["category"] for row in table} == {"Größe"}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_folder_is_swept_as_it_is(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("anomtune.search.propose.choose.weights_at_hand", lambda name: True)
+    drawn = draw_category(tmp_path / "drawn", train=6, good=6, bad=12)
+    place = tmp_path / "line 3"
+    for i, path in enumerate(sorted(drawn.glob("*/good/*.png"))):
+        target = place / f"ok/{i}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    (drawn / "test/spot").rename(place / "spot")
+    methods = "methods={padim: {fixed: {backbone: mobilenet_v2, weights: random}}}"
+    options = ["budget=null", "trials=1", "confirm=0", "image_size=32", methods]
+    settings = [part for option in options for part in ("--set", option)]
+    code, _, err = run("sweep", place, "--dir", tmp_path / "sweep", *settings)
+    assert code == 0, err
+    assert "line 3: divided by content hash: 60% of the normal images train" in " ".join(
+        err.split()
+    )
+    written = yaml.safe_load((tmp_path / "sweep/sweep.yaml").read_text())
+    assert written["name"] == "line-3"
+    counts = {"train": 7, "normal": 5, "anomalous": 12}
+    assert written["dataset"]["division"]["counts"] == {"line 3": counts}
+    # Again: it is done, and the images are known to be the same.
+    assert run("sweep", place, "--dir", tmp_path / "sweep", *settings)[0] == 0

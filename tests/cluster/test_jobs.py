@@ -343,3 +343,17 @@ def test_a_category_cannot_lead_out_of_the_directory(run, toy_data, tmp_path, na
 def test_an_entrypoint_cannot_be_extended_by_a_directory(cluster, config):
     jobs.submit(cluster, config, "/shared/a; touch /tmp/b $(id)")
     assert cluster.sent[0]["entrypoint"].endswith("--dir '/shared/a; touch /tmp/b $(id)'")
+
+
+def test_folders_by_name_are_those_of_the_nodes() -> None:
+    from anomtune.search.config import Sweep
+
+    def sweep(**dataset: str) -> Sweep:
+        return Sweep(name="s", dataset={"name": "folder", **dataset}, methods={"padim": {}})
+
+    there = sweep(normal="/data/ok", anomalous="/data/nok")
+    assert jobs.portable(there, here=False) == there
+    with pytest.raises(SweepError, match=r"dataset\.anomalous: nok is relative; give the path"):
+        jobs.portable(sweep(normal="/data/ok", anomalous="nok"), here=False)
+    section = jobs.portable(sweep(normal="ok"), here=True).dataset
+    assert section.normal == str(Path("ok").absolute())

@@ -157,3 +157,17 @@ def test_random_weights_need_no_file(hub: Hub) -> None:
     prepare_weights(NAME, "random")
     load_backbone(NAME, "random")
     assert not hub.downloads
+
+
+def test_whether_weights_are_at_hand_is_told_without_a_download(tmp_path, monkeypatch) -> None:
+    from anomtune.models.layers import backbones
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", None)
+    assert not backbones.weights_at_hand("resnet18")
+    place = tmp_path / "checkpoints/resnet18-f37072fd.pth"
+    place.parent.mkdir()
+    place.write_bytes(b"damaged")
+    assert not backbones.weights_at_hand("resnet18")
+    monkeypatch.setattr(backbones, "_hash_matches", lambda path: True)
+    assert backbones.weights_at_hand("resnet18")

@@ -14,10 +14,10 @@ from anomtune.datasets.opening import open_dataset
 from anomtune.datasets.splits.held_out import load_test_split
 from anomtune.datasets.splits.split import load_search_split
 from anomtune.datasets.splits.validation import Validation
-from anomtune.search.config import DatasetConfig
 from anomtune.search.detector.opened import OpenedDetector, open_detector
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.detector.train import train
+from anomtune.search.source import DatasetConfig
 from tests.conftest import draw_category
 
 pytestmark = pytest.mark.slow

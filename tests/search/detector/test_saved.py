@@ -14,11 +14,11 @@ from anomtune.datasets.splits.split import load_search_split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import MethodError
 from anomtune.models.layers import backbones
-from anomtune.search.config import DatasetConfig
 from anomtune.search.detector.opened import as_images
 from anomtune.search.detector.saved import CONFIG, WEIGHTS, load_detector, save_model
 from anomtune.search.detector.train import train
 from anomtune.search.metrics.image import f1_threshold
+from anomtune.search.source import DatasetConfig
 from anomtune.search.store.storage import Storage
 from tests.models.test_every_method import SHORT
 from tests.search.toy_models import save_toy, toy_config

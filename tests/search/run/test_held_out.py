@@ -20,7 +20,7 @@ from anomtune.errors import DataError, StorageError
 from anomtune.models.base import Detector
 from anomtune.models.layers.evidence import Evidence
 from anomtune.registry import METHODS, METRICS
-from anomtune.search.config import DatasetConfig, parse_sweep
+from anomtune.search.config import parse_sweep
 from anomtune.search.detector.opened import as_images
 from anomtune.search.detector.predict import load_model
 from anomtune.search.detector.spec import TrainingSpec
@@ -29,6 +29,7 @@ from anomtune.search.results.leaderboard import compile_leaderboard
 from anomtune.search.run import held_out as held_out_module
 from anomtune.search.run.held_out import run_confirm
 from anomtune.search.run.trial import TrialSpec
+from anomtune.search.source import DatasetConfig
 from anomtune.search.store.records import ConfirmRecord, RecordStore, Rung, TrialRecord
 from anomtune.search.store.storage import Storage
 from tests.conftest import draw_category

@@ -16,7 +16,7 @@ from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import DataError, MethodError, StorageError, TrainingDivergedError
 from anomtune.models.layers.evidence import Evidence
 from anomtune.registry import METHODS
-from anomtune.search.config import DatasetConfig, MethodConfig
+from anomtune.search.config import MethodConfig
 from anomtune.search.decide.plan import plan_search
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.run.checkpoint import (
@@ -28,6 +28,7 @@ from anomtune.search.run.checkpoint import (
 from anomtune.search.run.messages import Aborted, Assignment, Failed, from_result
 from anomtune.search.run.trial import TrialResult, TrialSpec, open_trial, run_trial
 from anomtune.search.run.worker import TrialActor
+from anomtune.search.source import DatasetConfig
 from anomtune.search.store.records import RecordStore, TrialRecord
 from anomtune.search.store.storage import Storage
 
