@@ -98,6 +98,10 @@ class Registry(Generic[T]):
         """Returns all names, sorted."""
         return tuple(sorted({*self._registered, *self._entries()}))
 
+    def declared(self) -> tuple[str, ...]:
+        """Returns the names without those of families, which are many, sorted."""
+        return tuple(sorted({*self._registered, *_installed(self.group)}))
+
     def get(self, name: str) -> T:
         """Returns what a name or an import path means.
 
@@ -172,7 +176,7 @@ class Registry(Generic[T]):
                 "uninstall all but one of these packages"
             )
         if not found:
-            raise self.error(f"no {self.kind} {name!r}{suggest(name, self.names())}")
+            raise self.error(f"no {self.kind} {name!r}{suggest(name, self.declared())}")
         return found[0]
 
     def _misfit(self, item: object) -> str | None:

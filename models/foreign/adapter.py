@@ -60,7 +60,7 @@ class AnomalibDetector(Detector[ForeignHyperparameters]):
     @classmethod
     def check_input_size(cls, hyperparameters: ForeignHyperparameters, image_size: int) -> None:
         """Makes sure that the model can see images of the size; see `Detector`."""
-        side, step = hyperparameters.input_size(image_size), hyperparameters.step
+        side, step = hyperparameters.input_size(image_size), hyperparameters.side_step
         if side < cls.smallest_input or side % step:
             nearest = max(-(-cls.smallest_input // step) * step, round(side / step) * step)
             raise MethodError(
@@ -240,9 +240,7 @@ class AnomalibDetector(Detector[ForeignHyperparameters]):
             raise MethodError("nothing is learnt yet: fit the detector first")
         n_scales = len(self.hyperparameters.scales)
         with quiet(), self._random_of_nothing():
-            return evidence_of(
-                self._module, self.name, self.entry, self.inputs(images), n_scales
-            )
+            return evidence_of(self._module, self.name, self.entry, self.inputs(images), n_scales)
 
     def own_maps(self, maps: Mapping[str, Tensor], scoring: Scoring, size: int) -> Tensor:
         """Returns maps smoothed as the model does it; see `Detector.own_maps`."""
@@ -298,9 +296,7 @@ class AnomalibDetector(Detector[ForeignHyperparameters]):
             self._loop.load_state_dict(part_of(state, "optimizer."))
 
 
-def _built(
-    kind: type[AnomalibDetector], hyperparameters: ForeignHyperparameters, side: int
-) -> Any:
+def _built(kind: type[AnomalibDetector], hyperparameters: ForeignHyperparameters, side: int) -> Any:
     """Returns a new LightningModule.
 
     Raises:
@@ -313,8 +309,6 @@ def _built(
         arguments["batch_size"] = getattr(hyperparameters, "batch_size", _BATCH)
     if kind.name in special.ARGUMENTS:
         arguments = special.ARGUMENTS[kind.name](arguments, side)
-    if arguments_named(kind.model, ("pre_trained",)):
-        arguments["pre_trained"] = pretrained
     around: dict[str, Any] = {"pre_processor": _pre_processor(kind.model, side)}
     around |= dict.fromkeys(("post_processor", "evaluator", "visualizer"), False)
     try:

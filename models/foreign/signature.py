@@ -115,7 +115,7 @@ class ForeignHyperparameters(Hyperparameters):
         return ("map",)
 
     @property
-    def step(self) -> int:
+    def side_step(self) -> int:
         """What the side of the images must be a multiple of."""
         for name in ("encoder_name", "backbone"):
             found = _PATCH.search(str(getattr(self, name, "")))
@@ -127,7 +127,7 @@ class ForeignHyperparameters(Hyperparameters):
         """Returns ``resolution``, or the size of the maps as near as the model can see it."""
         if self.resolution is not None:
             return self.resolution
-        return max(self.entry.smallest, round(image_size / self.step) * self.step)
+        return max(self.entry.smallest, round(image_size / self.side_step) * self.side_step)
 
     def foreign_images(self) -> str | None:
         """Returns the folder of images of other things, if the model was given one."""
@@ -350,9 +350,7 @@ def _lengths(entry: Entry) -> dict[str, Any]:
         ),
         "batch_size": (
             int,
-            Field(
-                default=entry.batch_size, ge=1, description=f"{said['batch_size']} {source}"
-            ),
+            Field(default=entry.batch_size, ge=1, description=f"{said['batch_size']} {source}"),
         ),
     }
 

@@ -44,6 +44,11 @@ class Others:
         return self
 
 
+def _efficient_ad_arguments(given: dict[str, Any], side: int) -> dict[str, Any]:
+    """Images of other things come from the detector: no folder is looked at."""
+    return {**given, "imagenet_dir": given["imagenet_dir"] or tempfile.gettempdir()}
+
+
 def _draem_arguments(given: dict[str, Any], side: int) -> dict[str, Any]:
     """DRAEM downloads DTD unless its folder is there: one that is empty is as good as none."""
     return {**given, "dtd_dir": given["dtd_dir"] or tempfile.gettempdir()}
@@ -150,6 +155,15 @@ def _fre_built(model: Any, hyperparameters: Any, side: int) -> None:
     network.train()
 
 
+def _super_add_arguments(given: dict[str, Any], side: int) -> dict[str, Any]:
+    if side < given["patch_size"]:
+        raise MethodError(
+            f"images of {side} pixels are less than a patch of {given['patch_size']}: set a "
+            "larger resolution, or patch_size and patch_overlap to less"
+        )
+    return given
+
+
 def _side(name: str, *, pair: bool) -> Callable[[dict[str, Any], int], dict[str, Any]]:
     """Returns what gives a constructor the side of the images."""
 
@@ -163,8 +177,10 @@ def _side(name: str, *, pair: bool) -> Callable[[dict[str, Any], int], dict[str,
 ARGUMENTS: Mapping[str, Callable[[dict[str, Any], int], dict[str, Any]]] = {
     "dfm": _dfm_arguments,
     "draem": _draem_arguments,
+    "efficient_ad": _efficient_ad_arguments,
     "foundad": _side("image_size", pair=False),
     "glass": _side("input_shape", pair=True),
+    "super_add": _super_add_arguments,
 }
 #: Changes a model that was built.
 BUILT: Mapping[str, Callable[[Any, Any, int], None]] = {

@@ -49,9 +49,7 @@ def _creator(create: Callable[..., Any], pretrained: bool) -> Callable[..., Any]
         if not (wanted and pretrained):
             return create(model_name, *args, pretrained=False, **kwargs)
         overlay = {"file": str(timm_file(model_name))}
-        return create(
-            model_name, *args, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs
-        )
+        return create(model_name, *args, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
 
     return create_model
 
