@@ -18,7 +18,6 @@ from anomtune.models.foreign.loop import Batches, Loop
 from anomtune.models.foreign.maps import evidence_of
 from anomtune.models.foreign.signature import (
     ForeignHyperparameters,
-    ForeignTrained,
     arguments_named,
 )
 from anomtune.models.foreign.table import Entry

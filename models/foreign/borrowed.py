@@ -54,7 +54,8 @@ def random_numbers(seed: int, device: torch.device) -> Iterator[None]:
         seed: At least 0.
         device: Where the code draws besides the CPU.
     """
-    of_python, of_numpy = random.getstate(), np.random.get_state()
+    # Foreign code draws from NumPy's global numbers too.
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     gpu = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpu):
         # Not torch.manual_seed, which would seed all GPUs' generators as well.
@@ -63,9 +64,9 @@ def random_numbers(seed: int, device: torch.device) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         random.seed(seed)
-        np.random.seed(seed % 2**32)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
         try:
             yield
         finally:
             random.setstate(of_python)
-            np.random.set_state(of_numpy)
+            np.random.set_state(of_numpy)  # noqa: NPY002

@@ -6,6 +6,7 @@ No Trainer is built. A model's hooks ask theirs for a few things, which a stand-
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
@@ -32,7 +33,7 @@ class Batches:
         self._images, self.count, self._batch_size = images, count, batch_size
 
     def __len__(self) -> int:
-        return -(-self.count // self._batch_size)
+        return math.ceil(self.count / self._batch_size)
 
     def __iter__(self) -> Iterator[Any]:
         for start in range(0, self.count, self._batch_size):

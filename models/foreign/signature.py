@@ -254,27 +254,27 @@ def _hint(annotation: Any, names: Mapping[str, Any], default: Any) -> Any:
 
 def _plain(hint: Any, default: Any) -> tuple[Any, type[Enum] | None]:
     """Returns the type of what YAML can say in its place, and the enumeration that is meant."""
-    origin, arguments = get_origin(hint), get_args(hint)
     if isinstance(hint, type) and issubclass(hint, Enum):
         return Literal[tuple(member.value for member in hint)], hint
-    if origin in (Union, types.UnionType):
-        kinds = [_plain(argument, None) for argument in arguments]
+    if get_origin(hint) in (Union, types.UnionType):
+        kinds = [_plain(argument, None) for argument in get_args(hint)]
         enumeration = next((kind for _, kind in kinds if kind is not None), None)
         if enumeration is not None:  # the other one is its value
             return _plain(enumeration, None)
-        plain = tuple(dict.fromkeys(kind for kind, _ in kinds))
-        return Union[plain], None  # noqa: UP007 - made of a list
-    if origin is Literal:
-        return hint, None
-    if hint is pathlib.Path:
-        return str, None
-    if origin is tuple and Ellipsis not in arguments:
-        return tuple[tuple(_plain(argument, None)[0] for argument in arguments)], None
-    if origin in (list, tuple, collections.abc.Sequence):
-        return tuple[_plain(arguments[0], None)[0], ...], None
+        return Union[tuple(dict.fromkeys(kind for kind, _ in kinds))], None  # noqa: UP007
+    return str if hint is pathlib.Path else _sequence(hint, default), None
+
+
+def _sequence(hint: Any, default: Any) -> Any:
+    """Returns tuples in the place of all sequences; what is none as it is."""
+    origin, arguments = get_origin(hint), get_args(hint)
     if hint is tuple and isinstance(default, tuple):
-        return tuple[type(default[0]), ...], None
-    return hint, None
+        return tuple[type(default[0]), ...]
+    if origin is tuple and Ellipsis not in arguments:
+        return tuple[tuple(_plain(argument, None)[0] for argument in arguments)]
+    if origin in (list, tuple, collections.abc.Sequence):
+        return tuple[_plain(arguments[0], None)[0], ...]
+    return hint
 
 
 def _tuples(value: Any) -> Any:

@@ -129,7 +129,7 @@ def _cfa_start(model: Any, hyperparameters: Any, batches: Batches, others: Tenso
 
 
 def _dfkde_start(model: Any, hyperparameters: Any, batches: Batches, others: Tensor | None) -> None:
-    """anomalib says in its log that it has learnt nothing, and fails when it scores."""
+    """Needs as many images as components: anomalib would learn nothing, and fail later."""
     count, least = batches.count, hyperparameters.n_pca_components
     if count < least:
         raise MethodError(
@@ -144,7 +144,7 @@ def _dfm_arguments(given: dict[str, Any], side: int) -> dict[str, Any]:
 
 
 def _fre_built(model: Any, hyperparameters: Any, side: int) -> None:
-    """anomalib wants to be told how long the features are, which follows from the images' size."""
+    """Learns features as long as they are, which follows from the size of the images."""
     network = model.model
     network.eval()
     with torch.no_grad():

@@ -9,6 +9,7 @@ Run: python tests/benchmarks/anomalib_engine.py [MODEL...]
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -49,8 +50,8 @@ def main() -> None:
     for name in sys.argv[1:] or MODELS:
         ours, theirs = compare(name, MODELS[name], train, test, labels)
         print(
-            f"{name:22} adapter {ours:.4f}  Engine {theirs:.4f}  difference {abs(ours - theirs):.4f}"
-            " (must be within 0.005)",
+            f"{name:22} adapter {ours:.4f}  Engine {theirs:.4f}  "
+            f"difference {abs(ours - theirs):.4f} (must be within 0.005)",
             flush=True,
         )
 
@@ -100,7 +101,8 @@ def scores_of_engine(
             self.training = training
 
         def __len__(self) -> int:
-            return -(-len(train if self.training else test) // getattr(hp, "batch_size", 16))
+            count = len(train if self.training else test)
+            return math.ceil(count / getattr(hp, "batch_size", 16))
 
         def __iter__(self) -> Iterator[Any]:
             if self.training and not one_pass:
