@@ -89,7 +89,8 @@ class AnomalibDetector(Detector[ForeignHyperparameters]):
         self._modes = [(module, module.training) for module in self.network.modules()]
         self._loop: Loop | None = None
         self._n_images = 0
-        self._order = BatchOrder(self._batch_size, self.seed, smallest=2)
+        smallest = getattr(self.network, "smallest_batch", 2)
+        self._order = BatchOrder(self._batch_size, self.seed, smallest=smallest)
         mean, deviation = _normalisation(self.model)
         self._mean = torch.tensor(mean, device=self.device).view(3, 1, 1)
         self._deviation = torch.tensor(deviation, device=self.device).view(3, 1, 1)

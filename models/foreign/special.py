@@ -143,6 +143,21 @@ def _dfm_arguments(given: dict[str, Any], side: int) -> dict[str, Any]:
     return given
 
 
+def _cflow_built(model: Any, hyperparameters: Any, side: int) -> None:
+    """Needs so many positions in every batch; the last of a pass may have few images."""
+    network, wanted = model.model, hyperparameters.fiber_batch_size
+    with torch.no_grad():
+        maps = network.encoder.eval()(torch.zeros(1, 3, side, side))
+    positions = min(one.shape[-2] * one.shape[-1] for one in maps.values())
+    model.smallest_batch = max(2, -(-wanted // positions))
+    if model.smallest_batch > hyperparameters.batch_size:
+        raise MethodError(
+            f"fiber_batch_size {wanted}: {hyperparameters.batch_size} images have "
+            f"{positions * hyperparameters.batch_size} positions in the coarsest layer: use fewer, "
+            "a larger batch_size or a larger resolution"
+        )
+
+
 def _fre_built(model: Any, hyperparameters: Any, side: int) -> None:
     """Learns features as long as they are, which follows from the size of the images."""
     network = model.model
@@ -184,6 +199,7 @@ ARGUMENTS: Mapping[str, Callable[[dict[str, Any], int], dict[str, Any]]] = {
 }
 #: Changes a model that was built.
 BUILT: Mapping[str, Callable[[Any, Any, int], None]] = {
+    "cflow": _cflow_built,
     "draem": _draem_built,
     "fre": _fre_built,
 }

@@ -84,7 +84,7 @@ SMALL: dict[str, tuple[dict[str, Any], int]] = {
         },
         64,
     ),
-    "supersimplenet": ({"backbone": "resnet18", "layers": ("layer1", "layer2")}, 64),
+    "supersimplenet": ({"backbone": "resnet18"}, 128),
     "uflow": ({"backbone": "resnet18", "flow_steps": 1}, 64),
 }
 #: Too large for a test: networks of a fixed size, checked by hand.
