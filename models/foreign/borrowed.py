@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import random
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -25,6 +26,8 @@ def imported(name: str) -> Any:
     anomalib and what it needs set environment variables and warning filters, and let their loggers
     speak.
     """
+    if name in sys.modules:
+        return sys.modules[name]
     environment = dict(os.environ)
     try:
         with warnings.catch_warnings():

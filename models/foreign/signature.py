@@ -315,6 +315,7 @@ def _field(parameter: Parameter, entry: Entry) -> tuple[Any, Any]:
     if parameter.name in entry.defaults:
         ours = entry.defaults[parameter.name]
         default, source = ours.value, ours.source
+        kind = kind | None if default is None else kind
     if default is inspect.Parameter.empty:
         default = ...
     if parameter.name in entry.ranges:

@@ -126,7 +126,9 @@ def scores_of_engine(
         """Before the bank is thinned numbers are drawn: the same as in the adapter."""
 
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-            torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+            seed = int(torch.randint(2**31, (1,), generator=generator))
+            torch.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002 - anomalib draws its projection from these
 
     with tempfile.TemporaryDirectory() as folder:
         engine = engine_kind(
