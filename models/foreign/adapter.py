@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,8 @@ class AnomalibDetector(Detector[ForeignHyperparameters]):
 
     def build(self) -> nn.Module:
         """Returns the LightningModule, of which the model is a part; see `Detector.build`."""
-        return _built(type(self), self.hyperparameters, self.input_size)
+        model: nn.Module = _built(type(self), self.hyperparameters, self.input_size)
+        return model
 
     def set_up(self) -> None:
         """Takes down what is in training, and how training begins; see `Detector.set_up`."""
@@ -117,27 +118,25 @@ class AnomalibDetector(Detector[ForeignHyperparameters]):
         if iterations < 1:
             return {}
         batches = Batches(lambda rows: self.inputs(images[rows]), len(images), self._batch_size)
-        self._begin(len(images))
-        assert self._loop is not None
-        self._loop.trainer.train_dataloader = batches
+        loop = self._begin(len(images))
+        loop.trainer.train_dataloader = batches
         for module, mode in self._modes:
             module.training = mode
         try:
             with quiet(), torch.enable_grad():
                 report = (
-                    self._pass(batches, iterations)
+                    self._pass(loop, batches, iterations)
                     if self.one_pass
-                    else self._steps(images, batches, iterations)
+                    else self._steps(loop, images, batches, iterations)
                 )
         finally:
-            self._loop.trainer.train_dataloader = [None] * len(batches)
+            loop.trainer.train_dataloader = [None] * len(batches)
         self._settle()
         return report
 
-    def _pass(self, batches: Batches, iterations: int) -> Report:
+    def _pass(self, loop: Loop, batches: Batches, iterations: int) -> Report:
         """Shows the model all images, as often as it wants."""
         self._hook(special.STARTS, batches)
-        loop = cast(Loop, self._loop)
         passes = self._module.trainer_arguments.get("max_epochs") or 1
         with self._random(), torch.no_grad():
             for _ in range(passes):
@@ -149,13 +148,12 @@ class AnomalibDetector(Detector[ForeignHyperparameters]):
         self.iteration += iterations
         return {}
 
-    def _steps(self, images: Tensor, batches: Batches, iterations: int) -> Report:
+    def _steps(self, loop: Loop, images: Tensor, batches: Batches, iterations: int) -> Report:
         """Does optimiser steps; returns their mean loss.
 
         Raises:
             TrainingDivergedError: If a loss is not finite; at most 50 steps late.
         """
-        loop = cast(Loop, self._loop)
         self._hook(special.GOES_ON, batches)
         losses: list[Tensor] = []
         means: list[float] = []
@@ -198,27 +196,28 @@ class AnomalibDetector(Detector[ForeignHyperparameters]):
                 )
         return values
 
-    def _begin(self, n_images: int) -> None:
-        """Builds optimisers and schedulers for a number of training images."""
+    def _begin(self, n_images: int) -> Loop:
+        """Returns the loop for a number of training images, with optimisers and schedulers."""
         if self._loop is not None and self._n_images == n_images:
-            return
+            return self._loop
         hp = self.hyperparameters
         steps = -(-n_images // self._batch_size)
         epochs = -(-hp.training_iterations(n_images) // steps)
         if arguments_named(self.model, ("epochs",)):
             self._module.epochs = epochs  # GeneralAD's scheduler goes by it
         before = None if self._loop is None else self._loop.state_dict()
-        self._loop = Loop(
+        loop = Loop(
             self._module,
             epochs=epochs,
             steps_per_epoch=steps,
             batch_size=self._batch_size,
             factor=getattr(hp, "lr_factor", 1.0),
         )
-        self._n_images = n_images
-        self._loop.catch_up(self.iteration)
+        loop.catch_up(self.iteration)
         if before is not None:
-            self._loop.load_state_dict(before)
+            loop.load_state_dict(before)
+        self._loop, self._n_images = loop, n_images
+        return loop
 
     def _settle(self) -> None:
         """Lays what was learnt as a file will give it back, down to the last bit of a product."""
@@ -291,9 +290,7 @@ class AnomalibDetector(Detector[ForeignHyperparameters]):
             setattr(attrgetter(owner)(self.network), attribute, value.to(self.device, copy=True))
         self._loop = None
         if int(state["n_images"]) > 0:
-            self._begin(int(state["n_images"]))
-            assert self._loop is not None
-            self._loop.load_state_dict(part_of(state, "optimizer."))
+            self._begin(int(state["n_images"])).load_state_dict(part_of(state, "optimizer."))
 
 
 def _built(kind: type[AnomalibDetector], hyperparameters: ForeignHyperparameters, side: int) -> Any:

@@ -205,7 +205,8 @@ def make_hyperparameters(
             Field(default=None, ge=32, description=f"{usual.description} Range inferred."),
         )
     fields["scoring"] = _scoring(entry)
-    made: Any = create_model(
+    create: Any = create_model
+    made = create(
         name,
         __base__=ForeignOnePass if one_pass else ForeignTrained,
         __module__=module,
@@ -268,12 +269,13 @@ def _plain(hint: Any, default: Any) -> tuple[Any, type[Enum] | None]:
 def _sequence(hint: Any, default: Any) -> Any:
     """Returns tuples in the place of all sequences; what is none as it is."""
     origin, arguments = get_origin(hint), get_args(hint)
+    several: Any = tuple
     if hint is tuple and isinstance(default, tuple):
-        return tuple[type(default[0]), ...]
+        return several[type(default[0]), ...]
     if origin is tuple and Ellipsis not in arguments:
-        return tuple[tuple(_plain(argument, None)[0] for argument in arguments)]
+        return several[tuple(_plain(argument, None)[0] for argument in arguments)]
     if origin in (list, tuple, collections.abc.Sequence):
-        return tuple[_plain(arguments[0], None)[0], ...]
+        return several[_plain(arguments[0], None)[0], ...]
     return hint
 
 

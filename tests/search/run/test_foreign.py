@@ -18,8 +18,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 METHODS = {
     "anomalib.dfkde": {
-        "fixed": {"weights": "random", "feature_scaling_method": "norm", "resolution": 32},
-        "space": {"n_pca_components": {"low": 2, "high": 3}},
+        "fixed": {"weights": "random", "n_pca_components": 3, "resolution": 32},
     },
     "anomalib.stfpm": {
         "fixed": {"weights": "random", "iterations": 8, "batch_size": 2, "resolution": 32}
