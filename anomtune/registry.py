@@ -45,12 +45,15 @@ class Registry(Generic[T]):
         error: What is raised where a name cannot be used.
         base: Import path of the class that they derive from; "" for anything that can be called.
         instances: Whether they are instances of ``base`` and not classes.
+        families: Modules that know names which begin with a word and a point, by that word: those
+            of another library's things, which are there if it is installed.
     """
 
     kind: str
     error: type[AnomtuneError]
     base: str
     instances: bool = False
+    families: Mapping[str, str] = field(default_factory=dict)
     _registered: dict[str, T] = field(default_factory=dict)
 
     @property
@@ -94,6 +97,10 @@ class Registry(Generic[T]):
     def names(self) -> tuple[str, ...]:
         """Returns all names, sorted."""
         return tuple(sorted({*self._registered, *self._entries()}))
+
+    def declared(self) -> tuple[str, ...]:
+        """Returns the names without those of families, which are many, sorted."""
+        return tuple(sorted({*self._registered, *_installed(self.group)}))
 
     def get(self, name: str) -> T:
         """Returns what a name or an import path means.
@@ -147,10 +154,21 @@ class Registry(Generic[T]):
         return dict(self._registered)
 
     def _entries(self) -> Mapping[str, EntryPoint]:
-        return {name: found[0] for name, found in _installed(self.group).items()}
+        declared = {name: found[0] for name, found in _installed(self.group).items()}
+        found = {
+            name: EntryPoint(name, value, self.group)
+            for family in self.families.values()
+            for name, value in _import(family).values().items()
+        }
+        return found | declared
 
     def _entry(self, name: str) -> EntryPoint:
         found = _installed(self.group).get(name, ())
+        family = self.families.get(name.partition(".")[0])
+        if not found and family is not None:
+            if name in self._entries():
+                return self._entries()[name]
+            raise self.error(_import(family).why_not(name))
         if len(found) > 1:
             values = ", ".join(entry.value for entry in found)
             raise self.error(
@@ -158,7 +176,7 @@ class Registry(Generic[T]):
                 "uninstall all but one of these packages"
             )
         if not found:
-            raise self.error(f"no {self.kind} {name!r}{suggest(name, self.names())}")
+            raise self.error(f"no {self.kind} {name!r}{suggest(name, self.declared())}")
         return found[0]
 
     def _misfit(self, item: object) -> str | None:
@@ -185,7 +203,7 @@ class Registry(Generic[T]):
 def _import(path: str) -> Any:
     module, _, attributes = path.partition(":")
     found: Any = importlib.import_module(module)
-    for attribute in attributes.split("."):
+    for attribute in attributes.split(".") if attributes else ():
         found = getattr(found, attribute)
     return found
 
@@ -204,7 +222,12 @@ def _entry_points(group: str, path: tuple[str, ...]) -> Mapping[str, tuple[Entry
     return {name: tuple(entries.values()) for name, entries in found.items()}
 
 
-METHODS: Registry[Any] = Registry("method", MethodError, "anomtune.models.base:Detector")
+METHODS: Registry[Any] = Registry(
+    "method",
+    MethodError,
+    "anomtune.models.base:Detector",
+    families={"anomalib": "anomtune.models.foreign.catalogue"},
+)
 DATASETS: Registry[Any] = Registry("dataset", DataError, "anomtune.datasets.base:Dataset")
 SAMPLERS: Registry[Callable[..., Any]] = Registry("sampler", SweepError, "")
 PRUNERS: Registry[Callable[..., Any]] = Registry("pruner", SweepError, "")

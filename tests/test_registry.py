@@ -90,7 +90,7 @@ BROKEN = [
 @pytest.mark.parametrize(("value", "message"), BROKEN)
 def test_a_broken_plug_in(install: Install, value: str, message: str) -> None:
     install(("broken", value))
-    assert METHODS.names() == ("broken",)
+    assert METHODS.declared() == ("broken",)
     with pytest.raises(MethodError, match=message):
         METHODS.get("broken")
 
@@ -134,7 +134,7 @@ def test_a_plug_ins_error_of_several_lines_becomes_one(
 @pytest.mark.parametrize("kind", [METHODS, DATASETS], ids=["method", "dataset"])
 def test_a_name_claimed_twice(install: Install, kind: Registry) -> None:
     install(("x", "a:B"), ("x", "c:D"), kind=kind)
-    assert kind.names() == ("x",)
+    assert kind.declared() == ("x",)
     with pytest.raises(AnomtuneError, match="more than once: a:B, c:D; uninstall all but one"):
         kind.get("x")
     # An editable install may list itself twice.

@@ -224,6 +224,11 @@ def weights_come_later() -> Iterator[None]:
         _weights_come_later.reset(token)
 
 
+def building_for_weights() -> bool:
+    """Returns whether detectors are built for weights that come later."""
+    return _weights_come_later.get()
+
+
 def prepare_weights(name: str, weights: Weights) -> None:
     """Makes sure that `load_backbone` will find its weights, without reading them into memory.
 

@@ -25,7 +25,7 @@ def test_it_goes_through_without_a_gpu() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     ours = [
-        name for name in METHODS.names() if METHODS.get(name).__module__.startswith("anomtune.")
+        name for name in METHODS.declared() if METHODS.get(name).__module__.startswith("anomtune.")
     ]
     assert len(ours) == 12
     for method in ours:

@@ -134,14 +134,14 @@ def test_gnl_on_pacs_has_eight_operations() -> None:
 
 
 def test_elsewhere_nothing_differs() -> None:
-    for name in METHODS.names():
+    for name in METHODS.declared():
         kind = METHODS.get(name).Hyperparameters
         assert kind.settings_for("folder", "bottle") == {}, name
         assert kind.paper_values("", None) == {}, name
 
 
 def test_every_setting_is_of_a_known_dataset_and_says_where_it_is_from() -> None:
-    for name in METHODS.names():
+    for name in METHODS.declared():
         for setting in METHODS.get(name).Hyperparameters.settings:
             assert setting.dataset in DATASETS.names(), name
             assert setting.source.endswith("."), name

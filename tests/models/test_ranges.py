@@ -38,7 +38,7 @@ def test_a_range_of_sizes_has_that_of_trial_0(factors: tuple[float, ...]) -> Non
 
 
 def test_every_method_searches_its_input_size() -> None:
-    for method in set(METHODS.names()) - {"toy"}:
+    for method in set(METHODS.declared()) - {"toy"}:
         kind = METHODS.get(method).Hyperparameters
         item = kind.search_space()["resolution"]
         if method in {"deep_svdd", "f_anogan", "spr", "ssae"}:

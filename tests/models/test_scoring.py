@@ -24,7 +24,7 @@ from anomtune.registry import METHODS
 from anomtune.search.config import MethodConfig
 from anomtune.search.decide.plan import plan_search
 
-NAMES = sorted(set(METHODS.names()) - {"toy"})
+NAMES = sorted(set(METHODS.declared()) - {"toy"})
 SIDE = 32
 
 #: Settings that a study may have, beside the defaults of each method.

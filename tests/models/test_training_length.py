@@ -54,7 +54,7 @@ def images(n: int) -> Tensor:
 
 
 def test_these_are_all_that_are_trained() -> None:
-    trained = {m for m in METHODS.names() if issubclass(METHODS.get(m), GradientDetector)}
+    trained = {m for m in METHODS.declared() if issubclass(METHODS.get(m), GradientDetector)}
     assert trained == set(PAPERS)
     assert all(issubclass(kind_of(method), TrainedHyperparameters) for method in trained)
 

@@ -46,7 +46,7 @@ QUICK: dict[str, dict[str, object]] = {
 
 
 def test_all_methods_are_tried() -> None:
-    assert set(QUICK) == set(METHODS.names()) - {"toy"}
+    assert set(QUICK) == set(METHODS.declared()) - {"toy"}
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ def test_pixels_that_a_cropping_method_does_not_see_are_in_no_figure(
 
 
 def test_who_crops_names_the_hyperparameter_that_says_so() -> None:
-    for name in METHODS.names():
+    for name in METHODS.declared():
         kind = METHODS.get(name).Hyperparameters
         assert kind.protocol.middle in {None, *kind.model_fields}
 

@@ -67,7 +67,7 @@ def test_what_the_whole_search_may_train_on_is_left_out(ssae: dict, without: tup
 
 
 def test_other_methods_and_protocols_leave_nothing_out() -> None:
-    others = {name: {} for name in METHODS.names() if name not in ("cutpaste", "ssae")}
+    others = {name: {} for name in METHODS.declared() if name not in ("cutpaste", "ssae")}
     assert resolved(others, SYNTHETIC) == (Validation(protocol="synthetic"), "")
     for protocol in ("labelled", "test"):
         assert resolved({"ssae": {}}, {"protocol": protocol})[0].without_damage == ()
@@ -95,7 +95,7 @@ def test_too_little_is_left(methods: dict, without: list[str], told: str) -> Non
 
 
 def test_every_kind_that_a_method_names_exists() -> None:
-    for name in METHODS.names():
+    for name in METHODS.declared():
         method = METHODS.get(name)
         config = parse_sweep(sweep_dict(methods={name: {}}), "test")
         plan = plan_search(name, config.methods[name], image_size=64)

@@ -62,7 +62,7 @@ def images() -> Tensor:
 
 
 def test_every_method_is_looked_at() -> None:
-    assert set(SMALL) == set(METHODS.names()) - {"toy"}
+    assert set(SMALL) == set(METHODS.declared()) - {"toy"}
 
 
 @pytest.mark.usefixtures("_hardware")

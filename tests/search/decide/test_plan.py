@@ -13,7 +13,7 @@ from anomtune.search.store.records import StudyKey
 from tests.search.conftest import parse_sweep, sweep_dict
 
 
-@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("method", METHODS.declared())
 def test_where_no_paper_was_trial_0_has_the_defaults(method: str) -> None:
     kind = METHODS.get(method).Hyperparameters
     own = kind()
@@ -135,7 +135,7 @@ ABSOLUTE = {
     "spr": (128, 192, 256),
     "ssae": (256, 384, 512),
 }
-SIZED = sorted(set(METHODS.names()) - {"toy", *ABSOLUTE})
+SIZED = sorted(set(METHODS.declared()) - {"toy", *ABSOLUTE})
 
 
 @pytest.mark.parametrize("method", SIZED)

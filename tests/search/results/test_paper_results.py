@@ -41,7 +41,7 @@ def average(dataset: str, method: str, figure: str = "auroc") -> float:
 def test_every_row_is_of_a_category_and_a_method_that_exist():
     for row in ROWS:
         assert row["category"] in categories(row["dataset"]), row
-        assert row["method"] in METHODS.names(), row
+        assert row["method"] in METHODS.names() or row["method"].startswith("anomalib."), row
         assert 0.5 < float(row["auroc"]) <= 1, row
         assert "Table" in row["source"], row
 

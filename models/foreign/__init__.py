@@ -1,0 +1,1 @@
+"""Models of other libraries as methods: what `anomtune.models.anomalib` is made of."""
