@@ -140,8 +140,8 @@ def audit(
     if manifest is not None:
         require_writable("--manifest", manifest, manifest)
     if root is None and dataset.lower().endswith((".yaml", ".yml")):
-        section = load_sweep(dataset).dataset
-        source, dataset = section.open(), section.name
+        config = load_sweep(dataset)
+        source, dataset = config.dataset.open(), config.dataset.name
     else:
         source = open_dataset(dataset, root)
     try:

@@ -203,7 +203,10 @@ def local_files(uris: Sequence[str]) -> dict[str, Path]:
 
 def folder_of(uri: str) -> tuple[str, str]:
     """Returns the URI of the folder that is fetched for a root; and a table's name there, or ""."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return uri, ""  # told by who opens it
     above, _, name = parts.path.rpartition("/")
     if PurePosixPath(name).suffix.lower() not in SUFFIXES:
         return uri, ""

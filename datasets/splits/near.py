@@ -20,7 +20,7 @@ from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import DataError
 
 _SIDE = 16  # Of the square of frequencies.
-_NEAR = 20  # Bits that may differ.
+_NEAR = 16  # Bits that may differ.
 _BLOCK = 1 << 22  # Pairs that are compared at once: bounds memory.
 _SHOWN = 3
 

@@ -7,13 +7,14 @@ another takes its place.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anomtune.errors import SweepError
 from anomtune.models.scoring import score_rule
@@ -21,14 +22,14 @@ from anomtune.search.config import Sweep
 from anomtune.search.results.logger import Logger
 from anomtune.search.store.records import AnyRecord, ConfirmRecord, Rung, StudyKey, TrialRecord
 
-try:
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param, Run, RunTag
-except ImportError as error:
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+# Looked for here, imported where it is used: its import changes the environment.
+if importlib.util.find_spec("mlflow") is None:
     raise SweepError(
-        f"{error.name} is not installed, which the logger mlflow needs: "
-        "pip install 'anomtune[mlflow]'"
-    ) from None
+        "mlflow is not installed, which the logger mlflow needs: pip install 'anomtune[mlflow]'"
+    )
 
 #: Tags by which runs are found again.
 _SWEEP, _PATH = "anomtune.sweep", "anomtune.path"
@@ -66,6 +67,8 @@ class MLflowLogger(Logger):
         tracking_uri: str | None = None,
         experiment: str | None = None,
     ) -> None:
+        from mlflow import MlflowClient  # noqa: PLC0415
+
         self._client = MlflowClient(tracking_uri=tracking_uri)
         self._name = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or sweep.name
         self._sweep, self._sweep_id = sweep, sweep_id
@@ -109,6 +112,8 @@ class MLflowLogger(Logger):
         self._experiment = experiment
 
     def _update(self, record: AnyRecord) -> None:
+        from mlflow.entities import Metric, Param, RunTag  # noqa: PLC0415
+
         path, curve = record.path, _curve(record)
         first = path not in self._rungs
         if first and not self._goes_on(record):

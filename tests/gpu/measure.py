@@ -81,7 +81,10 @@ class Settings:
             fields |= {"backbone": self.backbone, "weights": "random"}
         if self.dry:
             fields |= {"iterations": 2} if "iterations" in fields else {}
-            fields |= {"width": 8, "resolution": 32} if method in ("spr", "ssae") else {}
+            small = {"width": 8, "resolution": 32, "batch_size": 4}
+            known = METHODS.get(method).Hyperparameters.model_fields
+            sized = "resolution" in known and "backbone" not in known
+            fields |= {name: small[name] for name in small if sized and name in known}
         return fields
 
     def spec(self, method: str) -> TrainingSpec:
