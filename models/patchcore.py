@@ -330,8 +330,9 @@ class PatchCore(OnePassDetector[PatchCoreHyperparameters]):
         size = self._size(n_patches)
         # A selection of selections has lost its order, and one of all patches has none.
         ordered = size < n_patches <= self._capacity(n_patches, first.shape[3])
-        if self.memo is not None and ordered:
-            bank, radius = self._begin_of_shared(images, n_patches)
+        name = self._shared_name(n_patches)
+        if self.memo is not None and ordered and self.memo.wanted(name):
+            bank, radius = self._begin_of_shared(images, n_patches, name)
         else:
             bank, radius = self._gathered(images, n_patches, size).finish()
         self.network.fill(bank)
@@ -367,18 +368,22 @@ class PatchCore(OnePassDetector[PatchCoreHyperparameters]):
             builder.add(self.network(batch).flatten(0, 2))
         return builder
 
-    def _begin_of_shared(self, images: Tensor, n_patches: int) -> tuple[Tensor, float]:
-        """Returns the first patches of a bank that others share, and their covering radius."""
-        hp, memo = self.hyperparameters, self.memo
-        assert memo is not None
-        size = self._size(n_patches)
+    def _shared_name(self, n_patches: int) -> tuple[object, ...]:
+        """Returns what the bank depends on that others share: its size first."""
+        hp = self.hyperparameters
         ratio = _STEP ** math.ceil(math.log(hp.coreset_ratio, _STEP) - 1e-9)
-        whole = self._size(n_patches, ratio)
         how = hp.coreset, hp.neighbourhood, hp.embedding, hp.projected_channels
-        name = "coreset", whole, self.seed, *how
+        return self._size(n_patches, ratio), "coreset", self.seed, *how
+
+    def _begin_of_shared(
+        self, images: Tensor, n_patches: int, name: tuple[Any, ...]
+    ) -> tuple[Tensor, float]:
+        """Returns the first patches of a bank that others share, and their covering radius."""
+        memo, size = self.memo, self._size(n_patches)
+        assert memo is not None
 
         def select() -> Mapping[str, Tensor]:
-            order, radii = self._gathered(images, n_patches, whole).order()
+            order, radii = self._gathered(images, n_patches, name[0]).order()
             return {"order": order, "radii": radii}
 
         kept = memo(name, select)

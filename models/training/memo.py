@@ -15,6 +15,9 @@ class Memo(Protocol):
     arithmetic: `name` says the rest.
     """
 
+    def wanted(self, name: Sequence[object]) -> bool:
+        """Whether a training has asked for this before: what one alone needs is not shared."""
+
     def __call__(
         self, name: Sequence[object], compute: Callable[[], Mapping[str, Tensor]]
     ) -> Mapping[str, Tensor]:

@@ -23,6 +23,21 @@ class NodeMemo:
     def __init__(self, features: Sequence[str]) -> None:
         self._features = tuple(features)
 
+    def wanted(self, name: Sequence[object]) -> bool:
+        """Whether a training on this node has asked for it before.
+
+        Raises:
+            StorageError: If the cache cannot be written.
+        """
+        key = f"asked-{self._key(name)}"
+        if store.recall(key) is not None:
+            return True
+        store.remember(key, "once")
+        return False
+
+    def _key(self, name: Sequence[object]) -> str:
+        return store.digest(FORMAT, *self._features, *name)
+
     def __call__(
         self, name: Sequence[object], compute: Callable[[], Mapping[str, Tensor]]
     ) -> Mapping[str, Tensor]:
@@ -39,4 +54,4 @@ class NodeMemo:
         def load(folder: Path) -> Mapping[str, Tensor]:
             return load_file(folder / "kept.safetensors")
 
-        return store.obtain("shared", store.digest(FORMAT, *self._features, *name), build, load)
+        return store.obtain("shared", self._key(name), build, load)

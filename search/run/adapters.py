@@ -32,6 +32,7 @@ from anomtune.search.run.packing import Kind, Packer, kind_of, larger_share, sha
 from anomtune.search.run.ray_internals import (
     ACTOR_DIED,
     NODE_LOST,
+    ActorKeeper,
     LoopWaker,
     error_text,
     go_on,
@@ -301,6 +302,7 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         super().__init__()
         self._handout = handout
         self._waker = LoopWaker(lambda: handout.records.idle, handout.records.wait)
+        self._keeper = ActorKeeper()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -325,6 +327,10 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         while handout.failure is not None and handout.verdicts:
             tune_controller.stop_trial(handout.verdicts.popitem()[1][0])
         return super().choose_trial_to_run(tune_controller)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Lets actors stay for the trials that follow."""
+        self._keeper.keep(tune_controller, trial, self._handout.capacity.slots)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Notes why a trial could not run."""

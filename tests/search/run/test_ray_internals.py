@@ -27,6 +27,7 @@ from anomtune.search.run.ray_internals import (
     STARTER,
     SWITCHES,
     TEMPORARY_FOLDER,
+    ActorKeeper,
     LiveNode,
     error_text,
     live_nodes,
@@ -136,3 +137,23 @@ def test_tunes_loop_waits_for_workers_and_goes_on_with_a_trial_so():
     assert "self._schedule_trial_train(trial)" in action
     assert "self.stop_trial(trial)" in action
     assert "TrialScheduler.NOOP:\n            pass" in action
+
+
+def test_tune_keeps_actors_for_trials_that_are_not_chosen_yet():
+    from ray.tune.execution.tune_controller import TuneController
+    from ray.tune.utils.object_cache import _ObjectCache
+
+    assert "_actor_cache" in inspect.getsource(TuneController)
+    controller = SimpleNamespace(_actor_cache=_ObjectCache(may_keep_one=True))
+    cache, whole, half = controller._actor_cache, "a core", "half a GPU"
+    assert cache.cache_object(whole, 1)
+    assert not cache.cache_object(whole, 2), "two trials end together: by itself it keeps one"
+    keeper = ActorKeeper()
+    for _ in range(3):
+        keeper.keep(controller, SimpleNamespace(placement_group_factory=whole), 2)
+    assert cache.cache_object(whole, 2)
+    assert not cache.cache_object(whole, 3)
+    assert list(cache.flush_cached_objects()) == []
+    keeper.keep(controller, SimpleNamespace(placement_group_factory=half), 4)
+    assert list(cache.flush_cached_objects()) == [1, 2], "their resources are wanted otherwise"
+    assert cache.total_max_objects == 4
