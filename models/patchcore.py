@@ -409,6 +409,7 @@ class PatchCore(OnePassDetector[PatchCoreHyperparameters]):
         """
         network, shared, memo = self.network, self._shared, self.memo
         if shared is None or memo is None:
+            self.spared = 0.0
             return network.nearest(patches)
 
         def compare() -> Mapping[str, Tensor]:

@@ -46,7 +46,7 @@ def _timm() -> ModuleType:
 
 
 @dataclass(frozen=True)
-class Levels:
+class Pyramid:
     """Which maps of a network are taken.
 
     Attributes:
@@ -83,7 +83,7 @@ class TimmEncoder(Encoder):
         self, name: str, size: int | None = None, weights: Mapping[str, Tensor] | None = None
     ) -> None:
         super().__init__()
-        levels = levels_of(name)
+        levels = pyramid_of(name)
         self.name, self._size, self._levels = name, size or levels.own_size, levels
         self.network = _create(name, levels, self._size, weights)
         first, second, third = self.network.feature_info.channels()
@@ -149,7 +149,7 @@ def check_name(name: str) -> None:
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{network}.*")]
     if tag and tag not in tags:
         raise MethodError(f"timm's {network} has no weights {tag!r}{suggest(tag, tags)}")
-    levels_of(name)
+    pyramid_of(name)
 
 
 def check_input(
@@ -162,7 +162,7 @@ def check_input(
             f"pixels: timm/{name} has its own way to normalise them; set pixels to imagenet, "
             "which means that one here"
         )
-    levels = levels_of(name)
+    levels = pyramid_of(name)
     first, second, third = levels.strides
     # Cut into patches, an image loses what is left over on the right and below.
     patches = first == third or first.bit_count() > 1
@@ -195,7 +195,7 @@ def check_stages(name: str) -> None:
     check_name(name)
     with _apart("cpu"), torch.no_grad():
         encoder = TimmEncoder(name).eval()
-        side = levels_of(name).own_size
+        side = pyramid_of(name).own_size
         encoder.maps(torch.zeros(1, 3, side, side), lambda _, found: 2 * found + 1)
 
 
@@ -287,7 +287,7 @@ def _state(name: str, file: Path, size: int | None, length: int, changed: int) -
 
 
 @cache
-def levels_of(name: str) -> Levels:
+def pyramid_of(name: str) -> Pyramid:
     """Returns which maps of a network are taken.
 
     Raises:
@@ -311,7 +311,7 @@ def levels_of(name: str) -> Levels:
         indices = [max(1, round(quarter * len(strides) / 4)) - 1 for quarter in (1, 2, 3)]
     config = _config(name)
     first, second, third = indices
-    return Levels(
+    return Pyramid(
         (first, second, third),
         (all_levels[first]["module"], all_levels[second]["module"], all_levels[third]["module"]),
         (strides[first], strides[second], strides[third]),
@@ -337,7 +337,7 @@ def _sides(name: str, size: int) -> tuple[int, ...]:
     raise MethodError(reason)
 
 
-def _create(name: str, levels: Levels, size: int, weights: Mapping[str, Tensor] | None) -> Any:
+def _create(name: str, levels: Pyramid, size: int, weights: Mapping[str, Tensor] | None) -> Any:
     options: dict[str, Any] = {"img_size": size} if levels.sized else {}
     if weights is not None:
         overlay = {"state_dict": dict(weights), "custom_load": False}

@@ -20,7 +20,7 @@ from anomtune.models.layers import timm_backbones
 from anomtune.models.layers.backbones import load_backbone, prepare_weights
 from anomtune.models.layers.batch_norm import use_partial_norm
 from anomtune.models.layers.feature_matching import MatchedEncoder, match
-from anomtune.models.layers.timm_backbones import TimmEncoder, levels_of
+from anomtune.models.layers.timm_backbones import TimmEncoder, pyramid_of
 from anomtune.models.testing import check_method
 from anomtune.registry import METHODS
 from tests.conftest import SHARED
@@ -108,7 +108,7 @@ def test_so_do_the_methods_that_train_or_change_it(
     ],
 )
 def test_three_maps_are_taken(name: str, modules: tuple[str, ...], strides: tuple[int]) -> None:
-    levels = levels_of(name)
+    levels = pyramid_of(name)
     assert (levels.modules, levels.strides) == (modules, strides)
 
 
@@ -122,7 +122,7 @@ def test_features_are_timms_own(name: str, tmp_path: Path) -> None:
     seen = (unit_range(pixels(), CPU) - mean) / std
     with torch.no_grad():
         found = encoder(normalise(pixels(), CPU))
-        indices = list(levels_of(name).indices)
+        indices = list(pyramid_of(name).indices)
         expected = whole.forward_intermediates(seen, indices=indices, intermediates_only=True)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
