@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def welds(size: int) -> tuple[Tensor, Tensor, np.ndarray]:
     dataset = open_dataset("folder", str(WELDS))
     (category,) = dataset.categories()
     arrays = open_category(dataset, category, size)
-    images = torch.from_numpy(arrays.images).permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.asarray(arrays.images)).permute(0, 3, 1, 2)
     train = [row for row, sample in enumerate(arrays.samples) if sample.part == "train"]
     test = [row for row, sample in enumerate(arrays.samples) if sample.part == "test"]
     return images[train], images[test], np.array([arrays.samples[i].anomalous for i in test], int)
@@ -79,14 +80,14 @@ def compare(
     detector.fit(train, hp.training_iterations(len(train)))
     ours = detector.score(test)
     with quiet():
-        theirs = scores_of_engine(model, detector, hp, train, test, generator)
+        theirs, _ = scores_of_engine(model, detector, hp, train, test, generator)
     return roc_auc_score(labels, ours), roc_auc_score(labels, theirs)
 
 
 def scores_of_engine(
     model: Any, detector: Any, hp: Any, train: Tensor, test: Tensor, generator: torch.Generator
-) -> Tensor:
-    """Trains and scores by anomalib's Engine; returns the scores of the test images."""
+) -> tuple[Tensor, float]:
+    """Trains and scores by anomalib's Engine; returns the test images' scores and fit's seconds."""
     pl = imported("lightning.pytorch")
     engine_kind = imported("anomalib.engine").Engine
     model._trainer = None
@@ -142,9 +143,11 @@ def scores_of_engine(
             limit_val_batches=0,
         )
         data = Data()
+        begin = time.perf_counter()
         engine.fit(model=model, datamodule=data)
+        seconds = time.perf_counter() - begin
         found = engine.predict(model=model, datamodule=data)
-    return torch.cat([batch.pred_score.reshape(-1) for batch in found])
+    return torch.cat([batch.pred_score.reshape(-1) for batch in found]), seconds
 
 
 if __name__ == "__main__":
