@@ -21,10 +21,10 @@ from anomtune.datasets.drawing.shapes import Field, grid, noise
 from anomtune.datasets.io.store import digest
 from anomtune.errors import DataError, StorageError
 
-VERSION = 1  # Raise it when any image changes: cached categories are found by it.
+VERSION = 2  # Raise it when any image changes: cached categories are found by it.
 N_TRAIN = 40
-N_TEST_GOOD = 40
-N_PER_DEFECT = 14
+N_TEST_GOOD = 60
+N_PER_DEFECT = 20
 
 # Pixels that a defect changes by at least so many grey levels are anomalous.
 _VISIBLE = 8.0
@@ -131,7 +131,7 @@ def _draw(
         return _develop(normal, seed), mask
     # From subtle to plain over the images of a type, in a mixed-up order.
     number = int(Path(key).stem)
-    strength = (number * 5 % N_PER_DEFECT + 0.5) / N_PER_DEFECT
+    strength = (number * 7 % N_PER_DEFECT + 0.5) / N_PER_DEFECT
     shown = normal
     while np.count_nonzero(mask) < _LEAST_PIXELS and strength < 2:
         shown = picture(defect, strength)

@@ -42,15 +42,15 @@ class Product:
 def weave(rng: Random, defect: str | None, flaw: Random, strength: float) -> Field:
     """Draws plain woven cloth."""
     x0, y0 = grid(SIZE, SIZE)
-    turn, period = np.deg2rad(rng.normal(0, 2.5)), 6.4 * rng.normal(1, 0.015)
-    sag = [0.9 * noise(SIZE, SIZE, 40.0, rng) for _ in range(2)]
+    turn, period = np.deg2rad(rng.normal(0, 1.5)), 5.4 * rng.normal(1, 0.01)
+    sag = [0.6 * noise(SIZE, SIZE, 40.0, rng) for _ in range(2)]
     x = x0 * np.cos(turn) - y0 * np.sin(turn) + sag[0] + rng.uniform(0, 50)
     y = x0 * np.sin(turn) + y0 * np.cos(turn) + sag[1] + rng.uniform(0, 50)
     cx, cy = flaw.uniform(24, SIZE - 24, size=2)
     if defect == "pulled":
         reach = flaw.uniform(10, 15)
         inside = np.clip(1 - ((x0 - cx) ** 2 + (y0 - cy) ** 2) / reach**2, 0, 1)
-        pull = (4 + 5 * strength) * inside**1.5
+        pull = (5 + 6 * strength) * inside**1.5
         way = flaw.uniform(0, 2 * np.pi)
         x, y = x + pull * np.cos(way), y + pull * np.sin(way)
     u, v = x / period, y / period
@@ -62,12 +62,12 @@ def weave(rng: Random, defect: str | None, flaw: Random, strength: float) -> Fie
         body = np.sqrt(np.clip(1 - (1.9 * side) ** 2, 0, 1))
         return np.asarray(body * (0.72 + 0.28 * np.cos(np.pi * length)))
 
-    tint = rng.normal(1, 0.05, size=(2, 64))
+    tint = rng.normal(1, 0.03, size=(2, 64))
     warp = thread(across, along) * tint[0][column % 64]
     weft = thread(along, across) * tint[1][row % 64]
     if defect == "broken_thread":
         mine = column == int(np.floor(u[int(cy), int(cx)]))
-        gap = mine & (np.abs(v - v[int(cy), int(cx)]) < 0.9 + 4.5 * strength)
+        gap = mine & (np.abs(v - v[int(cy), int(cx)]) < 1.9 + 5 * strength)
         # Without its warp the weft lies bare and a little slack.
         weft = np.where(gap & warp_above, 0.45 * weft, weft)
         warp_above = warp_above & ~gap
@@ -76,10 +76,10 @@ def weave(rng: Random, defect: str | None, flaw: Random, strength: float) -> Fie
         warp[..., None] * np.array([96, 124, 158.0]),
         weft[..., None] * np.array([204, 194, 172.0]),
     )
-    canvas = 14 + cloth + 7 * noise(SIZE, SIZE, 1.5, rng)[..., None]
+    canvas = 14 + cloth + 4 * noise(SIZE, SIZE, 1.5, rng)[..., None]
     if defect == "stain":
-        spot = blob(x0, y0, (cx, cy), 4 + 9 * flaw.random(), flaw)
-        paint(canvas, spot, canvas * np.array([0.62, 0.5, 0.36]), 0.25 + 0.75 * strength)
+        spot = blob(x0, y0, (cx, cy), 6 + 8 * flaw.random(), flaw)
+        paint(canvas, spot, canvas * np.array([0.62, 0.5, 0.36]), 0.5 + 0.5 * strength)
     return np.asarray(canvas)
 
 
@@ -90,9 +90,9 @@ def stone(rng: Random, defect: str | None, flaw: Random, strength: float) -> Fie
     base = tone[..., None] * np.array([1.03, 0.98, 0.92])
     canvas = base + 6 * noise(SIZE, SIZE, 2.0, rng)[..., None]
     for scale, level, colour in (
-        (5.5, 1.15, (206, 198, 186)),
-        (6.5, 1.25, (150, 104, 84)),
-        (4.0, 1.35, (62, 60, 64)),
+        (3.0, 1.25, (186, 180, 172)),
+        (3.5, 1.35, (146, 118, 102)),
+        (2.5, 1.45, (104, 100, 102)),
     ):
         speck = np.clip((noise(SIZE, SIZE, scale, rng) - level - 0.08 * rng.random()) / 0.3, 0, 1)
         paint(canvas, speck, colour, 0.85)
@@ -105,15 +105,15 @@ def stone(rng: Random, defect: str | None, flaw: Random, strength: float) -> Fie
             step = flaw.uniform(3, 6)
             px, py = points[-1]
             points.append((px + step * np.cos(angle), py + step * np.sin(angle)))
-        line = stroke(x, y, points, 1.0 + 1.2 * strength)
-        paint(canvas, line, (40, 36, 34), 0.45 + 0.5 * strength)
+        line = stroke(x, y, points, 1.6 + 1.4 * strength)
+        paint(canvas, line, (40, 36, 34), 0.6 + 0.4 * strength)
     elif defect == "pit":
-        radius = 2.4 + 4.5 * strength
+        radius = 3.5 + 4 * strength
         paint(canvas, disc(x, y, cx + 1.2, cy + 1.2, radius), (226, 220, 210), 0.7)
         paint(canvas, disc(x, y, cx, cy, radius), (58, 52, 48), 0.9)
     elif defect == "worn":
         spot = blob(x, y, (cx, cy), 9 + 9 * flaw.random(), flaw)
-        paint(canvas, spot, base * 1.12 + 4, 0.55 + 0.45 * strength)
+        paint(canvas, spot, base * 1.2 + 8, 0.6 + 0.4 * strength)
     return np.asarray(canvas)
 
 
@@ -136,22 +136,22 @@ def grain(rng: Random, defect: str | None, flaw: Random, strength: float) -> Fie
         angle, long = flaw.uniform(-0.9, 0.9), flaw.uniform(9, 26)
         dx, dy = long * np.cos(angle), long * np.sin(angle)
         middle = (cx + flaw.normal(0, 2), cy + flaw.normal(0, 2))
-        line = stroke(x, y, [(cx - dx, cy - dy), middle, (cx + dx, cy + dy)], 0.9 + strength)
-        paint(canvas, line, (240, 216, 178), 0.4 + 0.55 * strength)
+        line = stroke(x, y, [(cx - dx, cy - dy), middle, (cx + dx, cy + dy)], 1.5 + strength)
+        paint(canvas, line, (240, 216, 178), 0.55 + 0.4 * strength)
     elif defect == "wormhole":
         for _ in range(int(flaw.integers(1, 4))):
             px, py = cx + flaw.normal(0, 7), cy + flaw.normal(0, 7)
             paint(canvas, disc(x, y, px, py, 1.3 + 2 * strength), (46, 30, 20), 0.9)
     elif defect == "burn":
         spot = blob(x, y, (cx, cy), 5 + 9 * flaw.random(), flaw)
-        paint(canvas, spot, canvas * np.array([0.5, 0.44, 0.42]), 0.22 + 0.6 * strength)
+        paint(canvas, spot, canvas * np.array([0.5, 0.44, 0.42]), 0.4 + 0.5 * strength)
     return np.asarray(canvas)
 
 
 def washer(rng: Random, defect: str | None, flaw: Random, strength: float) -> Field:
     """Draws a turned steel washer with a notch, on a dark mat."""
     x, y = grid(SIZE, SIZE)
-    cx, cy = SIZE / 2 + rng.normal(0, 2, size=2)
+    cx, cy = SIZE / 2 + rng.normal(0, 3.5, size=2)
     outer, inner = 47 + rng.normal(0, 0.5), 20 + rng.normal(0, 0.4)
     dx, dy = x - cx, y - cy
     radius, theta = np.hypot(dx, dy), np.arctan2(dy, dx)
@@ -164,7 +164,7 @@ def washer(rng: Random, defect: str | None, flaw: Random, strength: float) -> Fi
     away = turn + flaw.uniform(0.7, 2 * np.pi - 0.7)
     if defect == "chip":
         rim, sign = (outer, 1) if flaw.random() < 0.7 else (inner, -1)
-        bite = 2.6 + 5 * strength
+        bite = 6 + 5 * strength
         place = rim + sign * 0.35 * bite
         ragged = bite * (1 + 0.1 * noise(SIZE, SIZE, 3.0, flaw))
         px, py = cx + place * np.cos(away), cy + place * np.sin(away)
@@ -178,14 +178,14 @@ def washer(rng: Random, defect: str | None, flaw: Random, strength: float) -> Fi
     bevel = 30 * np.exp(-(((outer - radius) / 1.6) ** 2)) - 26 * np.exp(
         -(((radius - inner) / 1.6) ** 2)
     )
-    steel = (156 + fan + 4.5 * rings + bevel + 3 * noise(SIZE, SIZE, 1.2, rng))[..., None]
+    steel = (156 + fan + 3.5 * rings + bevel + 3 * noise(SIZE, SIZE, 1.2, rng))[..., None]
     steel = steel * np.array([0.98, 1.0, 1.03])
     middle = 0.5 * (outer + inner)
     px, py = cx + middle * np.cos(away), cy + middle * np.sin(away)
     if defect == "scratch":
-        angle, long = flaw.uniform(0, np.pi), flaw.uniform(6, 12)
+        angle, long = flaw.uniform(0, np.pi), flaw.uniform(8, 12)
         ux, uy = long * np.cos(angle), long * np.sin(angle)
-        line = stroke(x, y, [(px - ux, py - uy), (px + ux, py + uy)], 0.9 + 0.9 * strength)
+        line = stroke(x, y, [(px - ux, py - uy), (px + ux, py + uy)], 1.4 + 1.2 * strength)
         shine = 250 if flaw.random() < 0.5 else 62
         paint(steel, line, (shine, shine, shine), 0.4 + 0.55 * strength)
     elif defect == "rust":
@@ -221,11 +221,11 @@ _REACH = 22  # Half the side of the window that holds any part of the board.
 def board(rng: Random, defect: str | None, flaw: Random, strength: float) -> Field:
     """Draws a small populated circuit board."""
     x0, y0 = grid(SIZE, SIZE)
-    turn = np.deg2rad(rng.normal(0, 1.5))
-    sx, sy = SIZE / 2 + rng.normal(0, 1.5, size=2)
+    turn = np.deg2rad(rng.normal(0, 2.0))
+    sx, sy = SIZE / 2 + rng.normal(0, 2, size=2)
     x = (x0 - sx) * np.cos(turn) + (y0 - sy) * np.sin(turn)
     y = (y0 - sy) * np.cos(turn) - (x0 - sx) * np.sin(turn)
-    table = 178 + 4 * noise(SIZE, SIZE, 3.0, rng) + 4 * noise(SIZE, SIZE, 60.0, rng)
+    table = 178 + 4 * noise(SIZE, SIZE, 3.0, rng) + 10 * noise(SIZE, SIZE, 60.0, rng)
     canvas = table[..., None] * np.array([1.0, 0.99, 0.97])
     paint(canvas, box(x, y, (2.5, 3), (112, 92)), (88, 86, 84), 0.6)
     mask = (1 + 0.03 * noise(SIZE, SIZE, 2.0, rng))[..., None] * np.array([30, 98, 62.0])
@@ -260,7 +260,7 @@ def board(rng: Random, defect: str | None, flaw: Random, strength: float) -> Fie
         slab((1, -5 + 4 * line), (rng.uniform(10, 14), 1.2), (98, 98, 100))
     victim = int(flaw.integers(len(_PARTS)))
     for number, (px, py, wide, high, colour) in enumerate(_PARTS):
-        place = (px + rng.normal(0, 0.5), py + rng.normal(0, 0.5))
+        place = (px + rng.normal(0, 0.35), py + rng.normal(0, 0.35))
         angle, shade = rng.normal(0, 0.025), rng.normal(1, 0.05)
         end = (0.42 * wide, 0.0) if wide > high else (0.0, 0.42 * high)
         for sign in (-1, 1):
@@ -269,9 +269,9 @@ def board(rng: Random, defect: str | None, flaw: Random, strength: float) -> Fie
             continue
         if number == victim and defect == "misplaced":
             way = flaw.uniform(0, 2 * np.pi)
-            shift = 1.2 + 3.2 * strength
+            shift = 3.5 + 3.5 * strength
             place = (place[0] + shift * np.cos(way), place[1] + shift * np.sin(way))
-            angle += flaw.choice([-1, 1]) * (0.12 + 0.5 * strength)
+            angle += flaw.choice([-1, 1]) * (0.3 + 0.5 * strength)
         slab(place, (wide, high), np.array(colour) * shade, angle)
         shine = (place[0] - 0.1 * wide, place[1] - 0.15 * high)
         slab(shine, (0.5 * wide, 0.25 * high), (235, 235, 235), angle, 0.22)
@@ -279,7 +279,7 @@ def board(rng: Random, defect: str | None, flaw: Random, strength: float) -> Fie
         first = int(flaw.integers(4))
         side = float(flaw.choice([-1, 1]))
         ends = [(-10 + 5 * (first + i), side * (14.5 + flaw.normal(0, 1.2))) for i in (0, 1)]
-        paint(canvas, stroke(x, y, ends, 1.6 + 2.6 * strength), (204, 206, 210), 0.95)
+        paint(canvas, stroke(x, y, ends, 4.4 + 3 * strength), (204, 206, 210), 0.95)
     return np.asarray(canvas)
 
 

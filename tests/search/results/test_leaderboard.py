@@ -380,4 +380,4 @@ def test_the_table_for_people(board):
 def test_the_demo_sweep_fits_the_schema():
     config = load_sweep(None)
     assert config.dataset.name == "synthetic"
-    assert set(config.methods) == {"rd4ad", "recontrast"}
+    assert set(config.methods) == {"patchcore", "padim", "rd4ad", "recontrast"}
