@@ -30,9 +30,10 @@ from anomtune.datasets.io.coco import Shapes
 from anomtune.datasets.io.files import FileDataset, Listing, is_image, some
 from anomtune.datasets.io.grouping import compiled, grouped
 from anomtune.datasets.io.imagefile import FORMATS
-from anomtune.datasets.io.remote import has_secrets, is_uri, local_files, mask_uri
+from anomtune.datasets.io.remote import local_files
 from anomtune.datasets.io.store import cache_root, digest
 from anomtune.datasets.io.tabular import Row, defect_of, read_rows
+from anomtune.datasets.io.uri import has_secrets, is_uri, mask_uri
 from anomtune.datasets.splits.division import Division
 from anomtune.errors import DataError, ImageError, suggest
 from anomtune.names import to_name, to_text

@@ -21,7 +21,7 @@ from anomtune.models.base import Detector
 from anomtune.models.layers.evidence import Evidence
 from anomtune.registry import METHODS, METRICS
 from anomtune.search.config import parse_sweep
-from anomtune.search.detector.opened import as_images
+from anomtune.search.detector.devices import as_images
 from anomtune.search.detector.predict import load_model
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.metrics.metric import BUILT_IN, register_metric
