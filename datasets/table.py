@@ -332,7 +332,7 @@ class _Scan(Listing):
         else:
             path = Path(os.path.normpath(self.folder / Path(to_name(given)).expanduser()))
             if path.is_relative_to(self.folder):
-                key = to_text(path.relative_to(self.folder))
+                key = to_text(path.relative_to(self.folder).as_posix())
             elif self.foreign:
                 raise ValueError(
                     f"{what} {given!r} lies outside of {self.folder}, which a file from elsewhere "

@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
 
+from anomtune.names import leaves
 from anomtune.search.detector.predictions import common_folder, names_below
 from anomtune.search.detector.train import train
-from anomtune.search.store.storage import leaves
 from tests.conftest import PROJECT
 from tests.search.toy_models import toy_config
 

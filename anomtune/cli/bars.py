@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.errors import LiveError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from anomtune.errors import one_line
@@ -25,7 +26,7 @@ class Bars:
         if not self._drawn:
             return
         if self._progress is None:
-            self._progress = Progress(
+            progress = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -36,7 +37,11 @@ class Bars:
                 redirect_stdout=False,
                 redirect_stderr=False,
             )
-            self._progress.start()
+            try:
+                progress.start()
+            except LiveError:  # something else is drawn there
+                return
+            self._progress = progress
         name = one_line(what)
         known = {task.description: task.id for task in self._progress.tasks}
         if total is not None and done >= total:

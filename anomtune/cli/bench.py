@@ -27,11 +27,15 @@ def bench(
     ] = None,
     batches: Annotated[
         list[int] | None,
-        typer.Option("--batch", min=1, help="Images of a call; can be repeated. Default: 1 and 8"),
+        typer.Option(
+            "--batch",
+            min=1,
+            help="Images of a call; can be repeated. Default: 1, and 8 on a CPU or 32 on a GPU.",
+        ),
     ] = None,
     seconds: Annotated[
         float, typer.Option(min=0.1, help="What the measurements take together.")
-    ] = 20.0,
+    ] = 10.0,
     onnx: Annotated[
         bool, typer.Option("--onnx/--no-onnx", help="Also with ONNX Runtime, after an export.")
     ] = True,

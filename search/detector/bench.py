@@ -102,7 +102,7 @@ def bench(
     images: Sequence[Path] = (),
     device: str | None = None,
     batches: Sequence[int] = (),
-    seconds: float = 20.0,
+    seconds: float = 10.0,
     onnx: bool = True,
 ) -> Benchmark:
     """Measures a saved detector.

@@ -8,13 +8,13 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anomtune.datasets.io.uri import has_secrets, is_uri, mask_uri
 from anomtune.errors import StorageError
 from anomtune.files import TEMPORARY, check_writable, temporary_name, write_whole
-from anomtune.names import plain_name, utf8
+from anomtune.names import leaves, plain_name, utf8
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -238,17 +238,6 @@ class Storage:
             f"{self.location}/{path}: cannot {verb}: {reason}; {remedy} and start again "
             f"(finished trials are kept), or choose another directory with --dir"
         )
-
-
-def leaves(path: str, kind: type[PurePath] = PurePath) -> bool:
-    """Whether a path does not stay below the folder that it is appended to.
-
-    Args:
-        path: With slashes, as text.
-        kind: As which system reads paths; on Windows backslashes and drives count as well.
-    """
-    read = kind(path)
-    return ".." in path.split("/") or ".." in read.parts or bool(read.drive or read.root)
 
 
 def _opened(uri: str) -> tuple[fs.FileSystem, str, bool]:
