@@ -117,6 +117,8 @@ def check_writable(target: str | os.PathLike[str]) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
+    if os.name == "nt":  # which opens no folder
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from pathlib import PurePath
 from typing import Any
 
 #: For `open`: a file whose text is names as Python gives them, written as the bytes that they are.
@@ -82,6 +83,17 @@ def with_suffix(name: str, suffix: str) -> str:
     if _is_utf8(content):  # some file systems take nothing else: cut between characters
         kept = kept.decode("utf-8", "ignore").encode()
     return os.fsdecode(kept) + digest + suffix
+
+
+def leaves(path: str, kind: type[PurePath] = PurePath) -> bool:
+    """Whether a path does not stay below the folder that it is appended to.
+
+    Args:
+        path: With slashes, as text.
+        kind: As which system reads paths; on Windows backslashes and drives count as well.
+    """
+    read = kind(path)
+    return ".." in path.split("/") or ".." in read.parts or bool(read.drive or read.root)
 
 
 def _is_utf8(content: bytes) -> bool:

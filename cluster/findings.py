@@ -18,8 +18,8 @@ from pathlib import Path
 
 from pyarrow import ArrowException, fs
 
-from anomtune.datasets.io.remote import folder_of, is_uri, mask_uri
 from anomtune.datasets.io.store import cache_root
+from anomtune.datasets.io.uri import folder_of, is_uri, mask_uri
 from anomtune.errors import AnomtuneError
 from anomtune.names import to_name, to_text
 from anomtune.search.config import Sweep

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import ClientError
 
-from anomtune.datasets.io.remote import has_secrets, is_uri
+from anomtune.datasets.io.uri import has_secrets, is_uri
 from anomtune.errors import INTERRUPTED, UNUSABLE, SweepError
 from anomtune.names import to_name, to_text
 from anomtune.search.config import Sweep

@@ -30,9 +30,10 @@ from anomtune.datasets.io.coco import Shapes
 from anomtune.datasets.io.files import FileDataset, Listing, is_image, some
 from anomtune.datasets.io.grouping import compiled, grouped
 from anomtune.datasets.io.imagefile import FORMATS
-from anomtune.datasets.io.remote import has_secrets, is_uri, local_files, mask_uri
+from anomtune.datasets.io.remote import local_files
 from anomtune.datasets.io.store import cache_root, digest
 from anomtune.datasets.io.tabular import Row, defect_of, read_rows
+from anomtune.datasets.io.uri import has_secrets, is_uri, mask_uri
 from anomtune.datasets.splits.division import Division
 from anomtune.errors import DataError, ImageError, suggest
 from anomtune.names import to_name, to_text
@@ -331,7 +332,7 @@ class _Scan(Listing):
         else:
             path = Path(os.path.normpath(self.folder / Path(to_name(given)).expanduser()))
             if path.is_relative_to(self.folder):
-                key = to_text(path.relative_to(self.folder))
+                key = to_text(path.relative_to(self.folder).as_posix())
             elif self.foreign:
                 raise ValueError(
                     f"{what} {given!r} lies outside of {self.folder}, which a file from elsewhere "

@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     Field,
     ValidationError,
     field_validator,
@@ -22,6 +20,7 @@ from anomtune.datasets.splits.division import Division
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import SweepError, suggest
 from anomtune.names import typed
+from anomtune.search.explain import explain
 from anomtune.search.logger_config import LoggerConfig
 from anomtune.search.source import DatasetConfig
 from anomtune.search.yaml_text import dump_yaml, read_yaml, read_yaml_file
@@ -227,49 +226,6 @@ def parse_sweep(data: Mapping[Any, Any], origin: str) -> Sweep:
     except ValidationError as error:
         raise SweepError(f"{origin}: {explain(error, Sweep)}") from None
     return config
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Says in one line what is wrong with the first wrong value of a pydantic model."""
-    first, *rest = error.errors()
-    if isinstance(reason := first.get("ctx", {}).get("error"), SweepError):
-        return str(reason)  # of a model that says itself what is wrong in it
-    location = _plain_location(first["loc"])
-    where = ".".join(location) or "the whole"
-    if first["type"] == "extra_forbidden":
-        known = _keys_at(model, location[:-1])
-        return f"{where}: unknown key{suggest(location[-1], known)}"
-    if first["type"] == "missing":
-        return f"{where}: missing, please set it"
-    # A key that may be one thing or another has an error for each.
-    same = [item for item in rest if _plain_location(item["loc"]) == location]
-    messages = [item["msg"].removeprefix("Value error, ") for item in (first, *same)]
-    said = isinstance(first["input"], dict) or first["type"] == "value_error"
-    shown = "" if said else f", not {first['input']!r}"
-    quote = "; put it in quotes" if first["type"] == "string_type" else ""
-    return f"{where}: {' or: '.join(messages)}{shown}{quote}"
-
-
-def _plain_location(location: Sequence[int | str]) -> list[str]:
-    """Returns the keys of an error's location, without pydantic's names for types."""
-    tag = re.compile(r"[\[(]|^(int|float|str|constrained-\w+)$")
-    return [str(part) for part in location if not tag.search(str(part))]
-
-
-def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Returns the keys of the section at a location below a model."""
-    for part in location:
-        field = model.model_fields.get(part)
-        if field is not None:
-            model = next(_models_in(field.annotation), model)
-    return list(model.model_fields)
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import field_validator, model_validator
 
-from anomtune.datasets.io.remote import has_secrets, is_uri, mask_uri
+from anomtune.datasets.io.uri import has_secrets, is_uri, mask_uri
 from anomtune.settings import Settings
 
 #: An option of a logger that is the value of an environment variable.

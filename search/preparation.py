@@ -8,7 +8,7 @@ from pathlib import Path
 
 from anomtune.datasets.io.files import left_out
 from anomtune.datasets.io.foreign import list_images
-from anomtune.datasets.io.remote import has_secrets, is_uri, mask_uri
+from anomtune.datasets.io.uri import has_secrets, is_uri, mask_uri
 from anomtune.datasets.splits.audit import find_missing
 from anomtune.datasets.splits.damage import check_without
 from anomtune.datasets.splits.division import Division

@@ -17,7 +17,8 @@ from pydantic import (
 )
 
 from anomtune.datasets.base import Dataset
-from anomtune.datasets.io.remote import is_uri, local_root
+from anomtune.datasets.io.remote import local_root
+from anomtune.datasets.io.uri import is_uri
 from anomtune.datasets.opening import open_dataset
 from anomtune.datasets.splits.division import Division
 from anomtune.datasets.splits.shift import CorruptedDataset, Shift

@@ -15,7 +15,7 @@ from tests.conftest import PROJECT
 #: From the lowest floor to the highest; rooms of one floor know nothing of each other.
 FLOORS = (
     ("names",),
-    ("errors", "files", "settings"),
+    ("errors", "files", "settings", "progress"),
     ("registry",),
     ("datasets", "models"),
     ("search",),
@@ -24,7 +24,7 @@ FLOORS = (
     ("__init__", "__main__"),
 )
 SEARCH_FLOORS = (
-    ("yaml_text", "logger_config", "source"),
+    ("yaml_text", "explain", "logger_config", "source"),
     ("config", "metrics"),
     ("store",),
     ("decide", "detector"),

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from datetime import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
+from anomtune.cli.completion import dataset_names, method_names, published_categories
+from anomtune.cli.output import is_json, write_rows
 from anomtune.cli.terminal import cell, console, refuse, require_writable
 from anomtune.errors import BAD_INPUT
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from anomtune.datasets.base import Dataset
+    from anomtune.datasets.io.eviction import Entry
+    from anomtune.datasets.splits.audit import Audit
     from anomtune.models.hyperparameters import Setting
     from anomtune.models.scoring import Scoring
     from anomtune.search.decide.plan import SearchPlan
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Only this method.")] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="With what its paper set on this dataset.")
+    name: Annotated[
+        str | None, typer.Argument(help="Only this method.", autocompletion=method_names)
     ] = None,
-    category: Annotated[str | None, typer.Option(help="And on this category of it.")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="With what its paper set on this dataset.", autocompletion=dataset_names),
+    ] = None,
+    category: Annotated[
+        str | None,
+        typer.Option(help="And on this category of it.", autocompletion=published_categories),
+    ] = None,
 ) -> None:
     """List the methods with every default, range and preset: what trial 0 of a study has."""
     from anomtune.registry import METHODS
@@ -40,6 +52,12 @@ def methods(
         _check_category(dataset, category)
     place = "/".join(filter(None, (dataset, category)))
     out = console()
+    if is_json():
+        for method in METHODS.names() if name is None else (name,):
+            plan = plan_search(method, MethodConfig(), dataset or "", category, image_size=None)
+            decided = METHODS.get(method).Hyperparameters.settings_for(dataset or "", category)
+            write_rows(_rows(plan, decided))
+        return
     for method in METHODS.names() if name is None else (name,):
         kind = METHODS.get(method).Hyperparameters
         plan = plan_search(method, MethodConfig(), dataset or "", category, image_size=None)
@@ -64,6 +82,23 @@ def methods(
                 _print_setting(out, setting)
         if kind.presets:
             out.print("presets: " + ", ".join(kind.presets) + "\n", highlight=False, markup=False)
+
+
+def _rows(plan: SearchPlan, decided: Mapping[str, Setting]) -> Iterator[dict[str, Any]]:
+    """Yields what can be set of a method for machines: values as they are, ranges as text."""
+    values = plan.defaults.model_dump(mode="json")
+    for prefix, known, rows in (
+        ("", values, _training_rows(plan, decided)),
+        ("scoring.", values["scoring"], _scoring_rows(plan.defaults.scoring, decided)),
+    ):
+        for name, _, searched, meaning in rows:
+            yield {
+                "method": plan.method,
+                "hyperparameter": name,
+                "default": known[name.removeprefix(prefix)],
+                "searched": searched,
+                "meaning": meaning,
+            }
 
 
 def _training_rows(plan: SearchPlan, decided: Mapping[str, Setting]) -> Iterator[tuple[str, ...]]:
@@ -104,17 +139,29 @@ def datasets() -> None:
     table.add_column("dataset")
     table.add_column("what it reads")
     for name in DATASETS.names():
-        summary = (DATASETS.get(name).__doc__ or "").strip().splitlines()
-        table.add_row(cell(name), cell(summary[0] if summary else ""))
-    console().print(table)
+        lines = (DATASETS.get(name).__doc__ or "").strip().splitlines()
+        summary = lines[0] if lines else ""
+        if is_json():
+            write_rows([{"dataset": name, "reads": summary}])
+        table.add_row(cell(name), cell(summary))
+    if not is_json():
+        console().print(table)
 
 
 def audit(
     dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="A dataset, or a sweep file that has one.")
+        str,
+        typer.Argument(
+            metavar="DATASET",
+            help="A dataset, or a sweep file that has one.",
+            autocompletion=dataset_names,
+        ),
     ],
     root: Annotated[str | None, typer.Argument(metavar="ROOT", help="Folder or URI.")] = None,
-    category: Annotated[str | None, typer.Option(help="Only this category.")] = None,
+    category: Annotated[
+        str | None,
+        typer.Option(help="Only this category.", autocompletion=published_categories),
+    ] = None,
     manifest: Annotated[
         Path | None,
         typer.Option(metavar="FILE.csv", help="Write which image plays which part of a split."),
@@ -130,12 +177,12 @@ def audit(
 
     from anomtune.datasets.opening import open_dataset
     from anomtune.datasets.splits.audit import inspect
-    from anomtune.datasets.splits.division import Division
     from anomtune.datasets.splits.manifest import manifest as list_parts
     from anomtune.datasets.splits.manifest import write_manifest
     from anomtune.datasets.splits.validation import Validation
     from anomtune.names import typed
-    from anomtune.search.config import explain, load_sweep
+    from anomtune.search.config import load_sweep
+    from anomtune.search.explain import explain
 
     if manifest is not None:
         require_writable("--manifest", manifest, manifest)
@@ -151,6 +198,24 @@ def audit(
     except ValidationError as error:
         refuse(f"--{explain(error, Validation)}")
     report = inspect(source, None if category is None else typed(category), validation)
+    fatal = sum(problem.fatal for problem in report.problems)
+    if is_json():
+        write_rows({"row": "category", **asdict(row)} for row in report.counts)
+        write_rows({"row": "problem", **asdict(problem)} for problem in report.problems)
+    else:
+        _show_audit(report, dataset, source)
+    if fatal:
+        raise typer.Exit(BAD_INPUT)
+    if manifest is not None:
+        names = [row.category for row in report.counts]
+        write_manifest(
+            manifest, [row for name in names for row in list_parts(source, name, validation)]
+        )
+
+
+def _show_audit(report: Audit, dataset: str, source: Dataset) -> None:
+    from anomtune.datasets.splits.division import Division
+
     table = Table(box=None, pad_edge=False)
     for column in ("category", "train", "good", "defective", "defect types", "sizes", "shifted"):
         table.add_column(column, justify="right" if column in {"train", "good"} else "left")
@@ -178,22 +243,21 @@ def audit(
         out.print(f"{place}{problem}", style=style, highlight=False, markup=False, soft_wrap=True)
     fatal = sum(problem.fatal for problem in report.problems)
     out.print(f"{len(report.problems)} problems, {fatal} of them fatal", style="bold")
-    if fatal:
-        raise typer.Exit(BAD_INPUT)
-    if manifest is not None:
-        names = [row.category for row in report.counts]
-        write_manifest(
-            manifest, [row for name in names for row in list_parts(source, name, validation)]
-        )
 
 
 def cache() -> None:
     """Show what this machine keeps of images and features, and how much it may take."""
     from anomtune.datasets.io.eviction import entries
     from anomtune.datasets.io.store import bound, cache_root
+    from anomtune.names import to_text
 
     root, most = cache_root(), bound()
     known = entries(root)
+    if is_json():
+        write_rows(_cache_rows(known))
+        taken = sum(entry.size for entry in known)
+        write_rows([{"row": "cache", "root": to_text(root), "bytes": taken, "most_bytes": most}])
+        return
     table = Table(box=None, pad_edge=False)
     for column in ("kind", "entries", "size", "used last"):
         table.add_column(column, justify="right" if column in {"entries", "size"} else "left")
@@ -215,6 +279,14 @@ def cache() -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def _cache_rows(known: Sequence[Entry]) -> Iterator[dict[str, Any]]:
+    for kind in sorted({entry.kind for entry in known}):
+        own = [entry for entry in known if entry.kind == kind]
+        used = datetime.fromtimestamp(max(entry.used for entry in own), UTC)
+        size = sum(entry.size for entry in own)
+        yield {"row": "kind", "kind": kind, "entries": len(own), "bytes": size, "used_last": used}
 
 
 def _gigabytes(size: int) -> str:

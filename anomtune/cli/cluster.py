@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from anomtune.cli.output import is_json, notes, write_rows
 from anomtune.cli.terminal import cell, console
 from anomtune.errors import INTERRUPTED, UNUSABLE
 
@@ -58,7 +60,7 @@ def submit(
     config = cluster_jobs.portable(config, here=here)
     client = connect(address, allow_unauthenticated=allow_unauthenticated)
     identity = cluster_jobs.submit(client, config, where, ship=not no_ship)
-    log = console(stderr=True)
+    log = notes()
     log.print(f"{config.name} -> {where}, as job", highlight=False, markup=False)
     print(identity)
     if wait:
@@ -70,10 +72,14 @@ def jobs(address: Address, allow_unauthenticated: Unauthenticated = False) -> No
     from anomtune.cluster.connect import connect
     from anomtune.cluster.jobs import list_jobs
 
+    found = list_jobs(connect(address, allow_unauthenticated=allow_unauthenticated))
+    if is_json():
+        write_rows(map(asdict, found))
+        return
     table = Table(header_style="bold", box=None, pad_edge=False)
     for column in ("id", "state", "sweep", "started", "directory"):
         table.add_column(column, overflow="fold")
-    for job in list_jobs(connect(address, allow_unauthenticated=allow_unauthenticated)):
+    for job in found:
         state = job.state if not job.exit_code else f"{job.state} ({job.exit_code})"
         started = f"{job.started:%Y-%m-%d %H:%M} UTC" if job.started else ""
         table.add_row(*map(cell, (job.id, state, job.name, started, job.directory)))
@@ -86,13 +92,16 @@ def status(
     allow_unauthenticated: Unauthenticated = False,
 ) -> None:
     """Show how far a sweep is: trials, the best so far, the time left."""
-    from anomtune.cli.tables import status_table
+    from anomtune.cli.tables import status_rows, status_table
     from anomtune.search.results.status import sweep_status
     from anomtune.search.store.directory import read_sweep
 
     config, store = read_sweep(directory)
-    out = console()
-    out.print(status_table(sweep_status(config, store, datetime.now(UTC))))
+    found, out = sweep_status(config, store, datetime.now(UTC)), console()
+    if is_json():
+        write_rows(status_rows(found))
+    else:
+        out.print(status_table(found))
     if address is None:
         return
     from anomtune.cluster.connect import connect
@@ -101,6 +110,9 @@ def status(
     client = connect(address, allow_unauthenticated=allow_unauthenticated)
     place = directory.rstrip("/") if "://" in directory else str(Path(directory).absolute())
     job = next((job for job in list_jobs(client) if job.directory == place), None)
+    if is_json():
+        write_rows({"row": "job", **asdict(each)} for each in (job,) if each is not None)
+        return
     told = f"job {job.id}: {job.state}" if job else "no job of this directory on the cluster"
     out.print(told, highlight=False, markup=False)
 
@@ -135,7 +147,7 @@ def stop(
     client = connect(address, allow_unauthenticated=allow_unauthenticated)
     ran = stop_job(client, identity)
     told = "stopping; submitted again it goes on" if ran else "had ended already"
-    console(stderr=True).print(f"{identity}: {told}", highlight=False, markup=False)
+    notes().print(f"{identity}: {told}", highlight=False, markup=False)
 
 
 def doctor(

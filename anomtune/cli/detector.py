@@ -6,12 +6,17 @@ import os
 import shlex
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anomtune.cli.output import is_json, is_quiet, notes, write_rows
 from anomtune.cli.terminal import console, refuse, require_writable
 from anomtune.errors import UNUSABLE
+
+if TYPE_CHECKING:
+    from anomtune.errors import ImageError
+    from anomtune.search.detector.predictions import Results
 
 ModelFolder = Annotated[
     Path, typer.Argument(metavar="MODEL_DIR", help="The folder of a saved model.")
@@ -26,7 +31,7 @@ def train(
     ] = None,
 ) -> None:
     """Train one config, set its threshold and save the detector."""
-    _check_device(device)
+    check_device(device)
     from anomtune.errors import TrainingDivergedError
     from anomtune.models.training.report import Report
     from anomtune.search.detector.saved import CONFIG, WEIGHTS
@@ -35,10 +40,12 @@ def train(
     names = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
     if out.is_file() or not names <= {CONFIG, WEIGHTS}:
         refuse(f"--out {out}: holds something else; choose a new folder")
-    log = console(stderr=True)
+    log, errors = notes(), console(stderr=True)
     require_writable("--out", out, out / CONFIG)
 
     def tell(iteration: int, total: int, report: Report) -> None:
+        if log.is_terminal:  # which has a bar
+            return
         loss = report.get("loss")
         shown = f"  loss {loss:.4g}" if isinstance(loss, float) else ""
         log.print(f"iteration {iteration} of {total}{shown}", style="dim", highlight=False)
@@ -49,7 +56,7 @@ def train(
     try:
         model = train_detector(config, device=device, on_progress=tell, on_note=note)
     except TrainingDivergedError as error:
-        log.print(f"{config}: {error}", style="bold red", markup=False, highlight=False)
+        errors.print(f"{config}: {error}", style="bold red", markup=False, highlight=False)
         raise typer.Exit(UNUSABLE) from None
     model.save(out)
     found, threshold = model.config.measured, model.config.threshold
@@ -60,10 +67,13 @@ def train(
     )
     print(f"threshold {threshold:.6g}: F1 {found.f1:.4f}, accuracy {found.accuracy:.4f}")
     if found.note is not None:
-        log.print(
+        errors.print(
             f"note: {found.note}", style="yellow", markup=False, highlight=False, soft_wrap=True
         )
-    print(f"model in {out}; next: anomtune predict {shlex.quote(str(out))} IMAGES --out RESULTS")
+    if not is_quiet():
+        print(
+            f"model in {out}; next: anomtune predict {shlex.quote(str(out))} IMAGES --out RESULTS"
+        )
 
 
 def predict(
@@ -79,45 +89,64 @@ def predict(
     ] = None,
 ) -> None:
     """Score new images and draw heat maps of what is anomalous in them."""
-    _check_device(device)
+    check_device(device)
     for path in images:
         if not os.path.lexists(path):
             refuse(f"{path}: no such file or folder")
     from anomtune.datasets.io.files import image_files, left_out
     from anomtune.datasets.io.imagefile import FORMATS
-    from anomtune.errors import ImageError, StorageError
+    from anomtune.errors import StorageError
+    from anomtune.progress import steps
     from anomtune.search.detector.predict import load_model
     from anomtune.search.detector.predictions import Results
 
-    if next(image_files(images), None) is None:
+    count = sum(1 for _ in image_files(images))
+    if count == 0:
         refuse(f"{images[0]}: no image there; {FORMATS} files are looked for")
     model = load_model(model_dir, device)
     unreadable: list[ImageError] = []
     passed_over: list[Path] = []
     try:
         with Results(out, model.config, images, maps=maps, unreadable=unreadable) as results:
-            for prediction in model.predict(
+            found = model.predict(
                 images, batch_size=batch_size, unreadable=unreadable, passed_over=passed_over
-            ):
-                results.add(prediction)
+            )
+            for prediction in steps(found, "predicting", count):
+                row = results.add(prediction)
+                if is_json():
+                    write_rows([{"row": "image", "threshold": model.config.threshold, **row}])
+    except BrokenPipeError:  # whoever reads the rows has gone
+        raise
     except OSError as error:
         raise StorageError(
             f"--out {out}: cannot be written ({error.strerror}); free some space or choose another"
         ) from None
-    log = console(stderr=True)
-    for bad in unreadable:
-        log.print(str(bad), style="red", markup=False, highlight=False, soft_wrap=True)
+    _tell_predicted(results, unreadable, model.config.measured.note)
     if passed_over:
         what = left_out(passed_over)
-        log.print(what, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        notes().print(what, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if unreadable:
+        raise typer.Exit(UNUSABLE)
+
+
+def _tell_predicted(results: Results, unreadable: list[ImageError], note: str | None) -> None:
+    """Says what came of a prediction, and which files cannot be read."""
+    from anomtune.names import readable, to_text
+
+    errors = console(stderr=True)
+    for bad in unreadable:
+        if is_json():
+            row = {"row": "unreadable", "path": to_text(bad.where), "reason": readable(bad.reason)}
+            write_rows([row])
+        else:
+            errors.print(str(bad), style="red", markup=False, highlight=False, soft_wrap=True)
     summary = f"{results.n_images} images scored, {results.n_anomalous} of them anomalous"
     if unreadable:
         summary += f"; {len(unreadable)} cannot be read"
-    print(f"{summary}; results in {out}")
-    if (note := model.config.measured.note) is not None:
-        log.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    if unreadable:
-        raise typer.Exit(UNUSABLE)
+    if not is_json():
+        print(f"{summary}; results in {results.folder}")
+    if note is not None:
+        errors.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def export(
@@ -160,12 +189,14 @@ def export(
         print(f"{xlsx}: {', '.join(f'{number} {table}' for table, number in rows.items())}")
         return
     assert onnx is not None
+    from anomtune.progress import step
     from anomtune.search.detector.onnx_export import export_onnx
     from anomtune.search.detector.predict import load_model
 
     require_writable("--onnx", onnx, onnx)
     model = load_model(directory, "cpu")
-    difference = export_onnx(model, onnx)
+    with step("exporting to ONNX"):
+        difference = export_onnx(model, onnx)
     size, side = model.detector.input_size, model.config.image_size
     print(
         f"{onnx}: images uint8 (batch, 3, {size}, {size}) -> maps (batch, {side}, {side}), "
@@ -180,14 +211,14 @@ def _follow(directory: str, url: str) -> None:
     from anomtune.search.results.optuna_export import shown_url
     from anomtune.search.results.optuna_follow import Followed, follow_studies
 
-    log = console(stderr=True)
+    log, errors = notes(), console(stderr=True)
 
     def tell(what: Followed | StorageError) -> None:
         if isinstance(what, StorageError):
-            line, style = f"{what}; tries again", "yellow"
+            line, style, to = f"{what}; tries again", "yellow", errors
         else:
-            line, style = f"{what.trials} trials, {what.running} running", "dim"
-        log.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+            line, style, to = f"{what.trials} trials, {what.running} running", "dim", log
+        to.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -200,6 +231,7 @@ def _follow(directory: str, url: str) -> None:
     print(f"complete: {found.studies} studies, {found.trials} trials in {shown_url(url)}")
 
 
-def _check_device(device: str | None) -> None:
+def check_device(device: str | None) -> None:
+    """Refuses a device that there is none of."""
     if device not in (None, "cpu", "cuda"):
         refuse(f"--device {device}: there is cpu, cuda")

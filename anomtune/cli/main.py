@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from importlib.metadata import requires
 
 import typer
 
+from anomtune.cli.bench import bench
 from anomtune.cli.catalogue import audit, cache, datasets, methods
 from anomtune.cli.cluster import doctor, jobs, logs, status, stop, submit
 from anomtune.cli.detector import export, predict, train
+from anomtune.cli.output import with_output
 from anomtune.cli.reproduce import reproduce
 from anomtune.cli.results import best, leaderboard, report, tensorboard
 from anomtune.cli.sweep import init, sweep
@@ -19,17 +23,22 @@ from anomtune.errors import AnomtuneError
 app = typer.Typer(
     help="Search hyperparameters for visual anomaly detection, honestly, on one machine or many.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-for _command in (
+_COMMANDS = (
     *(init, sweep, leaderboard, best, report, tensorboard),
-    *(train, predict, export),
+    *(train, predict, bench, export),
     *(methods, datasets, audit, cache, reproduce),
     *(submit, jobs, status, logs, stop, doctor),
-):
-    app.command()(_command)
+)
+#: Those that have rows to tell, and so ``--json``.
+_WITH_ROWS = {
+    *(sweep, leaderboard, predict, bench),
+    *(methods, datasets, audit, cache, jobs, status),
+}
+for _command in _COMMANDS:
+    app.command()(with_output(_command, rows=_command in _WITH_ROWS))
 
 
 def main() -> None:
@@ -41,3 +50,19 @@ def main() -> None:
         app()
     except AnomtuneError as error:
         refuse(str(error))
+    except ModuleNotFoundError as error:
+        if (package := _missing(error)) is None:
+            raise
+        refuse(
+            f"{package} is not installed, which this command needs; install all that anomtune "
+            "has: pip install anomtune"
+        )
+
+
+def _missing(error: ModuleNotFoundError) -> str | None:
+    """Returns the package of anomtune's that is not installed, ``None`` if it is another's."""
+    module = (error.name or "").partition(".")[0]
+    name = module.replace("_", "-").lower()
+    lines = [line for line in requires("anomtune") or () if "extra ==" not in line]
+    needed = {re.split(r"[^A-Za-z0-9._-]", line)[0].lower() for line in lines}
+    return module if name in needed else None

@@ -75,6 +75,8 @@ class Monitor:
             self._lines.join()
 
     def _start(self, progress: _Shown) -> None:
+        if self._console.quiet:
+            return
         self._stop.clear()
         if self._console.is_terminal:
             self._live = Live(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from anomtune.cli.completion import dataset_names, method_names, published_categories
+from anomtune.cli.output import notes
 from anomtune.cli.terminal import cell, console, refuse
 from anomtune.errors import INTERRUPTED, UNUSABLE
 
@@ -19,11 +21,16 @@ _WARNINGS = 5
 
 
 def reproduce(
-    method: Annotated[str, typer.Argument(metavar="METHOD")],
-    dataset: Annotated[str, typer.Argument(metavar="DATASET")],
+    method: Annotated[str, typer.Argument(metavar="METHOD", autocompletion=method_names)],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", autocompletion=dataset_names)],
     root: Annotated[str | None, typer.Argument(metavar="ROOT", help="Folder or URI.")] = None,
     categories: Annotated[
-        list[str] | None, typer.Option("--category", help="Only this one; can be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--category",
+            help="Only this one; can be repeated.",
+            autocompletion=published_categories,
+        ),
     ] = None,
     seeds: Annotated[
         list[int] | None, typer.Option("--seed", help="Can be repeated. Default: the paper's.")
@@ -58,7 +65,7 @@ def reproduce(
 
     protocol = METHODS.get(method).Hyperparameters.protocol
     where = out or f"reproduced/{method.replace(':', '.')}-{dataset}"
-    log = console(stderr=True)
+    log, errors = notes(), console(stderr=True)
 
     def tell(category: str, seed: int, iteration: int, total: int) -> None:
         line = f"{category}, seed {seed}: iteration {iteration} of {total}"
@@ -88,7 +95,7 @@ def reproduce(
     failed = [run for runs in found.runs.values() for run in runs if run.state == "FAIL"]
     for each in failed:
         line = f"{each.category}, seed {each.seed}: {each.error}"
-        log.print(line, style="bold red", highlight=False, markup=False)
+        errors.print(line, style="bold red", highlight=False, markup=False)
     if failed:
         raise typer.Exit(UNUSABLE)
 

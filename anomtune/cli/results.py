@@ -11,23 +11,34 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anomtune.cli.completion import searched_categories, searched_methods
+from anomtune.cli.output import is_json, write_rows
 from anomtune.cli.terminal import console, refuse
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Directory = Annotated[str, typer.Argument(help="The directory of a sweep.", metavar="DIR")]
+OnlyCategory = Annotated[
+    str | None, typer.Option(help="Only this category.", autocompletion=searched_categories)
+]
 
 
 def leaderboard(
     directory: Directory,
-    category: Annotated[str | None, typer.Option(help="Only this category.")] = None,
-    method: Annotated[str | None, typer.Option(help="Only this method.")] = None,
+    category: OnlyCategory = None,
+    method: Annotated[
+        str | None, typer.Option(help="Only this method.", autocompletion=searched_methods)
+    ] = None,
     form: Annotated[str, typer.Option("--format", help="table, json or csv.")] = "table",
 ) -> None:
     """Show the leaderboard, also of a sweep that still runs."""
     board = _board(directory, category, method)
-    if form == "json":
+    if is_json():
+        if form != "table":
+            refuse(f"--format {form}: goes without --json, which has a form of its own")
+        write_rows(board.to_pylist())
+    elif form == "json":
         print(json.dumps(board.to_pylist(), default=str, indent=2))
     elif form == "csv":
         from pyarrow import csv
@@ -51,9 +62,16 @@ def leaderboard(
 def best(
     directory: Directory,
     category: Annotated[
-        str | None, typer.Option(help="The category to decide for; may be left out if one.")
+        str | None,
+        typer.Option(
+            help="The category to decide for; may be left out if one.",
+            autocompletion=searched_categories,
+        ),
     ] = None,
-    method: Annotated[str | None, typer.Option(help="Default: the method of rank 1.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="Default: the method of rank 1.", autocompletion=searched_methods),
+    ] = None,
 ) -> None:
     """Print the chosen config of a category as YAML."""
     from anomtune.names import typed
@@ -84,8 +102,11 @@ def report(directory: Directory) -> None:
 
 def tensorboard(
     directory: Directory,
-    category: Annotated[str | None, typer.Option(help="Only this category.")] = None,
-    method: Annotated[str | None, typer.Option(help="Only this method of the category.")] = None,
+    category: OnlyCategory = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="Only this method of the category.", autocompletion=searched_methods),
+    ] = None,
     port: Annotated[int, typer.Option(help="0 = any free port.")] = 6006,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anomtune.cli.output import is_json, is_quiet, notes
 from anomtune.cli.terminal import cell, console, refuse
 from anomtune.errors import INTERRUPTED, UNUSABLE, AnomtuneError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from anomtune.search.config import Sweep
     from anomtune.search.results.result import SweepResult
@@ -41,7 +43,7 @@ def sweep(
     """Run a sweep, or go on with it; the same command again resumes it."""
     from anomtune.search.config import load_sweep
 
-    log = console(stderr=True)
+    log = notes()
     if file is not None and _is_data(file):
         config = _proposed(file, overrides or (), log)
     else:
@@ -49,22 +51,36 @@ def sweep(
     where = directory or f"sweeps/{config.name}"
     log.print(cell(f"anomtune sweep {config.name} -> {where}"))
 
+    from anomtune.cli.events import JsonEvents
     from anomtune.cli.monitor import Monitor
     from anomtune.search.run.process import terminate_as_interrupt
     from anomtune.search.sweep import run
 
-    monitor = Monitor(log)
+    monitor, events = Monitor(log), JsonEvents()
     try:
         with terminate_as_interrupt():
-            result = run(config, where, address=address, on_event=monitor)
+            observer = events if is_json() else monitor
+            result = run(config, where, address=address, on_event=observer)
     except KeyboardInterrupt:
         monitor.stop()
-        _show_what_there_is(where)
+        if is_json():
+            events.write("finished", directory=where, exit_code=INTERRUPTED)
+        else:
+            _show_what_there_is(where)
         log.print(_GOES_ON, style="bold")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         monitor.stop()
-    _show(result, where)
+    unusable, failed = _wrong(result)
+    code = UNUSABLE if unusable or failed else 0
+    if is_json():
+        events.write("finished", directory=where, exit_code=code)
+    else:
+        _show(result, where)
+    _complain(unusable, failed, where)
+    if not is_json():
+        _say_what_next(result, where)
+    raise typer.Exit(code)
 
 
 def init(
@@ -96,12 +112,12 @@ def init(
         ) from error
     for line in proposal.text.splitlines():
         console().print(cell(line), soft_wrap=True, highlight=False)
-    console(stderr=True).print(cell(f"{target} written; run it: anomtune sweep {target}"))
+    notes().print(cell(f"{target} written; run it: anomtune sweep {target}"))
 
 
 def _is_data(given: str) -> bool:
     """Whether images are named, and no sweep file."""
-    from anomtune.datasets.io.remote import SUFFIXES, is_uri
+    from anomtune.datasets.io.uri import SUFFIXES, is_uri
 
     return is_uri(given) or Path(given).is_dir() or Path(given).suffix.lower() in SUFFIXES
 
@@ -132,39 +148,51 @@ def _show_what_there_is(where: str) -> None:
 
 
 def _show(result: SweepResult, where: str) -> None:
-    """Prints the leaderboard and what to do next; ends with the exit code of the sweep."""
-    from anomtune.cli.tables import failed_confirm_runs, leaderboard_note, leaderboard_table
+    """Prints the leaderboard."""
+    from anomtune.cli.tables import leaderboard_note, leaderboard_table
 
-    out, log = console(), console(stderr=True)
-    board = result.leaderboard
+    out, board = console(), result.leaderboard
     out.print(leaderboard_table(board))
     out.print(leaderboard_note(board), style="dim", highlight=False, markup=False)
-    rows = board.to_pylist()
+
+
+def _wrong(result: SweepResult) -> tuple[list[str], list[Text]]:
+    """Returns the studies without a usable trial, and what is said of failed confirm runs."""
+    from anomtune.cli.tables import failed_confirm_runs
+
+    rows = result.leaderboard.to_pylist()
     unusable = [f"{row['category']}/{row['method']}" for row in rows if row["params"] is None]
+    return unusable, failed_confirm_runs(result.progress)
+
+
+def _complain(unusable: Sequence[str], failed: Sequence[Text], where: str) -> None:
+    errors = console(stderr=True)
     for study in unusable:
-        log.print(
+        errors.print(
             cell(f"{study}: no trial completed; the records in {where}/trials/{study} say why"),
             style="bold red",
             soft_wrap=True,
         )
-    failed = failed_confirm_runs(result.progress)
     for line in failed:
-        log.print(line, soft_wrap=True)
+        errors.print(line, soft_wrap=True)
     if failed:
         remedy = f"the records in {where}/confirm say where; without its record a run is run again"
-        log.print(cell(remedy), style="red", soft_wrap=True)
-    place = shlex.quote(where)
+        errors.print(cell(remedy), style="red", soft_wrap=True)
+
+
+def _say_what_next(result: SweepResult, where: str) -> None:
+    if is_quiet():
+        return
+    out, place = console(), shlex.quote(where)
     commands = [
         (f"anomtune report {place}", "the decision in one page"),
         (f"anomtune leaderboard {place} --format csv", "every column"),
         (f"anomtune tensorboard {place}", "curves and hyperparameters"),
     ]
-    usable = [row for row in rows if row["params"] is not None]
+    usable = [row for row in result.leaderboard.to_pylist() if row["params"] is not None]
     if usable:
         chosen = f"anomtune best {place} --category {shlex.quote(usable[0]['category'])}"
         commands.insert(0, (chosen, "the chosen config as YAML"))
     out.print("\nNext:")
     for command, purpose in commands:
         out.print(cell(f"  {command}  # {purpose}"), soft_wrap=True)
-    if unusable or failed:
-        raise typer.Exit(UNUSABLE)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from anomtune.cli.events import study_row
 from anomtune.cli.terminal import cell
 from anomtune.errors import one_line
 from anomtune.search.decide.progress import StudyProgress
@@ -100,6 +102,15 @@ def status_table(status: SweepStatus) -> Group:
     return Group(
         table, *failed_confirm_runs(status.studies), Text(status_line(status), style="bold")
     )
+
+
+def status_rows(status: SweepStatus) -> Iterator[dict[str, Any]]:
+    """Yields the status of a sweep for machines: a row for each study, and one for the sweep."""
+    for study in status.studies:
+        yield {"row": "study", **study_row(study)}
+    fields = {field.name: getattr(status, field.name) for field in dataclasses.fields(status)}
+    del fields["studies"]
+    yield {"row": "sweep", **fields}
 
 
 def failed_confirm_runs(studies: Iterable[StudyProgress]) -> list[Text]:

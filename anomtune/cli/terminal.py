@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -15,8 +16,12 @@ from anomtune.files import check_writable
 
 def console(*, stderr: bool = False) -> Console:
     """Returns a console on standard output, or on standard error."""
+    return _on(sys.stderr if stderr else sys.stdout, stderr=stderr)
+
+
+@lru_cache(maxsize=2)  # One of each: what is printed and the bars below it must know each other.
+def _on(stream: TextIO, *, stderr: bool) -> Console:
     # A pipe has no width: wide enough that no line of a table is folded.
-    stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, width=None if stream.isatty() else 160)
 
 

@@ -8,7 +8,6 @@ opening a matter of milliseconds.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,12 +26,14 @@ from anomtune.datasets.io.imagefile import (
     Resize,
     hash_pixels,
     resize_image,
+    workers,
 )
 from anomtune.datasets.io.maskfile import odd_mask
 from anomtune.datasets.io.masks import Masks, PackedMask, pack
 from anomtune.datasets.io.rows import Rows
 from anomtune.datasets.splits.division import Division, DivisionCounts, divide
 from anomtune.errors import DataError, ImageError
+from anomtune.progress import steps
 
 FORMAT = 4  # Raise it when files are read otherwise: cached categories are found by it.
 
@@ -174,13 +175,6 @@ def decode(
     return image, mask
 
 
-def workers() -> int:
-    """Returns how many threads decode at once: the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def map_array(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     """Maps a uint8 ``.npy`` file into memory, copy-on-write.
 
@@ -280,7 +274,8 @@ def _decode_all(
     ):
         start_array(images, (len(samples) - n_training, size, size, 3))
         start_array(training, (n_training, size, size, 3))
-        for sample, (pixel_hash, image, mask, odd) in zip(samples, decoded(), strict=True):
+        read = steps(decoded(), f"reading {category}", len(samples))
+        for sample, (pixel_hash, image, mask, odd) in zip(samples, read, strict=True):
             hashes.append(pixel_hash)
             (training if _trains(sample) else images).write(image.tobytes())
             index.append([*mask.shape, masks.write(mask.bits)])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -16,8 +15,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-if sys.platform != "win32":
+with suppress(ImportError):
     import fcntl
+
+#: Windows has no such locks: there nothing is removed.
+_LOCKS = "fcntl" in globals()
 
 _USED = ".used"
 #: Files fetched from remote roots, which the trees of these share by links.
@@ -122,9 +124,7 @@ def _size(place: Path, seen: set[tuple[int, int]]) -> int:
 
 def _remove(place: Path) -> bool:
     """Removes a directory that nobody holds; whether it is gone."""
-    if sys.platform == "win32":
-        return False
-    if place in _held:
+    if not _LOCKS or place in _held:
         return False
     if place.is_file():
         with suppress(OSError):
@@ -137,8 +137,8 @@ def _remove(place: Path) -> bool:
 
 
 def _locked(marker: Path) -> int:
-    file = os.open(marker, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    if sys.platform != "win32":
+    file = os.open(marker, os.O_RDWR | os.O_CREAT, 0o666)
+    if _LOCKS:
         try:
             fcntl.flock(file, fcntl.LOCK_SH)
         except OSError:
@@ -150,11 +150,8 @@ def _locked(marker: Path) -> int:
 @contextmanager
 def _alone(marker: Path) -> Iterator[bool]:
     """Locks a directory for removal; whether nobody has it."""
-    if sys.platform == "win32":
-        yield False
-        return
     try:
-        file = os.open(marker, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        file = os.open(marker, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError:
         yield False
         return

@@ -16,7 +16,7 @@ from anomtune.datasets.io.imagefile import EXTENSIONS, FORMATS, digest_file, rea
 from anomtune.datasets.io.maskfile import read_mask, read_masks
 from anomtune.datasets.io.store import digest
 from anomtune.errors import DataError, ImageError
-from anomtune.names import to_name, to_text
+from anomtune.names import leaves, to_name, to_text
 
 MISSING = "link to a missing file; fetch it or remove the link"
 
@@ -102,7 +102,7 @@ class FileDataset(Dataset):
 
     def _path(self, category: str, key: str) -> Path:
         parts = PurePosixPath(key).parts
-        if not parts or ".." in parts or key.startswith("/") or "\0" in key:
+        if not parts or leaves(key) or "\0" in key:
             raise DataError(f"{self._root}: {key!r} is not the path of an image in {category!r}")
         return self._place(category).joinpath(*map(to_name, parts))
 

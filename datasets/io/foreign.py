@@ -16,10 +16,18 @@ import numpy.typing as npt
 
 from anomtune.datasets.base import Dataset, Sample
 from anomtune.datasets.io import store
-from anomtune.datasets.io.cache import map_array, start_array, workers
+from anomtune.datasets.io.cache import map_array, start_array
 from anomtune.datasets.io.files import images_below
-from anomtune.datasets.io.imagefile import EXTENSIONS, Resize, digest_file, read_rgb, resize_image
+from anomtune.datasets.io.imagefile import (
+    EXTENSIONS,
+    Resize,
+    digest_file,
+    read_rgb,
+    resize_image,
+    workers,
+)
 from anomtune.errors import DataError
+from anomtune.progress import steps
 
 T = TypeVar("T")
 
@@ -144,7 +152,7 @@ def _decode(
     def build(folder: Path) -> None:
         with (folder / "images.npy").open("wb") as file:
             start_array(file, shape)
-            for image in images():
+            for image in steps(images(), "reading foreign images", len(keys)):
                 file.write(image.tobytes())
 
     with ThreadPoolExecutor(workers()) as pool:

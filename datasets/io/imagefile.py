@@ -7,6 +7,7 @@ camera was held (EXIF) is settled here and nowhere else.
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import threading
 import zlib
@@ -293,3 +294,10 @@ def _unreadable(path: Path, error: Exception) -> ImageError:
     return ImageError(
         str(path), f"cannot be read as a {FORMATS} image ({detail}); replace or remove the file"
     )
+
+
+def workers() -> int:
+    """Returns how many threads decode at once: the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

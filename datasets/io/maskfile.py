@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy import ndimage
 
 from anomtune.datasets.io.imagefile import Opened, opened, upright
 from anomtune.errors import ImageError
@@ -207,6 +206,8 @@ def _values(path: Path, found: Opened) -> tuple[Values, Values | None]:
 
 def _is_flat(identity: Values, grey: Mask) -> bool:
     """Whether most grey pixels belong to 3 x 3 pixels of one and the same value, as in no edge."""
+    from scipy import ndimage  # noqa: PLC0415 - not where detectors are only used
+
     same = ndimage.minimum_filter(identity, 3) == ndimage.maximum_filter(identity, 3)
     flat = ndimage.maximum_filter(grey & same, 3) & grey
     return 2 * int(np.count_nonzero(flat)) >= int(np.count_nonzero(grey))
@@ -214,4 +215,6 @@ def _is_flat(identity: Values, grey: Mask) -> bool:
 
 def _near(strong: Mask, reach: int) -> Mask:
     """Returns the pixels from which a strong one is at most so many rows and columns away."""
+    from scipy import ndimage  # noqa: PLC0415 - not where detectors are only used
+
     return np.asarray(ndimage.maximum_filter(strong, 2 * reach + 1, mode="constant"))

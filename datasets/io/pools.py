@@ -138,7 +138,7 @@ def _below(root: Path, key: str, given: str) -> str:
     if not is_folder(path):
         what = "is not a folder" if path.exists() else "no such folder"
         raise DataError(f"dataset.{key}: {path}: {what}; correct the path")
-    text = to_text(path.relative_to(root))
+    text = to_text(path.relative_to(root).as_posix())
     return "" if text == "." else text
 
 

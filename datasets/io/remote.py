@@ -16,26 +16,20 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from pyarrow import ArrowException, fs
 
 from anomtune.datasets.io import store
+from anomtune.datasets.io.uri import PLAIN, folder_of, is_uri, mask_uri
 from anomtune.errors import DataError
-
-#: How a root ends that is a table and no folder.
-SUFFIXES = frozenset({".csv", ".tsv", ".parquet", ".json"})
 
 _FORMAT = 1
 _STREAMS = 8  # Files fetched at once.
 _CHUNK = 8 << 20  # Bytes of each that are in memory: most images in one request.
 _BATCH = 1024  # Files that are queued at once.
-_SECRET = re.compile(r"key|secret|token|password|credential|signature|^sig$", re.IGNORECASE)
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-#: Parameters of a URI that say where, not who.
-_PLAIN = {"endpoint_override", "region", "scheme", "retry_limit_seconds", "project_id"}
 # Google's client tries for a quarter of an hour by default.
 _PATIENCE = {"gs": "30", "gcs": "30"}
 
@@ -72,40 +66,6 @@ class _Object:
     path: str
     size: int
     key: str
-
-
-def is_uri(root: Path | str) -> bool:
-    """Whether a root is a URI and not a local path."""
-    return isinstance(root, str) and _SCHEME.match(root) is not None
-
-
-def has_secrets(uri: str) -> bool:
-    """Whether a URI carries credentials that do not belong in a file that others read."""
-    scheme, _, rest = uri.partition("://")
-    user = rest.rpartition("@")[0]
-    shown = mask_uri(uri).partition("?")[0]
-    # A user alone is no secret (Azure's containers are named so), but for S3, where it is a key.
-    named = "***" in shown and (scheme == "s3" or ":" in (user or rest))
-    names = (name for name, _ in parse_qsl(rest.partition("?")[2], keep_blank_values=True))
-    return named or any(_SECRET.search(name) for name in names)
-
-
-def mask_uri(uri: str) -> str:
-    """Returns a URI without what may be secret, to show it or to write it down."""
-    scheme, _, rest = uri.partition("://")
-    before, at, after = rest.rpartition("@")
-    # A key that was not escaped may hold a slash, a question mark or an @ of its own.
-    if at and (":" in before or not {"/", "?"} & set(before)):
-        rest = f"***@{after}"
-    place, _, query = rest.partition("?")
-    host, slash, path = place.partition("/")
-    if ":" in host and not re.fullmatch(r".*:[0-9]+|\[.*\]|\*\*\*@.*", host):
-        place = f"***{slash}{path}"  # no port: a key whose @ was forgotten
-    shown = "&".join(
-        f"{name}={value if name in _PLAIN else '***'}"
-        for name, value in parse_qsl(query, keep_blank_values=True)
-    )
-    return f"{scheme}://{place}{'?' if shown else ''}{shown}"
 
 
 def local_root(root: Path | str) -> Path:
@@ -201,18 +161,6 @@ def local_files(uris: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def folder_of(uri: str) -> tuple[str, str]:
-    """Returns the URI of the folder that is fetched for a root; and a table's name there, or ""."""
-    try:
-        parts = urlsplit(uri)
-    except ValueError:
-        return uri, ""  # told by who opens it
-    above, _, name = parts.path.rpartition("/")
-    if PurePosixPath(name).suffix.lower() not in SUFFIXES:
-        return uri, ""
-    return urlunsplit(parts._replace(path=above)), unquote(name)
-
-
 def _fetch_all(source: _Source, objects: Sequence[_Object], folder: Path, parts: Path) -> None:
     """Puts files at their places in a tree whose folders are there."""
 
@@ -269,7 +217,7 @@ class _Source:
             raise self._unusable(error) from None
         self.base: str = base.rstrip("/")
         # Whoever is allowed to read it, it is the same place.
-        where = sorted((k, v) for k, v in query.items() if k in _PLAIN)
+        where = sorted((k, v) for k, v in query.items() if k in PLAIN)
         self._identity = store.digest(parts.scheme, parts.netloc.rpartition("@")[2], where)
 
     def list(self) -> list[_Object]:
@@ -397,7 +345,7 @@ def _secrets(uri: str) -> list[str]:
         found += [user, *user.split(":", 1)]
     for pair in query.split("&"):
         name, _, value = pair.partition("=")
-        if name not in _PLAIN:
+        if name not in PLAIN:
             found.append(value)
     texts = {text for secret in found for text in (secret, unquote(secret)) if len(text) > 3}
     return sorted(texts, key=len, reverse=True)

@@ -16,7 +16,7 @@ from pyarrow import ArrowException
 
 from anomtune.datasets.base import GOOD
 from anomtune.datasets.io.coco import Shapes, read_coco
-from anomtune.datasets.io.remote import SUFFIXES
+from anomtune.datasets.io.uri import SUFFIXES
 from anomtune.datasets.io.wording import means_normal
 from anomtune.errors import DataError, suggest
 from anomtune.names import BYTES, plain_name, to_text

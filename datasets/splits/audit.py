@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from anomtune.datasets.base import GOOD, Dataset, Problem, Sample
-from anomtune.datasets.io.cache import decode, workers
-from anomtune.datasets.io.imagefile import hash_pixels
+from anomtune.datasets.io.cache import decode
+from anomtune.datasets.io.imagefile import hash_pixels, workers
 from anomtune.datasets.io.maskfile import odd_mask
 from anomtune.datasets.splits.division import Division, DivisionCounts, divide
 from anomtune.datasets.splits.leaks import find_leaks
@@ -21,6 +21,7 @@ from anomtune.datasets.splits.near import find_near, perceptual_hash
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import DataError, ImageError
 from anomtune.names import to_name
+from anomtune.progress import steps
 
 #: Images of a category among which those that look the same are looked for.
 _MOST = 20_000
@@ -255,7 +256,8 @@ def _decode_all(
     looks: list[npt.NDArray[np.uint64]] = []
     sizes: list[tuple[int, int]] = []
     with ThreadPoolExecutor(workers()) as pool:
-        for sample, result in zip(samples, pool.map(work, samples), strict=True):
+        looked = steps(pool.map(work, samples), f"auditing {category}", len(samples))
+        for sample, result in zip(samples, looked, strict=True):
             if isinstance(result, Problem):
                 problems.append(result)
                 continue

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from anomtune.datasets.drawing.shapes import noise
 from anomtune.errors import suggest
@@ -133,6 +132,8 @@ def damage(
         if grey:
             # Colour on a grey image would be the one thing that every detector finds.
             changed = changed.mean(axis=2, keepdims=True)
+        from scipy import ndimage  # noqa: PLC0415 - not where detectors are only used
+
         # Soft edges: a hard cut would give every one of them away.
         soft = ndimage.gaussian_filter(region[window].astype(np.float64), 0.7)[..., None]
         result = image.copy()
@@ -197,6 +198,8 @@ def _texture(place: Place, strength: float, rng: np.random.Generator) -> Floats:
 
 def _blur(place: Place, strength: float, rng: np.random.Generator) -> Floats:
     """Wipes out the detail of the region."""
+    from scipy import ndimage  # noqa: PLC0415 - not where detectors are only used
+
     sigma = 1 + 5 * strength * place.whole.shape[0] / 128
     return np.asarray(ndimage.gaussian_filter(place.image, (sigma, sigma, 0)))
 
@@ -222,6 +225,8 @@ def _occlusion(place: Place, strength: float, rng: np.random.Generator) -> Float
 
 def _elastic(place: Place, strength: float, rng: np.random.Generator) -> Floats:
     """Warps the region, as if the part were bent or the weave pulled."""
+    from scipy import ndimage  # noqa: PLC0415 - not where detectors are only used
+
     height, width, _ = place.image.shape
     reach = (2 + 7 * strength) * place.whole.shape[0] / 128
     grain = max(3.0, place.whole.shape[0] / 14)

@@ -11,8 +11,10 @@ from PIL import Image
 
 from anomtune.datasets.base import GOOD
 from anomtune.datasets.io import store
-from anomtune.datasets.io.cache import CategoryArrays, workers
+from anomtune.datasets.io.cache import CategoryArrays
+from anomtune.datasets.io.imagefile import workers
 from anomtune.datasets.splits.damage import COPIES, damaged_copies
+from anomtune.progress import steps
 
 _CHUNK = 64  # Images damaged ahead of the writer.
 
@@ -63,7 +65,8 @@ def damaged_rows(
                 for group in pool.map(work, range(start, min(start + _CHUNK, len(held)))):
                     yield from group
 
-    return rows(), len(held) * (1 + COPIES)
+    count = len(held) * (1 + COPIES)
+    return steps(rows(), "damaging copies", count), count
 
 
 def _transfer(

@@ -22,8 +22,9 @@ from anomtune.errors import MethodError, SweepError, suggest
 from anomtune.models.hyperparameters import Hyperparameters, TrainedHyperparameters
 from anomtune.models.ranges import Choice, FloatRange, IntRange, SearchRange, SizeRange
 from anomtune.registry import METHODS
-from anomtune.search.config import MethodConfig, Sweep, explain
+from anomtune.search.config import MethodConfig, Sweep
 from anomtune.search.decide.scoring import neighbours
+from anomtune.search.explain import explain
 from anomtune.search.store.records import StudyKey
 
 if TYPE_CHECKING:  # it brings torch

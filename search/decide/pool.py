@@ -13,7 +13,7 @@ from math import inf
 from pydantic import ValidationError
 
 from anomtune.registry import SAMPLERS
-from anomtune.search.config import Sweep, explain
+from anomtune.search.config import Sweep
 from anomtune.search.decide.budget import trial_targets
 from anomtune.search.decide.factories import blamed
 from anomtune.search.decide.optuna_internals import (
@@ -27,6 +27,7 @@ from anomtune.search.decide.race import Race
 from anomtune.search.decide.samplers import make_sampler, startup_trials
 from anomtune.search.decide.study import Study
 from anomtune.search.decide.transfer import Transfer, Winners
+from anomtune.search.explain import explain
 from anomtune.search.store.records import (
     PAPER,
     SAMPLER,

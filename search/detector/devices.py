@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import resource
+import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from anomtune.errors import MethodError
 
@@ -58,12 +60,29 @@ def reset_peak_memory(device: torch.device) -> None:
         )  # Linux: forget the process's peak so far
 
 
-def peak_memory(device: torch.device) -> int:
-    """Returns the peak of GPU memory, on a CPU of the process's resident memory, in bytes."""
+def peak_memory(device: torch.device) -> int | None:
+    """Returns the peak of GPU memory, on a CPU of the process's resident memory, in bytes.
+
+    ``None`` where the operating system has no such figure (Windows).
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
     except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        pass
+    try:
+        import resource  # noqa: PLC0415 - POSIX alone has it
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def as_images(array: Any, device: torch.device) -> Tensor:
+    """Returns ``(N, S, S, 3)`` uint8 images as the tensor that detectors take.
+
+    No copy on a CPU: the tensor is a channels-last view of the memory-mapped file.
+    """
+    return torch.from_numpy(array).to(device).permute(0, 3, 1, 2)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from anomtune.datasets.splits.held_out import TestSplit
 from anomtune.models.base import Detector
-from anomtune.search.detector.opened import as_images
+from anomtune.search.detector.devices import as_images
 from anomtune.search.metrics.alignment import MaskSize
 from anomtune.search.metrics.evaluation import Evaluation
 from anomtune.search.metrics.image import auroc

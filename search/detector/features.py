@@ -24,6 +24,7 @@ from anomtune.datasets.io import store
 from anomtune.models.base import Detector
 from anomtune.models.layers.encoder import Encoder
 from anomtune.models.layers.frozen import KnownFeatures, digests_of
+from anomtune.progress import steps
 
 FORMAT = 2  # Raise it when features are computed otherwise.
 #: Images that go through the encoder at a time: features depend on it in their last bits.
@@ -103,7 +104,8 @@ def _build(
     seconds: list[float] = []
     with ExitStack() as files:
         opened: list[BinaryIO] = []
-        for batch in (batch for part in parts for batch in torch.split(part, _BATCH)):
+        batches = [batch for part in parts for batch in torch.split(part, _BATCH)]
+        for batch in steps(batches, "computing features", len(batches)):
             inputs = detector.inputs(batch)
             digests += [digest.hex() for digest in digests_of(inputs)]
             begin = time.perf_counter()

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.ndimage import binary_dilation
 
 #: uint8 ``(H, W, 3)``, RGB.
 Picture = npt.NDArray[np.uint8]
@@ -59,6 +58,8 @@ def outline(image: Picture, mask: npt.NDArray[np.generic]) -> Picture:
     Returns:
         A copy, uint8 ``(S, S, 3)``.
     """
+    from scipy.ndimage import binary_dilation  # noqa: PLC0415 - `predict` draws no outline
+
     inside = mask.astype(bool)
     # Pixels that touch from above, below or a side.
     grown = binary_dilation(inside, iterations=max(1, round(len(image) / 128)))

@@ -23,6 +23,7 @@ from anomtune.models.base import Detector
 from anomtune.models.hyperparameters import Resize
 from anomtune.models.training.report import Report
 from anomtune.registry import METHODS
+from anomtune.search.detector.devices import as_images
 from anomtune.search.detector.features import know_features
 from anomtune.search.detector.memo import NodeMemo
 from anomtune.search.detector.spec import TrainingSpec
@@ -166,14 +167,6 @@ def check_loss(report: Report) -> None:
     loss = report.get("loss")
     if isinstance(loss, float) and not math.isfinite(loss):
         raise TrainingDivergedError(f"the loss is {loss}")
-
-
-def as_images(array: Any, device: torch.device) -> Tensor:
-    """Returns ``(N, S, S, 3)`` uint8 images as the tensor that detectors take.
-
-    No copy on a CPU: the tensor is a channels-last view of the memory-mapped file.
-    """
-    return torch.from_numpy(array).to(device).permute(0, 3, 1, 2)
 
 
 def forget_images() -> None:

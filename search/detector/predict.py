@@ -27,13 +27,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from anomtune.datasets.io.cache import workers
 from anomtune.datasets.io.files import image_files
-from anomtune.datasets.io.imagefile import read_rgb, resize_image
+from anomtune.datasets.io.imagefile import read_rgb, resize_image, workers
 from anomtune.errors import ImageError
 from anomtune.models.base import Detector
-from anomtune.search.detector.devices import choose_device
-from anomtune.search.detector.opened import as_images
+from anomtune.search.detector.devices import as_images, choose_device
 from anomtune.search.detector.saved import SavedConfig, load_detector, save_model
 from anomtune.search.store.storage import Storage
 

@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any
 
@@ -63,7 +63,7 @@ class Results:
         self._unreadable = unreadable
         self._files = ExitStack()
         tops = [path if path.is_dir() else path.parent for path in map(_absolute, inputs)]
-        self._common = os.path.commonpath(tops)
+        self._common = common_folder(tops)
         _check_target(folder, inputs)
 
     def __enter__(self) -> Results:
@@ -85,8 +85,8 @@ class Results:
             self._files = files.pop_all()
         return self
 
-    def add(self, prediction: Prediction) -> None:
-        """Writes the rows of one image, and its heat map."""
+    def add(self, prediction: Prediction) -> dict[str, Any]:
+        """Writes the rows of one image, and its heat map; returns that of ``scores.json``."""
         score = prediction.score
         anomalous = str(prediction.anomalous).lower()
         self._table.writerow([utf8(str(prediction.path)), score, self._config.threshold, anomalous])
@@ -97,17 +97,18 @@ class Results:
         self._json.write(("," if self.n_images else "") + "\n" + json.dumps(row))
         self.n_images += 1
         self.n_anomalous += prediction.anomalous
+        return row
 
     def _draw(self, prediction: Prediction) -> str:
         """Writes the heat map; returns the text of its path below the folder."""
-        *above, name = _absolute(prediction.path).relative_to(self._common).parts
+        *above, name = names_below(_absolute(prediction.path), self._common)
         place = Path(_MAPS, *map(_folder_of_maps, above), with_suffix(name, ".png"))
         image = prediction.image
         if len(image) != self._config.image_size:
             image = resize_image(image, self._config.image_size)
         picture = overlay(image, prediction.map, self._config.map_low, self._config.map_high)
         write_whole(self.folder / place, png_bytes(picture))
-        return to_text(place)
+        return to_text(place.as_posix())
 
     def __exit__(
         self,
@@ -129,6 +130,19 @@ class Results:
 def _folder_of_maps(name: str) -> str:
     """Returns a name that no heat map has, and no other folder gets."""
     return with_suffix(name, ".d") if _LIKE_A_MAP.search(name) else name
+
+
+def common_folder(folders: Sequence[PurePath]) -> PurePath | None:
+    """Returns the folder that all are or lie in; those on two drives of Windows have none."""
+    above = (folders[0], *folders[0].parents)
+    return next((f for f in above if all(each.is_relative_to(f) for each in folders)), None)
+
+
+def names_below(path: PurePath, common: PurePath | None) -> tuple[str, ...]:
+    """Returns the names of a path below a folder; without one its drive is a name as well."""
+    if common is not None:
+        return path.relative_to(common).parts
+    return re.sub(r"[:\\/]+", "_", path.drive).strip("_"), *path.parts[1:]
 
 
 def _absolute(path: Path) -> Path:

@@ -10,9 +10,10 @@ from pydantic import ValidationError
 
 from anomtune.errors import DataError, MethodError, SweepError
 from anomtune.models.training.report import Report
+from anomtune.progress import tell
 from anomtune.registry import METHODS
-from anomtune.search.config import explain
 from anomtune.search.detector.devices import choose_device
+from anomtune.search.detector.look import look, make_saved_config
 from anomtune.search.detector.opened import (
     OpenedDetector,
     check_loss,
@@ -21,8 +22,8 @@ from anomtune.search.detector.opened import (
     open_detector,
 )
 from anomtune.search.detector.predict import Model
-from anomtune.search.detector.saved import look, make_saved_config
 from anomtune.search.detector.spec import TrainingSpec
+from anomtune.search.explain import explain
 from anomtune.search.yaml_text import read_yaml_file
 
 #: The training is done in so many parts, each followed by a report.
@@ -87,8 +88,10 @@ def fit_whole(opened: OpenedDetector, on_progress: OnProgress | None = None) -> 
         iterations = part * total // _PARTS - detector.iteration
         if iterations == 0:
             continue
+        tell("training", detector.iteration, total)
         report = detector.fit(opened.train, iterations)
         check_loss(report)
+        tell("training", detector.iteration, total)
         if on_progress is not None:
             on_progress(detector.iteration, total, report)
     opened.make_ready()

@@ -14,7 +14,8 @@ import numpy as np
 
 from anomtune.datasets.base import UNDIVIDED, Dataset, Sample
 from anomtune.datasets.io.files import images_below
-from anomtune.datasets.io.remote import SUFFIXES, is_uri, local_root
+from anomtune.datasets.io.remote import local_root
+from anomtune.datasets.io.uri import SUFFIXES, is_uri
 from anomtune.datasets.opening import open_dataset
 from anomtune.datasets.splits.division import Division, divide
 from anomtune.errors import AnomtuneError, DataError

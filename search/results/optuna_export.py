@@ -28,7 +28,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from anomtune.datasets.io.remote import mask_uri
+from anomtune.datasets.io.uri import mask_uri
 from anomtune.errors import StorageError, SweepError
 from anomtune.models.scoring import score_rule
 from anomtune.search.config import Sweep

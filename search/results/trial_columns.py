@@ -59,7 +59,7 @@ TRIAL_COLUMNS: tuple[Column[TrialRecord], ...] = (
     _column("evaluate_seconds", pa.float64(), "Time spent scoring validation images, in seconds.",
             lambda record: record.cost.evaluate_seconds),
     _column("image_ms", pa.float64(),
-            "Time to score one image in a validation batch, in milliseconds.",
+            "Estimate of the milliseconds from a decoded image to its score, in its batches.",
             lambda record: record.cost.image_ms),
     _column("peak_memory_bytes", pa.int64(),
             "Peak of GPU memory, on a CPU of the worker's resident memory, in bytes.",

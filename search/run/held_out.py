@@ -18,17 +18,14 @@ from PIL import Image
 from anomtune.datasets.io.maskfile import resize_mask
 from anomtune.datasets.splits.held_out import TestSplit, load_test_split
 from anomtune.errors import TrainingDivergedError
-from anomtune.search.detector.devices import gpu_memory, peak_memory
+from anomtune.search.detector.devices import as_images, gpu_memory, peak_memory
 from anomtune.search.detector.evaluate import evaluate
 from anomtune.search.detector.heatmaps import outline, overlay, png_bytes, sheet
-from anomtune.search.detector.opened import (
-    OpenedDetector,
-    as_images,
-    check_loss,
-    images_changed,
-)
-from anomtune.search.detector.saved import SavedConfig, look, make_saved_config, save_model
+from anomtune.search.detector.look import look, make_saved_config
+from anomtune.search.detector.opened import OpenedDetector, check_loss, images_changed
+from anomtune.search.detector.saved import SavedConfig, save_model
 from anomtune.search.detector.spec import TrainingSpec
+from anomtune.search.detector.timing import image_ms
 from anomtune.search.metrics.image import auroc
 from anomtune.search.run.trial import TrialSpec, open_trial
 from anomtune.search.store.held_out import DomainFigures, Example, ExampleKind
@@ -70,15 +67,16 @@ def run_confirm(spec: TrialSpec) -> Iterator[ConfirmResult]:
     fitted = time.perf_counter()
     if spec.keep:
         seen = look(trial)
-        scores, image_ms = seen.scores, seen.image_ms
+        scores = seen.scores
         saved = make_saved_config(training, trial, seen)
     else:
         scores, saved = _validation_scores(trial), None
-        image_ms = trial.image_ms((time.perf_counter() - fitted) / len(scores))
     held_out = _open_held_out(training, trial) if trial.n_held_out else None
     evaluation = None if held_out is None else _evaluate(trial, held_out, saved)
     paper, paper_scores = _as_the_paper(spec.paper, trial, held_out)
     _write(spec, trial, scores, saved, evaluation=evaluation, paper=paper_scores)
+    evaluated = time.perf_counter()
+    trial.forget_features()
     figures = dict(evaluation.figures) if evaluation else {}
     yield ConfirmResult(
         val_auroc=auroc(trial.labels, scores).value,
@@ -89,8 +87,8 @@ def run_confirm(spec: TrialSpec) -> Iterator[ConfirmResult]:
         facts=trial.facts(),
         cost=Cost(
             train_seconds=fitted - begin,
-            evaluate_seconds=time.perf_counter() - fitted,
-            image_ms=image_ms,
+            evaluate_seconds=evaluated - fitted,
+            image_ms=image_ms(trial.detector, trial.validation),
             peak_memory_bytes=peak_memory(trial.detector.device),
             iterations=trial.iterations,
             gpu=spec.gpu or None,

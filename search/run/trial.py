@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -16,7 +15,7 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from anomtune.datasets.io.remote import is_uri
+from anomtune.datasets.io.uri import is_uri
 from anomtune.errors import TrainingDivergedError
 from anomtune.models.base import Detector
 from anomtune.models.training.report import Histogram, Report
@@ -30,6 +29,7 @@ from anomtune.search.detector.devices import (
 from anomtune.search.detector.judging import judge
 from anomtune.search.detector.opened import OpenedDetector, check_loss, open_detector
 from anomtune.search.detector.spec import TrainingSpec
+from anomtune.search.detector.timing import usual
 from anomtune.search.metrics.delong import errors_against_first, intervals
 from anomtune.search.run.checkpoint import Checkpoints
 from anomtune.search.run.packing import memory_limit
@@ -165,8 +165,8 @@ def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
         cost = Cost(
             train_seconds=cost.train_seconds + fitted - begin,
             evaluate_seconds=cost.evaluate_seconds + evaluated - fitted,
-            image_ms=trial.image_ms(statistics.median(seconds)) if step == spec.rungs else None,
-            peak_memory_bytes=max(peak_memory(detector.device), cost.peak_memory_bytes or 0),
+            image_ms=trial.image_ms(usual(seconds)) if step == spec.rungs else None,
+            peak_memory_bytes=_highest(peak_memory(detector.device), cost.peak_memory_bytes),
             iterations=(cost.iterations or 0) + iterations,
             gpu=spec.gpu or None,
             gpu_memory_bytes=gpu_memory(detector.device),
@@ -184,6 +184,10 @@ def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
         content = npz_bytes(scorings=kept, validation=scores[kept])
         storage.write(f"{spec.record_path}.npz", content, durable=True)
         yield TrialResult(rung=rung, cost=cost, facts=trial.facts())
+
+
+def _highest(*values: int | None) -> int | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def _resume(spec: TrialSpec, checkpoints: Checkpoints) -> tuple[OpenedDetector, list[TrialResult]]:

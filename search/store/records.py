@@ -84,7 +84,9 @@ class Cost(Part):
     Attributes:
         train_seconds: Time spent in ``fit``.
         evaluate_seconds: Time spent scoring validation images.
-        image_ms: Time to score one image in a validation batch, in milliseconds.
+        image_ms: Milliseconds from a decoded image to its map and score: of a confirm run measured
+            (`search.detector.timing`), of a trial estimated from its validation batches, with what
+            the cache of features spared it.
         peak_memory_bytes: Peak of GPU memory, on a CPU of the worker's resident memory.
         iterations: How many iterations ``train_seconds`` were spent on.
         gpu: GPUs that the run was given, below 1 a share of one; ``None`` on a CPU.

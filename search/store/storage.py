@@ -9,13 +9,15 @@ import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pyarrow import ArrowException, fs
-
-from anomtune.datasets.io.remote import has_secrets, is_uri, mask_uri
+from anomtune.datasets.io.uri import has_secrets, is_uri, mask_uri
 from anomtune.errors import StorageError
 from anomtune.files import TEMPORARY, check_writable, temporary_name, write_whole
-from anomtune.names import plain_name, utf8
+from anomtune.names import leaves, plain_name, utf8
+
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 #: Files that are read at the same time from an object store, where each waits for the network.
 _STREAMS = 32
@@ -46,15 +48,14 @@ class Storage:
         #: The root as a local path, ``None`` on an object store. pyarrow takes no name that is
         #: not UTF-8, and every file system has some.
         self.local_root: Path | None = None
+        if is_uri(self.location):
+            self._fs, self._root, local = _opened(self.location)
+            self.local_root = Path(plain_name(self._root)) if local else None
+            return
         try:
-            if is_uri(self.location):
-                self._fs, self._root = fs.FileSystem.from_uri(_with_options(self.location))
-                if isinstance(self._fs, fs.LocalFileSystem):
-                    self.local_root = Path(plain_name(self._root))
-            else:
-                self.local_root = Path(_as_given(self.location)).resolve()
-        except (ArrowException, ValueError, OSError) as error:
-            raise StorageError(f"{self.location}: not a usable directory: {error}") from None
+            self.local_root = Path(_as_given(self.location)).resolve()
+        except (ValueError, OSError) as error:
+            raise _not_usable(self.location, error) from None
 
     def read(self, path: str) -> bytes | None:
         """Returns a file's content, ``None`` if there is no such file."""
@@ -152,6 +153,8 @@ class Storage:
         try:
             if (local := self._local(path)) is not None:
                 return sorted(_walk(local, path, suffix))
+            from pyarrow import fs  # noqa: PLC0415 - a local model is used without pyarrow
+
             selector = fs.FileSelector(self._full(path), allow_not_found=True, recursive=True)
             found = self._fs.get_file_info(selector)
         except OSError as error:
@@ -225,7 +228,7 @@ class Storage:
         return f"{self._root}/{path}" if path else self._root
 
     def _check(self, path: str) -> None:
-        if ".." in path.split("/") or path.startswith("/"):
+        if leaves(path):
             raise StorageError(f"{path}: leaves the sweep directory {self.location}")
 
     def _unusable(self, verb: str, path: str, error: OSError) -> StorageError:
@@ -235,6 +238,21 @@ class Storage:
             f"{self.location}/{path}: cannot {verb}: {reason}; {remedy} and start again "
             f"(finished trials are kept), or choose another directory with --dir"
         )
+
+
+def _opened(uri: str) -> tuple[fs.FileSystem, str, bool]:
+    """Returns a file system, the path in it that a URI names, and whether it is the local one."""
+    from pyarrow import ArrowException, fs  # noqa: PLC0415 - a local model is used without pyarrow
+
+    try:
+        found, path = fs.FileSystem.from_uri(_with_options(uri))
+    except (ArrowException, ValueError, OSError) as error:
+        raise _not_usable(uri, error) from None
+    return found, path, isinstance(found, fs.LocalFileSystem)
+
+
+def _not_usable(location: str, error: Exception) -> StorageError:
+    return StorageError(f"{location}: not a usable directory: {error}")
 
 
 def _walk(folder: Path, path: str, suffix: str) -> Iterator[str]:

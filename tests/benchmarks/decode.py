@@ -24,7 +24,8 @@ import numpy as np
 from PIL import Image
 
 from anomtune.datasets.folder import Folder
-from anomtune.datasets.io.cache import open_category, workers
+from anomtune.datasets.io.cache import open_category
+from anomtune.datasets.io.imagefile import workers
 
 SIZE = 256
 WORKERS = 8

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -213,6 +214,36 @@ class TestOnAFinishedSweep:
         assert len(rows) == 2
         only = run("leaderboard", directory, "--category", "ring", "--format", "json")[1]
         assert [row["category"] for row in json.loads(only)] == ["ring"]
+
+    def test_rows_for_machines(self, run, directory, toy_data, tmp_path):
+        code, out, err = run("leaderboard", directory, "--json")
+        assert (code, err) == (0, "")
+        board = json.loads(run("leaderboard", directory, "--format", "json")[1])
+        rows = [json.loads(line) for line in out.splitlines()]
+        for row, same in zip(rows, board, strict=True):
+            when = same.pop("created_at").replace(" ", "T")  # as ISO 8601 has it
+            assert row == same | {"created_at": when}
+        assert run("leaderboard", directory, "--json", "--format", "csv")[0] == 2
+        *studies, whole = map(json.loads, run("status", directory, "--json")[1].splitlines())
+        assert [study["category"] for study in studies] == ["plate", "ring"]
+        assert {study["complete"] + study["pruned"] for study in studies} == {3}
+        assert (whole["row"], whole["name"], whole["seconds_left"]) == ("sweep", "toys", 0)
+        # More trials: what was there is not new, what comes is told.
+        copy, path = tmp_path / "sweep", tmp_path / "more.yaml"
+        shutil.copytree(directory, copy)
+        path.write_text(yaml.safe_dump(sweep_dict(toy_data, trials=5)))
+        code, out, err = run("sweep", path, "--dir", copy, "--json")
+        assert (code, err) == (0, "")
+        rows = [json.loads(line) for line in out.splitlines()]
+        events = [row["event"] for row in rows]
+        assert events.count("sweep_started") == events.count("finished") == 1
+        assert events.count("trial_ended") == 4
+        assert events[-1] == "finished"
+        assert rows[-1]["exit_code"] == 0
+        best = {row["category"]: row["val_auroc"] for row in board}
+        for row in rows:
+            if row["event"] == "leader":
+                assert row["auroc"] > best[row["category"]]
 
     def test_best_is_a_config_that_can_be_read_again(self, run, directory):
         assert "say which; there is plate, ring" in run("best", directory)[2]

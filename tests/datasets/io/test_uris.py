@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from anomtune.datasets.io import remote
-from anomtune.datasets.io.remote import has_secrets, is_uri, local_root, mask_uri
+from anomtune.datasets.io.remote import local_root
+from anomtune.datasets.io.uri import has_secrets, is_uri, mask_uri
 from anomtune.datasets.opening import open_dataset
 from tests.datasets.conftest import save
 from tests.datasets.io.uri_messages import KEY, SECRET, message

@@ -19,8 +19,8 @@ from anomtune.models.layers.frozen import KnownFeatures, digests_of
 from anomtune.registry import METHODS
 from anomtune.search.detector import features
 from anomtune.search.detector.judging import judge
+from anomtune.search.detector.look import look, make_saved_config
 from anomtune.search.detector.opened import OpenedDetector, open_detector
-from anomtune.search.detector.saved import look, make_saved_config
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.metrics.image import auroc
 from tests.conftest import draw_category

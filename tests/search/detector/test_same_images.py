@@ -20,8 +20,8 @@ from anomtune.datasets.splits.held_out import load_test_split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.datasets.table import Table
 from anomtune.search.detector.evaluate import evaluate
+from anomtune.search.detector.look import look
 from anomtune.search.detector.opened import open_detector
-from anomtune.search.detector.saved import look
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.detector.train import fit_whole
 from anomtune.search.metrics.delong import intervals

@@ -14,7 +14,7 @@ from anomtune.datasets.splits.split import load_search_split
 from anomtune.datasets.splits.validation import Validation
 from anomtune.errors import MethodError
 from anomtune.models.layers import backbones
-from anomtune.search.detector.opened import as_images
+from anomtune.search.detector.devices import as_images
 from anomtune.search.detector.saved import CONFIG, WEIGHTS, load_detector, save_model
 from anomtune.search.detector.train import train
 from anomtune.search.metrics.image import f1_threshold

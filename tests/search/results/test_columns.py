@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from anomtune.registry import METRICS
+from anomtune.search.decide.confirm import Confirmed
 from anomtune.search.metrics.metric import BUILT_IN, register_metric
 from anomtune.search.results.column import schema_of
-from anomtune.search.results.columns import columns_named, is_of_plugin, leaderboard_columns
+from anomtune.search.results.columns import (
+    Standing,
+    columns_named,
+    is_of_plugin,
+    leaderboard_columns,
+)
 from anomtune.search.results.documentation import leaderboard_page
 from anomtune.search.results.leaderboard import compile_leaderboard, write_tables
 from anomtune.search.results.trial_columns import TRIAL_COLUMNS
 from anomtune.search.store.directory import read_sweep
+from anomtune.search.store.records import Cost
 from tests.search.sample_sweep import write_sample_sweep
 
 PAGE = Path(__file__).parents[3] / "docs/leaderboard.md"
@@ -89,3 +97,16 @@ def test_a_metric_that_only_records_know_has_a_column_too(tmp_path):
     board = compile_leaderboard(config, store)
     assert board["test_elsewhere_mean"].to_pylist() == [0.25]
     assert columns_named(board.schema.names)["test_elsewhere_mean"].title == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [((), 9.0), ((None,), 9.0), ((3.0,), 3.0), ((3.0, 50.0, None, 4.0), 4.0)],
+)
+def test_image_ms_is_what_confirm_runs_measured_else_the_trials_estimate(measured, expected):
+    def record(value):
+        return SimpleNamespace(cost=Cost(image_ms=value), facts=object(), curve=[object()])
+
+    winner = Confirmed(0, tuple(map(record, measured))) if measured else None
+    study = Standing(None, None, [], record(9.0), winner, None)
+    assert columns_named(["image_ms"])["image_ms"].source(study) == expected

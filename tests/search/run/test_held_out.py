@@ -21,7 +21,7 @@ from anomtune.models.base import Detector
 from anomtune.models.layers.evidence import Evidence
 from anomtune.registry import METHODS, METRICS
 from anomtune.search.config import parse_sweep
-from anomtune.search.detector.opened import as_images
+from anomtune.search.detector.devices import as_images
 from anomtune.search.detector.predict import load_model
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.metrics.metric import BUILT_IN, register_metric
@@ -311,3 +311,28 @@ def test_held_out_images_are_resized_as_the_method_wants(tmp_path, make_spec, mo
         file = Image.open(tmp_path / "data" / "plate" / key)
         expected = file.resize((32, 32), Image.Resampling.LANCZOS)
         np.testing.assert_array_equal(image, np.asarray(expected))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_time_of_an_image_is_measured_with_nothing_known(
+    toy_data, make_spec, keep, monkeypatch
+) -> None:
+    done: list[str] = []
+    opened = held_out_module.OpenedDetector
+
+    def spy(name: str) -> None:
+        real = getattr(opened, name)
+        monkeypatch.setattr(opened, name, lambda self: done.append(name) or real(self))
+
+    spy("know_features")
+    spy("forget_features")
+
+    def measure(detector: Detector, images: torch.Tensor) -> float:
+        done.append("measured")
+        return 7.0
+
+    monkeypatch.setattr(held_out_module, "image_ms", measure)
+    (found,) = run_confirm(make_spec(toy_data, keep=keep))
+    assert found.cost.image_ms == 7.0
+    assert done[0] == "know_features"
+    assert done[-2:] == ["forget_features", "measured"]
