@@ -165,7 +165,8 @@ def _parameters(command: Callable[..., Any]) -> Iterator[tuple[str, str, str, st
             continue
         assert isinstance(info, OptionInfo)
         # Beside `Annotated` the first name stands where a default would.
-        flags = [flag for flag in (info.default, *(info.param_decls or ())) if _is_flag(flag)]
+        named = (info.default, *(info.param_decls or ()))
+        flags = [flag for flag in named if isinstance(flag, str) and flag.startswith("-")]
         written = flags[0] if flags else f"--{name.replace('_', '-')}"
         takes = "" if kind is bool else info.metavar or _kind(kind)
         written = f"{written} {takes}".rstrip()
@@ -176,10 +177,6 @@ def _parameters(command: Callable[..., Any]) -> Iterator[tuple[str, str, str, st
         shown = "" if parameter.default is False else default
         usage = written if required else f"[{written}]"
         yield usage, written, shown, " ".join(filter(None, notes))
-
-
-def _is_flag(given: object) -> bool:
-    return isinstance(given, str) and given.startswith("-")
 
 
 def _is_list(kind: Any) -> bool:
