@@ -21,7 +21,7 @@ from anomtune.search.report import write_report
 
 HERE = Path(__file__).parent
 WELDS = HERE.parents[2] / "shared/data/battery_weld"
-WIDTH = 1280
+WIDTH = 900
 #: How many colours do for a page: it is a quarter of the size then.
 COLOURS = 128
 
@@ -57,7 +57,7 @@ def photograph(page: Path, target: Path) -> None:
         options.add_argument(argument)
     driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     try:
-        view = {"width": WIDTH, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+        view = {"width": WIDTH, "height": 1000, "deviceScaleFactor": 2, "mobile": False}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", view)
         driver.get(page.resolve().as_uri())
         second = "return document.querySelectorAll('h2')[1].getBoundingClientRect().top"
