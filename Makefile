@@ -38,9 +38,10 @@ docs: $(VENV)/.dev
 	$(BIN)/python -m anomtune.cli.documentation docs
 
 # The documentation as a site, in build/site; any warning ends it, so every link and anchor is there.
+# (With --quiet, mkdocs would not count warnings.)
 site: export NO_MKDOCS_2_WARNING = 1
 site: $(VENV)/.dev
-	$(BIN)/mkdocs build --quiet --strict
+	$(BIN)/mkdocs build --strict
 
 benchmark: $(VENV)/.dev
 	@for script in tests/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -190,14 +190,13 @@ def test_links_outside_of_the_site_lead_somewhere(page: str) -> None:
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     """Links, anchors and pages that no menu has are warnings, and each of them ends the build."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", "out"]
-    command[-1] = str(tmp_path / "site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=PROJECT, env=environment
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout + done.stderr == ""
+    assert "WARNING" not in done.stdout + done.stderr
     page = (tmp_path / "site/index.html").read_text()
     fetched = re.findall(r"<(?:script|link|img)\b[^>]*(?:src|href)=\"?(https?://[^\s\">]+)", page)
     assert not fetched, "the site fetches from another host"
