@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types format docs benchmark clean
+.PHONY: demo test check lint types format docs site benchmark clean
 
 demo: $(VENV)/.demo
 	$(BIN)/anomtune sweep
@@ -35,7 +35,13 @@ format: $(VENV)/.dev
 
 # What is generated from the code.
 docs: $(VENV)/.dev
-	$(BIN)/python -m anomtune.search.results.documentation > docs/leaderboard.md
+	$(BIN)/python -m anomtune.cli.documentation docs
+
+# The documentation as a site, in build/site; any warning ends it, so every link and anchor is there.
+# (With --quiet, mkdocs would not count warnings.)
+site: export NO_MKDOCS_2_WARNING = 1
+site: $(VENV)/.dev
+	$(BIN)/mkdocs build --strict
 
 benchmark: $(VENV)/.dev
 	@for script in tests/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

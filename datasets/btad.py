@@ -9,7 +9,7 @@ from anomtune.datasets.mvtec import PublishedFolder
 
 
 class BTAD(PublishedFolder):
-    """beanTech Anomaly Detection, products 01, 02 and 03 (Mishra et al., ISIE 2021; METHODS 7.6).
+    """beanTech Anomaly Detection, products 01, 02 and 03 (Mishra et al., ISIE 2021).
 
     ``BTech_Dataset_transformed/<product>/`` holds ``train/ok``, ``test/ok``, ``test/ko`` and
     ``ground_truth/ko``. Images are BMP or PNG files numbered from ``0000``, masks of either kind

@@ -1,4 +1,4 @@
-"""CIFAR-10, one class normal at a time (METHODS 7.11).
+"""CIFAR-10, one class normal at a time.
 
     cifar10/{train,test}/<class>/*.png              as PNG files
     cifar-10-batches-bin/{data_batch_1..5,test_batch}.bin   the binary version of its authors
@@ -44,7 +44,7 @@ _ELSEWHERE = (
 
 
 class CIFAR10(OneClassDataset):
-    """CIFAR-10: 5,000 training and 1,000 test images per class (METHODS 7.11), 32 x 32.
+    """CIFAR-10: 5,000 training and 1,000 test images per class, 32 x 32.
 
     Corrupted copies of the test part (those of GNL have severity 5, applied at 32 x 32) are the
     shifted domains ``brightness-5``, ``defocus_blur-5`` and so on. A copy's origin is the clean

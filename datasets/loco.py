@@ -12,7 +12,7 @@ _KINDS = frozenset({"logical_anomalies", "structural_anomalies"})
 
 
 class MVTecLOCO(PublishedFolder):
-    """MVTec LOCO AD, 5 categories (Bergmann et al., IJCV 2022; METHODS 7.8).
+    """MVTec LOCO AD, 5 categories (Bergmann et al., IJCV 2022).
 
     ``mvtec_loco/<category>/`` holds ``train/good``, ``validation/good``, ``test/good``,
     ``test/logical_anomalies``, ``test/structural_anomalies``, and for each anomalous image a

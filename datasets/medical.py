@@ -93,7 +93,7 @@ class _Tabled(_Medical):
 
 
 class OCT2017(_Medical):
-    """OCT2017 (ZhangLabData v3): retinal OCT, healthy against three diseases (METHODS 7.3).
+    """OCT2017 (ZhangLabData v3): retinal OCT, healthy against three diseases.
 
         {train,test}/{CNV,DME,DRUSEN,NORMAL}/*.jpeg
 
@@ -135,7 +135,7 @@ class OCT2017(_Medical):
 
 
 class APTOS2019(_Tabled):
-    """APTOS 2019: fundus photos with a grade of diabetic retinopathy (METHODS 7.4).
+    """APTOS 2019: fundus photos with a grade of diabetic retinopathy.
 
         train.csv           columns id_code and diagnosis, 0 to 4
         train_images/*.png
@@ -213,7 +213,7 @@ class APTOS2019(_Tabled):
 
 
 class ISIC2018(_Tabled):
-    """ISIC 2018 task 3: skin lesions in seven classes, melanocytic nevi (NV) normal (METHODS 7.5).
+    """ISIC 2018 task 3: skin lesions in seven classes, melanocytic nevi (NV) normal.
 
         ISIC2018_Task3_Training_Input/*.jpg
         ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv

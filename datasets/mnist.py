@@ -115,7 +115,7 @@ class _IdxDataset(OneClassDataset):
 
 
 class MNIST(_IdxDataset):
-    """MNIST: digits, with MNIST-M as shifted domain where that is found (METHODS 7.9).
+    """MNIST: digits, with MNIST-M as shifted domain where that is found.
 
     60,000 training and 10,000 test images; the counts per digit were counted in the files. MNIST-M,
     the same digits before parts of photos, is the domain ``mnist_m`` if it is the published

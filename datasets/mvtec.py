@@ -76,7 +76,7 @@ def missing_categories(
 
 
 class MVTecAD(PublishedFolder):
-    """MVTec AD, 15 categories (Bergmann et al., CVPR 2019; METHODS 7.1).
+    """MVTec AD, 15 categories (Bergmann et al., CVPR 2019).
 
     ``mvtec_anomaly_detection/<category>/`` holds ``train/good``, ``test/good``,
     ``test/<defect type>`` and ``ground_truth/<defect type>/<stem>_mask.png``, PNG files that are
@@ -130,7 +130,7 @@ class MVTecAD(PublishedFolder):
 
 
 class MPDD(PublishedFolder):
-    """Metal Parts Defect Detection, 6 categories (Jezek et al., ICUMT 2021; METHODS 7.7).
+    """Metal Parts Defect Detection, 6 categories (Jezek et al., ICUMT 2021).
 
     ``MPDD/<category>/`` in the layout and with the mask names of MVTec AD; 1024 x 1024 PNG files.
     """

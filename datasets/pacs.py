@@ -1,4 +1,4 @@
-"""PACS: seven classes in photos, art paintings, cartoons and sketches (METHODS 5.6 and 7.10).
+"""PACS: seven classes in photos, art paintings, cartoons and sketches.
 
     {photo,art_painting,cartoon,sketch}/<class>/*           all images, also below kfold/ or images/
     <domain>_{train,crossval,test}_kfold.txt                (optional) the official lists, in the
@@ -35,7 +35,7 @@ _INSIDE = (".", "kfold", "images")
 class PACS(OneClassDataset):
     """PACS: 9,991 images; photo 1,670, art_painting 2,048, cartoon 2,344, sketch 3,929.
 
-    The totals (METHODS 7.10) and those per class were counted in a full copy. A domain folder
+    The totals and those per class were counted in a full copy. A domain folder
     named ``art`` counts as ``art_painting``.
     """
 

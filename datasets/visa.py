@@ -28,7 +28,7 @@ _COLUMNS = ("object", "split", "label", "image", "mask")
 _BAD = "bad"  # What the reorganised tree calls anomalous images.
 _IMAGES, _MASKS = "Data/Images", "Data/Masks"
 
-# Of the official csv (METHODS 7.2).
+# Of the official csv.
 _COUNTS = {
     "candle": Published(900, 100, 100),
     "capsules": Published(542, 60, 100),
@@ -46,7 +46,7 @@ _COUNTS = {
 
 
 class VisA(FileDataset):
-    """Visual Anomaly, 12 objects (Zou et al., ECCV 2022; METHODS 7.2), in either of two layouts.
+    """Visual Anomaly, 12 objects (Zou et al., ECCV 2022), in either of two layouts.
 
     As it is published, ``VisA/<object>/Data/Images/{Normal,Anomaly}/*.JPG`` with masks in
     ``Data/Masks/Anomaly/<stem>.png``; which image plays which part says

@@ -204,7 +204,7 @@ def sweep_of(text: str, origin: str, overrides: Sequence[str] = ()) -> Sweep:
 
 def _overridden(data: Any, origin: str, overrides: Sequence[str]) -> Sweep:
     if not isinstance(data, dict):
-        raise SweepError(f"{origin}: a sweep file is a mapping of keys, see the README")
+        raise SweepError(f"{origin}: a sweep file is a mapping of keys; `anomtune init` writes one")
     data.pop(MADE_BY, None)  # the resolved file of a sweep directory is a sweep file too
     for override in overrides:
         _apply_override(data, override)

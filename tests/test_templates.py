@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,11 +14,12 @@ from PIL import Image
 import anomtune as at
 from anomtune.registry import DATASETS, METHODS
 from tests.conftest import PROJECT
+from tests.markdown import blocks
 
 pytestmark = pytest.mark.slow
 
-METHOD_TEXT, METHOD_CHECK, DATASET_TEXT, DATASET_CHECK = re.findall(
-    r"^```python\n(.*?)^```$", (PROJECT / "docs/plugins.md").read_text(), re.DOTALL | re.MULTILINE
+METHOD_TEXT, METHOD_CHECK, DATASET_TEXT, DATASET_CHECK = (
+    block.text for block in blocks(PROJECT / "docs/plugins.md") if block.language == "python"
 )
 
 

@@ -67,8 +67,8 @@ def methods(
         for column in ("hyperparameter", "default", "searched over", "meaning"):
             table.add_column(column, overflow="fold")
         for row in (
-            *_training_rows(plan, decided),
-            *_scoring_rows(plan.defaults.scoring, decided),
+            *training_rows(plan, decided),
+            *scoring_rows(plan.defaults.scoring, decided),
         ):
             table.add_row(*map(cell, row))
         out.print(table, "")
@@ -88,8 +88,8 @@ def _rows(plan: SearchPlan, decided: Mapping[str, Setting]) -> Iterator[dict[str
     """Yields what can be set of a method for machines: values as they are, ranges as text."""
     values = plan.defaults.model_dump(mode="json")
     for prefix, known, rows in (
-        ("", values, _training_rows(plan, decided)),
-        ("scoring.", values["scoring"], _scoring_rows(plan.defaults.scoring, decided)),
+        ("", values, training_rows(plan, decided)),
+        ("scoring.", values["scoring"], scoring_rows(plan.defaults.scoring, decided)),
     ):
         for name, _, searched, meaning in rows:
             yield {
@@ -101,7 +101,7 @@ def _rows(plan: SearchPlan, decided: Mapping[str, Setting]) -> Iterator[dict[str
             }
 
 
-def _training_rows(plan: SearchPlan, decided: Mapping[str, Setting]) -> Iterator[tuple[str, ...]]:
+def training_rows(plan: SearchPlan, decided: Mapping[str, Setting]) -> Iterator[tuple[str, ...]]:
     """Yields what can be set of a method's training; a search tries values of the ranges."""
     from anomtune.models.ranges import SizeRange
 
@@ -109,7 +109,7 @@ def _training_rows(plan: SearchPlan, decided: Mapping[str, Setting]) -> Iterator
     for field, info in type(plan.defaults).model_fields.items():
         meaning = info.description or ""
         if field in decided:
-            meaning = f"{_origin(decided[field])}\n{meaning}"
+            meaning = f"{origin(decided[field])}\n{meaning}"
         if field != "scoring":
             value = str(getattr(plan.defaults, field))
             sizes = ranges.get(field)  # which a plan has for one image_size alone
@@ -118,7 +118,7 @@ def _training_rows(plan: SearchPlan, decided: Mapping[str, Setting]) -> Iterator
             yield field, value, searched, meaning
 
 
-def _scoring_rows(scoring: Scoring, decided: Mapping[str, Setting]) -> Iterator[tuple[str, ...]]:
+def scoring_rows(scoring: Scoring, decided: Mapping[str, Setting]) -> Iterator[tuple[str, ...]]:
     """Yields what can be set of a method after training; every trial judges all the choices."""
     from anomtune.models.ranges import ranges_of
 
@@ -126,7 +126,7 @@ def _scoring_rows(scoring: Scoring, decided: Mapping[str, Setting]) -> Iterator[
     for name, info in type(scoring).model_fields.items():
         meaning = info.description or ""
         if setting := decided.get(f"scoring.{name}"):
-            meaning = f"{_origin(setting)}\n{meaning}"
+            meaning = f"{origin(setting)}\n{meaning}"
         judged = "subsets" if name == "scales" else _range_text(choices.get(name))
         yield f"scoring.{name}", str(getattr(scoring, name)), judged, meaning
 
@@ -305,18 +305,18 @@ def _check_category(dataset: str, category: str | None) -> None:
         refuse(f"--category: no category {category!r} of {dataset}{suggest(category, known)}")
 
 
-def _origin(setting: Setting) -> str:
+def origin(setting: Setting) -> str:
     """Returns where a default comes from that the method does not have by itself."""
     where = f"{setting.dataset}/{', '.join(setting.categories)}".rstrip("/")
     return f"For {where}{' (inferred)' if setting.inferred else ''}: {setting.source}"
 
 
 def _print_setting(out: Console, setting: Setting) -> None:
-    values = ", ".join(f"{name} {value}" for name, value in _by_name(setting.values))
-    out.print(f"{values}\n  {_origin(setting)}", highlight=False, markup=False)
+    values = ", ".join(f"{name} {value}" for name, value in by_name(setting.values))
+    out.print(f"{values}\n  {origin(setting)}", highlight=False, markup=False)
 
 
-def _by_name(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def by_name(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yields fields and their values; those of a scoring one by one."""
     for name, value in values.items():
         if name == "scoring":

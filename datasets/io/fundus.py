@@ -1,6 +1,6 @@
 """The crop of a fundus photo to the eye, as the preparation of APTOS in ReContrast makes it.
 
-The steps and their rounding follow the official code (METHODS 7.4), so that the same photo gives
+The steps and their rounding follow the official code, so that the same photo gives
 the same pixels up to the last step's arithmetic.
 """
 

@@ -1,6 +1,6 @@
 """Masks: which pixels of a file are anomalous. One rule for every encoding.
 
-The rule (README, "Masks", says the same):
+The rule (`docs/images.md`, "Masks", says the same):
 
 1. **Black is normal, and so is what is transparent; anything else is drawn.** Where only one value
    is drawn, it is the defect: 0 and 1, 0 and 255, 1 bit, 0 and 65535, one colour of a palette, a

@@ -1,4 +1,4 @@
-"""MNIST-M: MNIST's digits before parts of photos, a shifted domain of MNIST (METHODS 7.9).
+"""MNIST-M: MNIST's digits before parts of photos, a shifted domain of MNIST.
 
 The test part alone is used: nothing trains on MNIST-M. The first of these that is found counts, in
 the root of MNIST or beside the folder ``MNIST``:

@@ -12,16 +12,38 @@ from anomtune.search.results.column import Column
 from anomtune.search.results.columns import assemble
 from anomtune.search.results.trial_columns import TRIAL_COLUMNS
 
-_TEXT = """# The tables of a sweep
+_TEXT = """# Files and columns
 
-Drawn by `anomtune.search.results.documentation` from the columns: edit them, not this page. In the
-Parquet files each field has its meaning as metadata.
+Drawn by `make docs` from `search/results/`: edit that, not this page.
+
+## Files
+
+A sweep directory, by default `sweeps/NAME`:
+
+```text
+sweep.yaml                                       the resolved config
+trials/<category>/<method>/<number>.json         a record per trial, replaced atomically: the truth
+trials/<category>/<method>/<number>.npz          its validation scores
+trials/<category>/labels.npy                     the labels of the validation images
+confirm/<category>/<method>/<number>-<seed>.*    a record per confirm run, its scores, examples
+models/<category>/<method>/                      the winner: config.yaml, weights.safetensors
+trials.parquet, leaderboard.parquet              compiled from the records
+tensorboard/<category>/<method>/<number>/        curves, hyperparameters, heat maps
+scorings/, held_out.json, spent.json             what was judged, counted and spent
+loggers.json                                     what has been sent
+owner.json, .lock                                which process runs it
+report.html                                      written by `anomtune report`
+```
+
+The tables open in pandas, polars, DuckDB and [Excel](results.md#excel); each field has its meaning
+as metadata.
 
 ## leaderboard.parquet
 
 One row per study, ranked within each category. What was not measured is null: figures of held-out
-images before confirm runs have opened them, AUPRO without masks. A metric of a plug-in has a column
-`test_<name>_mean` besides.
+images before confirm runs have opened them, AUPRO without masks, `paper_auroc` where no paper has
+published one. Figures on held-out images are means over the seeds. A metric of a plug-in has a
+column `test_<name>_mean` besides.
 
 {leaderboard}
 
@@ -55,7 +77,3 @@ def _type_name(kind: pa.DataType) -> str:
     if pa.types.is_list(kind):
         return f"list of {kind.value_type}"
     return str(kind)
-
-
-if __name__ == "__main__":
-    print(leaderboard_page(), end="")

@@ -1,4 +1,4 @@
-"""Every method with its defaults on real welds and two drawn products, for the README's table.
+"""Every method with its defaults on real welds and two drawn products, a table of the docs.
 
 Sizes and lengths are reduced so that it ends in minutes on 2 cores; the sweep files beside this
 script (methods_*.yaml) say to what. Needs MobileNetV2's weights, and the welds in ../shared/data.
