@@ -114,6 +114,12 @@ def gains_in_words(found: Sequence[Gain]) -> list[str]:
     ]
     if not parts:
         return ["On held-out images neither part was measured."]
+    if all(scoring == 0 for scoring, _ in parts):
+        training = mean(training for _, training in parts)
+        return [
+            f"On held-out images, mean of {_of(len(parts), len(found))}: training "
+            f"{signed(training)}. The scoring stayed the paper's."
+        ]
     scoring, training = (mean(column) for column in zip(*parts, strict=True))
     sentences = [
         f"On held-out images, mean of {_of(len(parts), len(found))}: scoring {signed(scoring)}, "

@@ -7,8 +7,11 @@ import json
 import numpy as np
 import pytest
 from scipy.stats import binomtest
+from sklearn.metrics import f1_score
 
 from anomtune.datasets.splits.validation import Validation
+from anomtune.search.config import dump_yaml
+from anomtune.search.detector.saved import CONFIG
 from anomtune.search.metrics.image import auroc
 from anomtune.search.report.answer import answer
 from anomtune.search.report.defects import defect_types
@@ -19,6 +22,7 @@ from anomtune.search.report.more_images import foretell
 from anomtune.search.report.operating import Counts, operating
 from anomtune.search.report.page import render
 from anomtune.search.store.directory import read_sweep
+from tests.search.results.test_winners import saved_config
 from tests.search.sample_sweep import write_sample_sweep
 
 
@@ -164,6 +168,35 @@ def test_gains_are_the_differences_of_what_was_measured(evidence):
         assert own.paper + own.scoring + own.training == pytest.approx(study.row["val_auroc"])
     mean = np.mean([gain.held_out.scoring for gain in found])
     assert f"mean of 2 categories: scoring {mean:+.3f}" in gains_in_words(found)[0]
+
+
+def test_the_threshold_is_that_of_the_saved_detector(tmp_path):
+    write_sample_sweep(
+        tmp_path, methods=("padim",), categories=("bottle",), trials=3, confirm=1, seeds=(11, 1)
+    )
+    (category,) = gather(*read_sweep(tmp_path)).categories
+    run = next(run for run in category.studies[0].winner.runs if run.seed == 11)
+    store = gather(*read_sweep(tmp_path)).store
+    (validation,), labels = store.read_scores([run]), store.read_labels("bottle")
+    assert not category.kept.saved
+    assert f1_score(labels, validation >= category.kept.threshold) == pytest.approx(
+        max(f1_score(labels, validation >= level) for level in validation)
+    )
+    np.testing.assert_array_equal(category.kept.scores, store.read_held_out(run).scores)
+
+    def keep(config) -> None:
+        content = dump_yaml(config.model_dump(mode="json")).encode()
+        store.storage.write(f"models/bottle/padim/{CONFIG}", content)
+
+    saved = saved_config(run)
+    keep(saved)
+    (category,) = gather(*read_sweep(tmp_path)).categories
+    assert category.kept.saved
+    assert category.kept.threshold == saved.threshold == 0.5
+    other = saved.model_copy(update={"seed": 1})
+    keep(other)
+    (category,) = gather(*read_sweep(tmp_path)).categories
+    assert not category.kept.saved, "another training's threshold says nothing of these scores"
 
 
 def test_what_was_not_measured_is_not_estimated(tmp_path):
