@@ -5,6 +5,7 @@
   /** What the page adds to every figure: its colours and fonts, for the scheme that is on. */
   function dressed(layout) {
     const css = getComputedStyle(document.body);
+    const printing = document.documentElement.classList.contains("printing");
     const size = (pixels) => (pixels * parseFloat(getComputedStyle(document.documentElement).fontSize)) / 16;
     const colour = (name) => css.getPropertyValue(`--${name}`).trim();
     const axis = {
@@ -27,7 +28,8 @@
         x: 0,
         y: 1.02,
         yanchor: "bottom",
-        font: { size: size(11) },
+        font: { size: printing ? 9 : size(11) },
+        ...(printing ? { entrywidth: 0.48, entrywidthmode: "fraction" } : {}),
         ...layout.legend,
       },
       annotations: (layout.annotations || []).map((note) => ({
