@@ -67,11 +67,53 @@ def intervals(labels: npt.NDArray[np.integer], scores: Array) -> Interval:
     Returns:
         Arrays of shape ``(...)``.
     """
-    smaller = _smaller(labels)
     anomalous, normal, areas = placements(labels, scores)
-    value = areas.mean(-1)
     images = _of_images(anomalous.mean(-2), normal.mean(-2))
-    squared = _squared_half(images) + _squared_half(_of_seeds(areas))
+    return _interval(areas.mean(-1), images, _of_seeds(areas), _smaller(labels))
+
+
+def foretold_intervals(
+    labels: npt.NDArray[np.integer], scores: Array, n_normal: int, n_anomalous: int
+) -> Interval:
+    """Returns what `intervals` would be with other numbers of images like these.
+
+    The AUROC, how much images differ and how much seeds differ are taken to stay: of the variance,
+    the part of the images goes with their number and that of the seeds does not.
+
+    Args:
+        labels: ``(N,)``, 0 for normal and 1 for anomalous images; both must be there.
+        scores: ``(..., S, N)`` of S trainings, higher where more anomalous.
+        n_normal: Normal images there would be.
+        n_anomalous: Anomalous images there would be.
+
+    Returns:
+        Arrays of shape ``(...)``; with the numbers that there are, those of `intervals`. From a
+        single image of a class nothing is foretold: the interval is [0, 1].
+    """
+    anomalous, normal, areas = placements(labels, scores)
+    images = [
+        _Source(source.variance * now / then, then - 1)
+        for source, now, then in zip(
+            _of_images(anomalous.mean(-2), normal.mean(-2)),
+            (anomalous.shape[-1], normal.shape[-1]),
+            (n_anomalous, n_normal),
+            strict=True,
+        )
+    ]
+    smaller = min(n_anomalous, n_normal) if _smaller(labels) > 1 else 1
+    return _interval(areas.mean(-1), images, _of_seeds(areas), smaller)
+
+
+def _interval(value: Array, images: list[_Source], seeds: list[_Source], smaller: int) -> Interval:
+    """Returns the interval of AUROCs ``(...)`` whose variance has these sources.
+
+    Args:
+        value: The AUROCs.
+        images: What the images of either class add.
+        seeds: What the trainings add.
+        smaller: Images of the smaller class.
+    """
+    squared = _squared_half(images) + _squared_half(seeds)
     with np.errstate(divide="ignore", invalid="ignore"):
         half = np.sqrt(squared) / (value * (1 - value))
         low, high = expit(logit(value) - half), expit(logit(value) + half)

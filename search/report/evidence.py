@@ -15,6 +15,7 @@ from anomtune.search.decide.plan import SearchPlan, plan_studies
 from anomtune.search.decide.progress import StudyProgress, sweep_progress
 from anomtune.search.decide.scoring import read_studies
 from anomtune.search.metrics.image import Auroc, Labels, Scores, are_tied, auroc
+from anomtune.search.report.kept import Kept, read_kept
 from anomtune.search.report.verdict import Verdict, is_papers, judge
 from anomtune.search.results.column import Row
 from anomtune.search.results.leaderboard import compile_leaderboard
@@ -32,7 +33,7 @@ class StudyEvidence:
         records: Its trials, in order of number.
         confirmed: Its configs that are confirmed, by number of their trial.
         winner: What was confirmed of the chosen config, if that is a confirmed one.
-        held_out: The mean AUROC of its confirm runs on held-out images, with its interval.
+        measured: Labels ``(K,)`` and scores ``(S, K)`` of its runs on the held-out images.
         progress: How far it is.
     """
 
@@ -41,17 +42,32 @@ class StudyEvidence:
     records: Sequence[TrialRecord]
     confirmed: Mapping[int, Confirmed]
     winner: Confirmed | None
-    held_out: Auroc | None
+    measured: tuple[Labels, Scores] | None
     progress: StudyProgress
+
+    @property
+    def held_out(self) -> Auroc | None:
+        """The mean AUROC of these scores, with its interval."""
+        return None if self.measured is None else auroc(*self.measured)
 
 
 @dataclass(frozen=True)
 class CategoryEvidence:
-    """One category: its studies in order of rank, and the verdict on them."""
+    """One category.
+
+    Attributes:
+        name: Its name.
+        studies: In order of rank.
+        verdict: What is to be said of them.
+        tied_with_paper: Whether held-out images cannot tell rank 1 from the paper's config.
+        kept: The detector of rank 1 on the held-out images.
+    """
 
     name: str
     studies: Sequence[StudyEvidence]
     verdict: Verdict
+    tied_with_paper: bool | None
+    kept: Kept | None
 
 
 @dataclass(frozen=True)
@@ -114,8 +130,16 @@ def gather(config: Sweep, store: RecordStore) -> Evidence:
                 )
             )
         own_progress = [study.progress for study in studies]
-        verdict = judge(entries, own_progress, _tied_with_paper(store, studies[0]))
-        categories.append(CategoryEvidence(name, studies, verdict))
+        tied, winner = _tied_with_paper(store, studies[0]), studies[0].winner
+        categories.append(
+            CategoryEvidence(
+                name=name,
+                studies=studies,
+                verdict=judge(entries, own_progress, tied),
+                tied_with_paper=tied,
+                kept=None if winner is None else read_kept(store, winner, config.confirm),
+            )
+        )
     return Evidence(config, store, board, categories)
 
 
@@ -130,14 +154,13 @@ def _study(
     runs: Sequence[ConfirmRecord],
 ) -> StudyEvidence:
     winner = choose(records, runs, config.confirm)[1]
-    measured = None if winner is None else _held_out(store, winner)
     return StudyEvidence(
         row=row,
         plan=plan,
         records=records,
         confirmed=summarise(records, runs, config.confirm),
         winner=winner,
-        held_out=None if measured is None else auroc(*measured),
+        measured=None if winner is None else _held_out(store, winner),
         progress=progress,
     )
 

@@ -238,12 +238,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableColumn:
-    """A column of a table."""
+    """A column of a table; a phone shows the ``main`` ones."""
 
     title: str
     meaning: str
     cells: Sequence[Cell]
     numeric: bool = True
+    main: bool = True
 
 
 #: Columns of the leaderboard that the page shows, where anything was measured; metrics of plug-ins
@@ -263,6 +264,16 @@ _SHOWN = (
     "test_pixel_auroc_mean",
     "test_aupro_mean",
 )
+#: What fits a phone: the figures of the ranking and of the held-out images.
+_MAIN = {
+    "category",
+    "rank",
+    "method",
+    "confirmed_auroc_mean",
+    "test_auroc_mean",
+    "gain",
+    "image_ms",
+}
 _SHOWN_LAST = (
     "shifted_auroc_mean",
     "optimism_gap",
@@ -279,6 +290,7 @@ def leaderboard(evidence: Evidence) -> list[TableColumn]:
     rows = [study.row for study in evidence.studies]
     names = evidence.board.schema.names
     columns = columns_named(names)
+    confirmed_any = any(row["confirmed_auroc_mean"] is not None for row in rows)
     shown = []
     for name in (*_SHOWN, *filter(is_of_plugin, names), *_SHOWN_LAST):
         column = columns[name]
@@ -287,7 +299,8 @@ def leaderboard(evidence: Evidence) -> list[TableColumn]:
         if name == "ranked_by" and not ranked_by_both(rows):
             continue
         if any(cell.key is not None for cell in cells):
-            shown.append(TableColumn(column.title, column.meaning, cells, numeric))
+            main = name in _MAIN or (name == "val_auroc" and not confirmed_any)
+            shown.append(TableColumn(column.title, column.meaning, cells, numeric, main))
     return shown
 
 

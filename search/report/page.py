@@ -2,13 +2,16 @@
 
 Styles, scripts, pictures and plotly itself are in it, so that it opens from a disk without a
 network. What it shows is made here; its own script draws figures when they come into view,
-sorts tables and changes panels.
+sorts tables, changes panels and moves thresholds. Figures and plotly are packed, and unpacked
+after the page is there.
 """
 
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +21,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from anomtune.search.report.accuracy_figures import Config, agreement
+from anomtune.search.report.answer import answer
 from anomtune.search.report.evidence import Evidence, gather
+from anomtune.search.report.gains import gains, gains_in_words
 from anomtune.search.report.overview import (
     agreement_in_words,
     forest,
@@ -29,6 +34,7 @@ from anomtune.search.report.overview import (
     provenance,
 )
 from anomtune.search.report.panels import Figures, category_panel, study_panel
+from anomtune.search.report.search_figures import HIGHEST
 from anomtune.search.report.traces import palette
 from anomtune.search.report.verdict import is_finished, summarise_verdicts
 from anomtune.search.results.optuna_export import rebuild_studies
@@ -80,21 +86,30 @@ def render(evidence: Evidence) -> str:
         for study in evidence.studies
         for config in study.confirmed.values()
     )
-    scripts = {"plotly": get_plotlyjs(), "page": _resource("page.js")}
+    panels = [
+        category_panel(category, evidence, colours, figures) for category in evidence.categories
+    ]
+    protocol = evidence.config.validation.protocol
+    answers = [
+        answer(category, protocol, panel.thresholds, panel.more)
+        for category, panel in zip(evidence.categories, panels, strict=True)
+    ]
+    found_gains = gains(evidence.categories)
+    plotly, script = get_plotlyjs(), _resource("page.js")
     template = _environment().get_template("page.html.jinja")
     return template.render(
         evidence=evidence,
         summary=summarise_verdicts([category.verdict for category in evidence.categories]),
+        answers=answers,
+        gains=found_gains,
+        gains_in_words=gains_in_words(found_gains),
         finished=is_finished(study.progress for study in evidence.studies),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         forest_start=start,
         forests=[forest(category, start) for category in evidence.categories],
         heat_maps=heat_maps(evidence),
         columns=leaderboard(evidence),
-        categories=[
-            category_panel(category, evidence.store, colours, figures)
-            for category in evidence.categories
-        ],
+        categories=panels,
         agreement=figures.add(
             "Validation against held out",
             agreement(confirmed, colours),
@@ -108,13 +123,16 @@ def render(evidence: Evidence) -> str:
             )
             for study in evidence.studies
         ],
+        n_highest=HIGHEST,
         provenance=provenance(evidence),
         image_counts=image_counts(evidence),
         colours=colours,
-        figures=figures.by_name,
+        # A figure a line: each is parsed when it is drawn.
+        figures=_packed("\n".join(map(json.dumps, figures.by_name.values()))),
+        plotly=_packed(plotly),
         style=_resource("page.css"),
-        scripts=scripts,
-        hashes=[_hash(script) for script in scripts.values()],
+        script=script,
+        hashes=[_hash(plotly), _hash(script)],
     )
 
 
@@ -130,6 +148,11 @@ def _environment() -> Environment:
 
 def _resource(name: str) -> str:
     return resources.files("anomtune.search.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _packed(text: str) -> str:
+    """Returns a text as gzip in base64: a tenth of the size, and nothing in it that is a tag."""
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
 
 def _hash(script: str) -> str:

@@ -15,14 +15,17 @@ from PIL import Image
 
 from anomtune.search.detector.heatmaps import sheet_rows
 from anomtune.search.report import accuracy_figures, search_figures
-from anomtune.search.report.evidence import CategoryEvidence, StudyEvidence
-from anomtune.search.report.search_figures import short, time_unit
+from anomtune.search.report.defects import DefectType, defect_types
+from anomtune.search.report.evidence import CategoryEvidence, Evidence, StudyEvidence
+from anomtune.search.report.gains import held_out_parts
+from anomtune.search.report.more_images import MoreImages, foretell
+from anomtune.search.report.operating import Operating, operating
+from anomtune.search.report.search_figures import drawn_trials, short, time_unit
 from anomtune.search.report.traces import Figure
 from anomtune.search.report.verdict import confirmed, spread
 from anomtune.search.results.figures import figure as auroc
 from anomtune.search.results.figures import signed
 from anomtune.search.store.held_out import Example
-from anomtune.search.store.records import RecordStore
 
 #: Width of a row of example images; a report of 15 categories stays within a few megabytes.
 _EXAMPLE_WIDTH = 600
@@ -85,6 +88,9 @@ class CategoryPanel:
         shifted: Method and AUROC on each domain, in order of rank.
         winner: The method whose examples are shown.
         examples: Held-out images.
+        thresholds: What each threshold costs, of the detector that is kept.
+        defects: Which types of defects it misses.
+        more: What more labelled images would buy.
     """
 
     name: str
@@ -93,21 +99,24 @@ class CategoryPanel:
     shifted: Sequence[tuple[str, Sequence[str]]]
     winner: str | None
     examples: Sequence[ExampleImage]
+    thresholds: Operating | None
+    defects: Sequence[DefectType]
+    more: MoreImages | None
 
 
 def category_panel(
-    category: CategoryEvidence, store: RecordStore, palette: Mapping[str, str], figures: Figures
+    category: CategoryEvidence, evidence: Evidence, palette: Mapping[str, str], figures: Figures
 ) -> CategoryPanel:
     """Draws a category.
 
     Args:
         category: What is known of it.
-        store: Where held-out scores and examples lie.
+        evidence: The sweep.
         palette: A colour for each method.
         figures: Gets its figures.
     """
     rows = [study.row for study in category.studies]
-    first = category.studies[0]
+    first, kept, store = category.studies[0], category.kept, evidence.store
     winner = first.winner
     scores = [
         (run.seed, held_out)
@@ -157,6 +166,13 @@ def category_panel(
         ],
         winner=category.verdict.method,
         examples=examples,
+        thresholds=None if kept is None else operating(kept),
+        defects=[] if kept is None else defect_types(kept),
+        more=(
+            None
+            if first.measured is None
+            else foretell(*first.measured, evidence.config.validation)
+        ),
     )
 
 
@@ -197,6 +213,8 @@ class StudyPanel:
         slices: A figure per hyperparameter.
         failures: Number and reason of failed trials, the first few.
         n_failures: How many failed.
+        n_trials: How many trials there are.
+        n_drawn: How many of them the figures show.
     """
 
     category: str
@@ -209,6 +227,8 @@ class StudyPanel:
     slices: Sequence[Panel]
     failures: Sequence[tuple[int, str]]
     n_failures: int
+    n_trials: int
+    n_drawn: int
 
 
 def study_panel(study: StudyEvidence, rebuilt: optuna.Study | None, figures: Figures) -> StudyPanel:
@@ -220,29 +240,29 @@ def study_panel(study: StudyEvidence, rebuilt: optuna.Study | None, figures: Fig
         figures: Gets its figures.
     """
     row, records, space = study.row, study.records, study.plan.space
+    shown = drawn_trials(records)
+    some = [record for record in records if record.number in shown]
     shares = (search_figures.importances(rebuilt) if rebuilt else None) or {}
     order = [*shares, *(name for name in space if name not in shares)]
     drawn = [
         figures.add(
             "Search over trials",
-            search_figures.history(records),
+            search_figures.history(records, shown),
             "A pruned trial stands at the AUROC of its last rung.",
         ),
-        figures.add("Search over compute", search_figures.history(records, by_time=True)),
+        figures.add("Search over compute", search_figures.history(records, shown, by_time=True)),
         figures.add(
             "Pruning",
-            search_figures.pruning(records),
+            search_figures.pruning(some),
             "Every trial at each of its rungs; grey ones were stopped.",
         ),
         figures.add(
             "Parallel coordinates",
-            search_figures.parallel(records, space, order),
+            search_figures.parallel(records, space, order, shown),
             "A line per trial: its hyperparameters, and at the right its AUROC.",
         ),
     ]
-    slices = [
-        figures.add(name, search_figures.slice_of(records, name, space[name])) for name in order
-    ]
+    slices = [figures.add(name, search_figures.slice_of(some, name, space[name])) for name in order]
     failures = [(r.number, r.error or "no reason given") for r in records if r.state == "FAIL"]
     return StudyPanel(
         category=row["category"],
@@ -255,6 +275,8 @@ def study_panel(study: StudyEvidence, rebuilt: optuna.Study | None, figures: Fig
         slices=[panel for panel in slices if panel is not None],
         failures=failures[:_FAILURES],
         n_failures=len(failures),
+        n_trials=len(records),
+        n_drawn=len(some),
     )
 
 
@@ -277,6 +299,10 @@ def _facts(study: StudyEvidence) -> list[tuple[str, str]]:
     if row["scoring_gain"] is not None and row["gain"] is not None:
         scoring, training = row["scoring_gain"], row["gain"] - row["scoring_gain"]
         facts.append(("gain of scoring, of training", f"{signed(scoring)}, {signed(training)}"))
+    held = held_out_parts(study)
+    if held.scoring is not None and held.training is not None:
+        both = f"{signed(held.scoring)}, {signed(held.training)}"
+        facts.append(("the same, held out", both))
     if row["n_seeds"]:
         facts.append((f"retrained, {row['n_seeds']} seeds", confirmed(row)))
     if row["test_auroc_mean"] is not None:

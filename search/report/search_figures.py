@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,13 +35,49 @@ from anomtune.search.report.traces import (
 from anomtune.search.store.records import TrialRecord, best_record
 
 _VALIDATION = "validation AUROC"
+#: Trials of a study that its figures show, and how many of them are its best.
+_DRAWN, HIGHEST = 300, 50
 
 
-def history(records: Sequence[TrialRecord], *, by_time: bool = False) -> Figure | None:
+def drawn_trials(records: Sequence[TrialRecord]) -> set[int]:
+    """Returns the numbers of the trials that the figures of a study show; all, if there are few.
+
+    So that the page does not grow with the search: the paper's config, every trial that was the
+    best when it ended, the highest, and of the others every n-th.
+
+    Args:
+        records: Its trials.
+    """
+    if len(records) <= _DRAWN:
+        return {record.number for record in records}
+    ranked = sorted(
+        (record for record in records if record.value is not None),
+        key=lambda record: (-(record.value or 0.0), record.number),
+    )
+    chosen = {record.number for record in ranked[:HIGHEST]}
+    for place in (_spent(records), {record.number: record.number for record in records}):
+        best = -math.inf
+        for record in sorted(records, key=lambda record: place.get(record.number, math.inf)):
+            if record.value is not None and record.value > best:
+                best = record.value
+                chosen.add(record.number)
+    chosen.add(0)
+    others = [record.number for record in records if record.number not in chosen]
+    step = math.ceil(len(others) / max(1, _DRAWN - len(chosen)))
+    return chosen | set(others[::step])
+
+
+def history(
+    records: Sequence[TrialRecord],
+    shown: Container[int] | None = None,
+    *,
+    by_time: bool = False,
+) -> Figure | None:
     """Returns how the best AUROC of a study rose, over its trials or over what they cost.
 
     Args:
         records: Its trials.
+        shown: Numbers of those that get a point; default: all.
         by_time: Whether x is the time of training and evaluation, summed over the trials in the
             order of their end.
     """
@@ -49,7 +85,12 @@ def history(records: Sequence[TrialRecord], *, by_time: bool = False) -> Figure 
     scale, unit = time_unit(max(spent.values(), default=0.0))
     place = {number: digits(at / scale) if by_time else number for number, at in spent.items()}
     pruned, completed = (
-        [_point(r, place) for r in records if r.number in place and r.curve and r.state == state]
+        [
+            _point(r, place)
+            for r in records
+            if r.number in place and r.curve and r.state == state
+            if shown is None or r.number in shown
+        ]
         for state in ("PRUNED", "COMPLETE")
     )
     traces = [
@@ -184,7 +225,10 @@ def slice_of(records: Sequence[TrialRecord], name: str, item: SearchRange) -> Fi
 
 
 def parallel(
-    records: Sequence[TrialRecord], space: Mapping[str, SearchRange], order: Sequence[str]
+    records: Sequence[TrialRecord],
+    space: Mapping[str, SearchRange],
+    order: Sequence[str],
+    shown: Container[int] | None = None,
 ) -> Figure | None:
     """Returns parallel coordinates of a study: a line per trial, through its values to its AUROC.
 
@@ -194,6 +238,7 @@ def parallel(
         records: The trials.
         space: What was searched.
         order: Its names from left to right.
+        shown: Numbers of the trials that get a line; default: all.
     """
     ended = _measured(records)
     if len(order) < 2 or len(ended) < 2:
@@ -208,7 +253,7 @@ def parallel(
         points: list[Point] = []
         labels: list[str | None] = []
         for column, record in enumerate(ended):
-            if wanted(record):
+            if (shown is None or record.number in shown) and wanted(record):
                 points += [*((x, axis.heights[column]) for x, axis in enumerate(axes)), GAP]
                 values = [f"{name} {short(record.params[name])}" for name in order]
                 values.append(f"AUROC {record.curve[-1].auroc:.3f}")

@@ -59,6 +59,20 @@ def publish_winner(
         storage.delete_folder(run.path)
 
 
+def kept_config(storage: Storage, run: ConfirmRecord) -> SavedConfig | None:
+    """Returns what the detector of a confirm run says of itself, ``None`` if it is not there.
+
+    Args:
+        storage: The sweep directory.
+        run: A run with the seed whose detectors are kept.
+    """
+    for folder in (model_folder(run.key), run.path):
+        saved = read_saved_config(storage, folder)
+        if _is_of(saved, run):
+            return saved
+    return None
+
+
 def _is_of(saved: SavedConfig | None, run: ConfirmRecord) -> bool:
     return (
         saved is not None

@@ -34,11 +34,12 @@ from anomtune.search.store.records import ConfirmResult, Cost, PaperScored, npz_
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """What the held-out images say: figures of each domain, and scores of the images' own."""
+    """What the held-out images say: figures of each domain; of their own, scores and types."""
 
     figures: dict[str, DomainFigures]
     scores: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int8]
+    defects: npt.NDArray[np.str_]
     examples: list[Example]
     sheet: bytes | None
 
@@ -148,6 +149,7 @@ def _evaluate(trial: OpenedDetector, held_out: TestSplit, saved: SavedConfig | N
         figures=dict(found.figures),
         scores=scores[own],
         labels=held_out.labels[own],
+        defects=np.array(held_out.defects, dtype=np.str_)[own],
         examples=[
             Example(
                 kind=kind,
@@ -226,7 +228,11 @@ def _write(
         "validation": scores[None],
     }
     if evaluation is not None:
-        arrays |= {"labels": evaluation.labels, "held_out": evaluation.scores}
+        arrays |= {
+            "labels": evaluation.labels,
+            "held_out": evaluation.scores,
+            "defects": evaluation.defects,
+        }
         if evaluation.sheet is not None:
             storage.write(f"{spec.record_path}.png", evaluation.sheet)
     if paper is not None:

@@ -332,6 +332,17 @@ class RecordStore:
         except (KeyError, TypeError, ValueError, zipfile.BadZipFile):
             return None
 
+    def read_defects(self, record: ConfirmRecord) -> npt.NDArray[np.str_] | None:
+        """Returns the defect types of the images of `read_held_out`, in their order.
+
+        ``None`` if they are not there: runs of anomtune 0.5.0 and before have not kept them.
+        """
+        arrays = _load(self.storage.read(f"{record.path}.npz"))
+        try:
+            return np.asarray(arrays["defects"], dtype=np.str_)
+        except (KeyError, TypeError, ValueError, zipfile.BadZipFile):
+            return None
+
     def read_examples(self, record: ConfirmRecord) -> bytes | None:
         """Returns the sheet of a confirm run's `ConfirmRecord.examples` as PNG, if it has one.
 

@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -285,6 +286,8 @@ def write_records(config: Sweep, root: Path) -> int:
             last = config.rungs if number % 3 == 0 else 2
             record.state = "COMPLETE" if number % 3 == 0 else "PRUNED"
             record.curve = [rung(record, step, config.rungs) for step in range(1, last + 1)]
+            ended = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=number)
+            record.cost = Cost(train_seconds=60.0 * last, finished_at=ended.isoformat())
             path = root / f"{record.path}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(record.model_dump_json(indent=1))

@@ -49,6 +49,8 @@ _METHODS = {
     "rd4ad": (2.7, 7.9, 80_600_000, 25.0),
     "recontrast": (1.5, 15.5, 154_000_000, 31.0),
 }
+#: Names that a page must not take for its own.
+DEFECTS = ("crack & <u>chip</u>", "scratch")
 _KINDS = ("missed", "typical anomaly", "found", "false alarm", "typical normal")
 
 
@@ -110,7 +112,9 @@ def write_sample_sweep(
             trial = next(record for record in records if record.number == number)
             for seed in seeds:
                 distance = _distance(trial, plans[trial.key])
-                _confirm(store, labels, trial, distance, seed, domains if held_out else None)
+                write_confirm_run(
+                    store, labels, trial, distance, seed, domains if held_out else None
+                )
     return config
 
 
@@ -175,7 +179,7 @@ def _search(
     return True
 
 
-def _confirm(
+def write_confirm_run(
     store: RecordStore,
     labels: npt.NDArray[np.int8],
     trial: TrialRecord,
@@ -183,7 +187,16 @@ def _confirm(
     seed: int,
     domains: Sequence[str] | None,
 ) -> None:
-    """Writes a confirm run: record, scores and sheet; no domains = no held-out images."""
+    """Writes a confirm run: record, scores and sheet.
+
+    Args:
+        store: The sweep directory.
+        labels: Of validation and held-out images, as many of either.
+        trial: Whose config it is.
+        distance: How far apart its scores keep the classes.
+        seed: Of the run.
+        domains: Names of shifted domains; ``None`` where nothing is held out.
+    """
     paper, distance = distance, distance * float(_strength(np.array(trial.scoring)))
     validation = _scores(trial, labels, distance, f"val{seed}")
     arrays = {"scorings": np.zeros(1, np.int64), "validation": validation[None]}
@@ -206,7 +219,7 @@ def _confirm(
             for index, domain in enumerate(domains, start=1)
         }
         record.examples = _examples(labels, scores)
-        arrays |= {"labels": labels, "held_out": scores}
+        arrays |= {"labels": labels, "held_out": scores, "defects": np.array(defects(labels))}
         if trial.scoring and trial.number == 0:
             papers = _scores(trial, labels, paper * 0.93, f"test{seed}")
             arrays["paper_held_out"] = papers
@@ -214,6 +227,11 @@ def _confirm(
         store.storage.write(f"{record.path}.png", _sheet(tuple(e.defect for e in record.examples)))
     store.storage.write(f"{record.path}.npz", npz_bytes(**arrays))
     store.write(record)
+
+
+def defects(labels: npt.NDArray[np.int8]) -> list[str]:
+    """Returns the defect type of each image; a third of the anomalous ones is scratched."""
+    return ["good" if not label else DEFECTS[index % 3 == 0] for index, label in enumerate(labels)]
 
 
 def _strength(scoring: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -290,6 +308,7 @@ def _cost(record: TrialRecord, rungs: int) -> Cost:
 
 
 def _examples(labels: npt.NDArray[np.int8], scores: npt.NDArray[np.float32]) -> list[Example]:
+    types = defects(labels)
     anomalous = sorted(np.flatnonzero(labels == 1), key=lambda index: scores[index])
     normal = sorted(np.flatnonzero(labels == 0), key=lambda index: scores[index])
     chosen = [
@@ -302,8 +321,8 @@ def _examples(labels: npt.NDArray[np.int8], scores: npt.NDArray[np.float32]) -> 
     return [
         Example(
             kind=kind,
-            key=f"test/{'crack' if labels[index] else 'good'}/{index:03d}.png",
-            defect="crack" if labels[index] else "good",
+            key=f"test/{types[index]}/{index:03d}.png",
+            defect=types[index],
             score=float(scores[index]),
         )
         for kind, index in zip(_KINDS, chosen, strict=True)

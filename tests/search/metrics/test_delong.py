@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from scipy.special import ndtr
 from scipy.stats import rankdata
 
-from anomtune.search.metrics.delong import _midranks, errors_against_first, intervals, p_values
+from anomtune.search.metrics.delong import (
+    _midranks,
+    errors_against_first,
+    foretold_intervals,
+    intervals,
+    p_values,
+)
 
 LABELS = np.r_[np.zeros(5, int), np.ones(4, int)]
 
@@ -93,3 +99,30 @@ def test_errors_against_the_first_are_those_of_other_images(spread):
     assert mean[0] == mean[2] == 0
     assert mean[1] == pytest.approx(np.std(found), rel=0.15)
     assert errors_against_first(np.array([0, 1]), np.array([[0.0, 1.0], [1.0, 0.0]])).max() == 0
+
+
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_what_more_images_would_give(n_seeds):
+    generator = np.random.default_rng(2)
+    labels = np.repeat([0, 1], [12, 30])
+    scores = labels * 1.2 + generator.normal(size=(n_seeds, 42))
+    now = intervals(labels, scores)
+    np.testing.assert_allclose(foretold_intervals(labels, scores, 12, 30), now, rtol=1e-12)
+    # Each image ten times over is no more knowledge, but it is as many images of the same scatter.
+    often = intervals(np.repeat(labels, 10), np.repeat(scores, 10, axis=1))
+    found = foretold_intervals(labels, scores, 120, 300)
+    assert found.value == now.value
+    assert found.high - found.low == pytest.approx(often.high - often.low, rel=0.06)
+    endless = foretold_intervals(labels, scores, 10**9, 10**9)
+    if n_seeds == 1:
+        assert endless.high - endless.low < 1e-3
+    else:
+        assert 0.1 < (endless.high - endless.low) / (now.high - now.low) < 1
+
+
+def test_nothing_is_foretold_where_nothing_is_known():
+    perfect = np.array([[0, 1, 2, 3, 4, 6, 7, 8, 9]], float)
+    bound = 0.025 ** (1 / 40)
+    assert foretold_intervals(LABELS, perfect, 50, 40)[1:] == pytest.approx((bound, 1))
+    one = np.array([0, 0, 0, 1])
+    assert foretold_intervals(one, np.array([[1.0, 2, 4, 3]]), 30, 30)[1:] == (0, 1)

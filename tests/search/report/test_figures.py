@@ -9,6 +9,7 @@ from anomtune.models.ranges import Choice, FloatRange
 from anomtune.search.report.accuracy_figures import pareto, roc
 from anomtune.search.report.search_figures import (
     best_so_far,
+    drawn_trials,
     history,
     importances,
     parallel,
@@ -61,6 +62,32 @@ def test_search_curves():
     assert history([]) is None
     assert history([TRIALS[5]]) is None
     assert history([TRIALS[4]]) is None
+
+
+def test_of_many_trials_the_best_are_drawn():
+    """However many there are: nobody may miss the best because a page must be small."""
+    generator = np.random.default_rng(0)
+    records = [
+        trial(n, float(value), state="COMPLETE" if n % 3 else "PRUNED", lr=0.1)
+        for n, value in enumerate(generator.uniform(0.5, 1, 4000))
+    ]
+    for record in records:  # ended in another order than they began
+        record.cost.finished_at = f"{(record.number * 7919) % 4000:04d}"
+    shown = drawn_trials(records)
+    assert 200 < len(shown) <= 300
+    completed = [record for record in records if record.state == "COMPLETE"]
+    ranked = sorted(completed, key=lambda record: -record.value)
+    assert {0, *(record.number for record in ranked[:50])} <= shown
+    for order in (lambda r: r.number, lambda r: r.cost.finished_at):
+        best = 0.0
+        for record in sorted(completed, key=order):
+            if record.value > best:
+                best = record.value
+                assert record.number in shown
+    some = by_name(history(records, shown))
+    assert len(some["completed"]["x"]) + len(some["pruned"]["x"]) == len(shown)
+    assert some["best so far"] == by_name(history(records))["best so far"]
+    assert drawn_trials(TRIALS) == set(range(6))
 
 
 def test_pruning_tells_the_trials_apart():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 import shutil
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -45,7 +48,7 @@ def sample(tmp_path_factory):
 class Structure(HTMLParser):
     """What a page consists of; complains of tags that are not closed as they were opened."""
 
-    VOID = frozenset({"meta", "link", "img", "br"})
+    VOID = frozenset({"meta", "link", "img", "br", "input"})
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -74,6 +77,11 @@ class Structure(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
     @property
+    def figures(self) -> list[str]:
+        """The JSON of each figure, unpacked."""
+        return gzip.decompress(base64.b64decode(self.scripts["figures"])).decode().split("\n")
+
+    @property
     def words(self) -> str:
         return " ".join(" ".join(self.text).split())
 
@@ -83,16 +91,26 @@ def test_the_page_has_all_its_parts(sample):
     structure = Structure(page)
     sections = [section.get("id") for section in structure.all("section")]
     assert sections == [
-        "verdict", "overview", "leaderboard", "categories", "agreement", "studies", "provenance",
+        "verdict", "gain", "overview", "leaderboard", "categories", "agreement", "studies",
+        "provenance",
     ]  # fmt: skip
-    figures = json.loads(structure.scripts["figures"])
+    figures = [f"f{index}" for index, _ in enumerate(structure.figures)]
     places = [div["data-figure"] for div in structure.all("div") if "data-figure" in div]
     assert sorted(places) == sorted(figures)
     assert len(structure.all("option")) == 2 + 4
     assert len(structure.all("img")) == 2 * 5
     assert all(image["alt"] and image["src"].startswith("data:") for image in structure.all("img"))
-    assert "NaN" not in structure.scripts["figures"]
-    for part in ("false alarm", "Shifted domains", "sha256 of the sweep", "optuna "):
+    assert all(json.loads(figure)["data"] for figure in structure.figures)
+    assert "NaN" not in "".join(structure.figures)
+    for part in (
+        "false alarm",
+        "Cost of a wrong choice",
+        "crack & <u>chip</u>",
+        "+500",
+        "Shifted domains",
+        "sha256 of the sweep",
+        "optuna ",
+    ):
         assert part in structure.words
     assert "32 of 32 trials" in structure.words
     assert "2 failed trials" in structure.words
@@ -108,12 +126,11 @@ def test_the_page_asks_for_nothing_else_and_runs_no_script_but_its_own(sample):
     policy = next(meta for meta in structure.all("meta") if "http-equiv" in meta)["content"]
     assert policy.startswith("default-src 'none'")
     assert "unsafe" not in policy.split("script-src")[1]
-    assert len(structure.all("script")) == 3
+    # Two hold packed text, one is the page's own.
+    assert [script.get("type") for script in structure.all("script")] == ["text/plain"] * 2 + [None]
     assert f"broke: {NASTY}" in structure.words
     assert "screw & <i>nut</i>" in structure.words
-    figures = json.loads(structure.scripts["figures"])
-    assert "<" not in structure.scripts["figures"]
-    labels = json.dumps(figures)
+    labels = "".join(structure.figures)
     assert "screw &amp; &lt;i&gt;nut" in labels  # plotly reads tags
     assert "<i>" not in labels
 
@@ -225,7 +242,7 @@ def test_a_browser_shows_it(sample, browser, width, scheme):
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         # So high that all of a panel is in view, and therefore drawn.
-        {"width": width, "height": 12_000, "deviceScaleFactor": 1, "mobile": width < 500},
+        {"width": width, "height": 24_000, "deviceScaleFactor": 1, "mobile": width < 500},
     )
     feature = {"name": "prefers-color-scheme", "value": scheme}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
@@ -254,4 +271,76 @@ def test_a_browser_shows_it(sample, browser, width, scheme):
     browser.execute_script("document.querySelector('[data-shows=heat-1]').click()")
     assert browser.find_element("id", "heat-1").is_displayed()
     assert not browser.find_element("id", "heat-0").is_displayed()
+    assert browser.get_log("browser") == []
+
+
+def test_a_threshold_is_moved_by_keys_and_by_cost(sample, browser):
+    from selenium.webdriver.common.keys import Keys
+
+    category = gather(*read_sweep(sample)).categories[0]
+    scores, bad = category.kept.scores, category.kept.labels == 1
+
+    def wrong(threshold: float) -> tuple[int, int]:
+        return int((scores[bad] < threshold).sum()), int((scores[~bad] >= threshold).sum())
+
+    browser.get((sample / "report.html").as_uri())
+    box = browser.find_element("css selector", "#category-0 .slider")
+    slider, ratio, rate, back = (
+        box.find_element("css selector", name)
+        for name in ("[type=range]", ".ratio", ".rate", ".back")
+    )
+
+    def shown() -> tuple[int, int]:
+        words = box.find_element("css selector", ".counts").text
+        pattern = r"misses (\d+) of 30 defects, false alarms (\d+) of 30 good"
+        return tuple(map(int, re.match(pattern, words).groups()))
+
+    assert shown() == wrong(category.kept.threshold)
+    assert "chosen on validation" in box.find_element("css selector", ".value").text
+    for key, threshold in ((Keys.HOME, -np.inf), (Keys.END, np.inf)):
+        slider.send_keys(key)
+        assert shown() == wrong(threshold)
+    slider.send_keys(Keys.LEFT)
+    assert shown() == (29, 0) != wrong(np.inf)
+    assert "misses 29 of 30" in slider.get_attribute("aria-valuetext")
+
+    # A missed defect costs as much as 50 false alarms, and 2 % of the parts are defective.
+    ratio.send_keys("50")
+    rate.send_keys("2")
+    levels = [-np.inf, *np.unique(scores) + 1e-7]
+    counts = {wrong(level) for level in levels}
+    costs = {(missed, alarms): 50 * 0.02 * missed + 0.98 * alarms for missed, alarms in counts}
+    assert costs[shown()] == min(costs.values())
+    assert "optimistic" in box.find_element("css selector", ".best").text
+    ratio.clear()
+    ratio.send_keys("0")
+    assert shown()[1] == 0
+    browser.execute_script("arguments[0].click()", back)
+    assert shown() == wrong(category.kept.threshold)
+    assert browser.get_log("browser") == []
+
+
+def test_paper_shows_every_category_and_no_switches(sample, browser):
+    browser.get((sample / "report.html").as_uri())
+    ready = "return document.getElementById('figures') === null"
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(browser, 30).until(lambda _: browser.execute_script(ready))
+    # Twice: what is drawn for paper must go back to the screen.
+    for _ in range(2):
+        content = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})["data"]
+        assert len(base64.b64decode(content)) > 50_000
+        assert browser.execute_script("return document.documentElement.className") == ""
+    assert not browser.find_element("id", "category-1").is_displayed()
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    drawn = "return document.querySelectorAll('#category-1 .main-svg').length"
+    assert browser.execute_script(drawn) > 0
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
+    hidden = browser.execute_script(
+        "return [...document.querySelectorAll('nav, .slider, .choose, .switch')]"
+        ".every(part => part.offsetParent === null)"
+    )
+    wide = "return document.querySelector('main').scrollWidth <= 680"
+    assert hidden
+    assert browser.execute_script(wide)
     assert browser.get_log("browser") == []

@@ -5,7 +5,12 @@ from __future__ import annotations
 from anomtune.datasets.splits.validation import Validation
 from anomtune.search.config import ConfirmConfig, dump_yaml
 from anomtune.search.detector.saved import CONFIG, WEIGHTS, Measured, SavedConfig
-from anomtune.search.results.winners import kept_seed, model_folder, publish_winner
+from anomtune.search.results.winners import (
+    kept_config,
+    kept_seed,
+    model_folder,
+    publish_winner,
+)
 from anomtune.search.store.records import ConfirmRecord, StudyKey
 from anomtune.search.store.storage import Storage
 from tests.search.decide.test_confirm import confirm_run, trial
@@ -71,6 +76,19 @@ class TestWinners:
         self.leave_detectors(storage, runs)
         assert self.publish(storage, runs) == b"2"
         assert self.publish(storage, runs) == b"2", "again changes nothing"
+
+    def test_its_config_is_found_before_and_after(self, tmp_path) -> None:
+        storage = Storage(tmp_path)
+        runs = self.runs(_0=0.5, _1=0.7)
+        self.leave_detectors(storage, runs)
+        first = [run for run in runs if run.seed == kept_seed(self.CONFIG)]
+        assert [kept_config(storage, run).hyperparameters for run in first] == [
+            run.params for run in first
+        ]
+        self.publish(storage, runs)
+        found = {run.number: kept_config(storage, run) for run in first}
+        assert found[0] is None, "it went"
+        assert found[1].threshold == 0.5
 
     def test_a_new_winner_takes_the_place(self, tmp_path) -> None:
         storage = Storage(tmp_path)

@@ -114,7 +114,9 @@ def test_a_run_scores_exactly_the_held_out_images(toy_data, make_spec, side) -> 
     assert 0.5 <= test.figures["accuracy"] <= 1
     assert found.shifted == {}
     assert found.cost.train_seconds >= 0
-    kept = RecordStore(Storage(spec.directory)).read_held_out(record_of(spec))
+    store = RecordStore(Storage(spec.directory))
+    kept = store.read_held_out(record_of(spec))
+    assert store.read_defects(record_of(spec)).tolist() == list(held_out.defects)
     np.testing.assert_array_equal(kept.labels, held_out.labels)
     np.testing.assert_allclose(kept.scores, scores, rtol=1e-6)
 
