@@ -124,21 +124,15 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
     with DirectoryLock(storage, partial(_note, on_event)) as lock, ExitStack() as stack:
         check_directory(storage, config)
         store = RecordStore(storage)
-        times = RunTimes(config.rungs)
-        told = _told(config, storage, lock, plans, times, on_event)
-        journal, loggers = stack.enter_context(told)
+        journal, loggers, times = stack.enter_context(_told(config, storage, lock, plans, on_event))
 
         def save(record: AnyRecord) -> None:
             journal.write(record, pool.show(record))
 
-        earlier, confirmed = store.read_all(), store.read_confirmed()
-        for records in (*earlier.values(), *confirmed.values()):
-            for record in records:
-                if record.state != "RUNNING":  # what ran when a driver was killed does not run now
-                    times.add(record)
+        confirmed = store.read_confirmed()
         hashes = {category: split.split_hash for category, split in splits.items()}
         spent = read_spent(storage)
-        pool = Pool(config, plans, hashes, earlier, save, winners=prepared.winners)
+        pool = Pool(config, plans, hashes, store.read_all(), save, winners=prepared.winners)
         if spent.search_is_over(config):
             pool.close()
         delete_other_checkpoints(storage, {record.path for record in pool.unfinished})
@@ -224,6 +218,9 @@ def _started(
     trials = {key: study.read for key, study in studies.items()}
     searched = {key: bool(study.plan.space) for key, study in studies.items()}
     progress = sweep_progress(config, trials, confirmed, searched.__getitem__, spent)
+    for record in _all_records(work.pool, confirmed):
+        if record.state != "RUNNING":  # what ran when a driver was killed does not run now
+            times.add(record)
     left = work.hours.left if work.hours.limited else None
     return SweepStarted(work.hours.slots, tuple(progress.values()), left, times)
 
@@ -243,10 +240,10 @@ def _told(
     storage: Storage,
     lock: DirectoryLock,
     plans: Mapping[StudyKey, SearchPlan],
-    times: RunTimes,
     on_event: Observer,
-) -> Iterator[tuple[Journal, Loggers]]:
-    """Opens the journal, of whose records loggers and observer are told, and the loggers."""
+) -> Iterator[tuple[Journal, Loggers, RunTimes]]:
+    """Opens the journal, and what is told of its records beside the observer."""
+    times = RunTimes(config.rungs)
 
     def tell(record: AnyRecord) -> None:
         loggers.put(record)
@@ -257,7 +254,7 @@ def _told(
         open_loggers(config, storage, partial(_note, on_event)) as loggers,
         Journal(storage, lock, plans, tell) as journal,
     ):
-        yield journal, loggers
+        yield journal, loggers, times
 
 
 def _tell(record: AnyRecord, on_event: Observer) -> None:

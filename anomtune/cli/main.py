@@ -11,7 +11,7 @@ from anomtune.cli.catalogue import audit, cache, datasets, methods
 from anomtune.cli.cluster import doctor, jobs, logs, status, stop, submit
 from anomtune.cli.detector import export, predict, train
 from anomtune.cli.reproduce import reproduce
-from anomtune.cli.results import best, leaderboard, report, tensorboard
+from anomtune.cli.results import best, leaderboard, report, tensorboard, watch
 from anomtune.cli.sweep import init, sweep
 from anomtune.cli.terminal import escape_what_cannot_be_shown, refuse
 from anomtune.errors import AnomtuneError
@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 for _command in (
-    *(init, sweep, leaderboard, best, report, tensorboard),
+    *(init, sweep, leaderboard, best, report, tensorboard, watch),
     *(train, predict, export),
     *(methods, datasets, audit, cache, reproduce),
     *(submit, jobs, status, logs, stop, doctor),

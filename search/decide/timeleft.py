@@ -89,14 +89,19 @@ class RunTimes:
         self._running = {path: one for path, one in self._running.items() if one.key != key}
         self._ended = {group: ended for group, ended in self._ended.items() if group[1] != key}
 
-    def left(self, studies: Iterable[StudyProgress], now: datetime) -> TimeLeft:
+    def left(
+        self, studies: Iterable[StudyProgress], now: datetime, since: datetime | None = None
+    ) -> TimeLeft:
         """Returns how long what the studies still owe will take.
 
         Args:
             studies: How far each is.
             now: With a time zone.
+            since: When the driver began: what its records say runs since before was interrupted.
         """
         running = list(self._running.values())  # another thread may add to them
+        if since is not None:
+            running = [record for record in running if _begun(record, now) >= since]
         lengths = [self._length(record, now) for record in running]
         usual = _Usual(self._with(running, lengths))
         work = longest = 0.0
@@ -194,7 +199,9 @@ def _inside(record: AnyRecord) -> float:
 
 def _elapsed(record: AnyRecord, now: datetime) -> float:
     """Returns how long a run has been under way; clocks of two machines may differ."""
-    if record.cost.started_at is None:
-        return 0.0
-    begun = datetime.fromisoformat(record.cost.started_at).astimezone(UTC)
-    return max(0.0, (now - begun).total_seconds())
+    return max(0.0, (now - _begun(record, now)).total_seconds())
+
+
+def _begun(record: AnyRecord, now: datetime) -> datetime:
+    started = record.cost.started_at
+    return now if started is None else datetime.fromisoformat(started).astimezone(UTC)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 
@@ -105,7 +106,7 @@ def test_a_last_long_trial_makes_the_estimate_fall_as_it_runs():
     alone = [look for look in looks if look[0] > 320]  # it alone is left, and has no rung yet
     assert len(alone) > 100
     with_rung = [look for look in alone if look[0] > 240 + 150]
-    for (_, before, _), (_, after, truth) in zip(with_rung, with_rung[1:], strict=False):
+    for (_, before, _), (_, after, truth) in pairwise(with_rung):
         assert after.seconds < before.seconds or truth < 0.02 * 1200
         assert after.seconds == pytest.approx(truth, abs=0.02 * 1200)
     without = [estimate.seconds for when, estimate, _ in alone if when < 240 + 150]
