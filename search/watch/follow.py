@@ -164,7 +164,7 @@ class SweepFollower:
         self._count()
         if state.phase == "reading":
             state.phase = "silent"
-        for category in list(self._stale):
+        for category in sorted(self._stale):
             self._rank(category)
             self._stale.discard(category)
 

@@ -88,8 +88,8 @@ def sheets(state: Followed) -> list[tuple[Json, ConfirmRecord]]:
     if state.config is None:
         return []
     found: list[tuple[Json, ConfirmRecord]] = []
-    for standings in state.standings.values():
-        for standing in standings:
+    for category in state.config.dataset.categories or ():
+        for standing in state.standings.get(category, ()):
             if standing.winner is None:
                 continue
             seed = kept_seed(state.config.confirm)

@@ -227,8 +227,9 @@ def test_a_record_that_is_deleted_and_done_again_is_counted_once(ended, tmp_path
     shutil.copy(ended / "trials/bottle/padim/00003.json", place / "trials/bottle/padim/00003.json")
     after = follow(follower)
     assert after["totals"] == before["totals"]
-    assert after["categories"][0]["studies"][1]["seconds"] == (
-        before["categories"][0]["studies"][1]["seconds"]
+    assert (
+        after["categories"][0]["studies"][1]["seconds"]
+        == (before["categories"][0]["studies"][1]["seconds"])
     )
 
 
