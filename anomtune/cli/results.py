@@ -132,7 +132,7 @@ def watch(
             soft_wrap=True,
         )
         if browser and _has_display():
-            webbrowser.open(url)
+            webbrowser.open_new_tab(url)
 
     try:
         serve(directory, port=port, ready=ready)

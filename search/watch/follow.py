@@ -45,6 +45,7 @@ class Followed:
         since: When its driver began; what ran before was interrupted.
         spent: What it has spent of its hours.
         trouble: Why the last look failed, in one line.
+        news: How often records, or what follows from them, have changed.
     """
 
     location: str
@@ -57,6 +58,7 @@ class Followed:
     since: datetime | None = None
     spent: Spent = field(default_factory=Spent)
     trouble: str | None = None
+    news: int = 0
 
     def is_running(self, record: AnyRecord) -> bool:
         """Whether a run whose record says so is under way: its driver lives and has begun it."""
@@ -188,11 +190,13 @@ class SweepFollower:
                 state.progress[key] = study_progress(
                     config, key, study.trials, runs, target=targets[key], over=over
                 )
+        state.news += 1
         self._dirty.clear()
         self._ends = closed, over
 
     def _rank(self, category: str) -> None:
         state = self.state
+        state.news += 1
         assert state.config is not None
         studies = {key: one for key, one in state.studies.items() if key.category == category}
         state.standings[category] = rank_category(

@@ -23,7 +23,7 @@ from aiohttp import web
 from anomtune.errors import StorageError
 from anomtune.search.store.records import ConfirmRecord
 from anomtune.search.watch.follow import SweepFollower
-from anomtune.search.watch.picture import picture, sheets
+from anomtune.search.watch.picture import picture, sheets, signature
 
 #: The server is reached from this machine alone.
 HOST = "127.0.0.1"
@@ -72,6 +72,7 @@ class Watch:
         self._sheets: dict[str, ConfirmRecord] = {}
         #: The picture, the same packed, and its tag.
         self._answer = (b"", b"", "")
+        self._shown: tuple[object, ...] = ()
         self._show()
 
     def app(self) -> web.Application:
@@ -94,27 +95,33 @@ class Watch:
     async def _follow(self) -> None:
         while True:
             begun = time.monotonic()
-            await asyncio.to_thread(self._look)
-            took = time.monotonic() - begun
-            await asyncio.sleep(max(_EVERY, took / _BUSY))
+            anew = await asyncio.to_thread(self._look)
+            # The first look takes long once, and says nothing of the next.
+            took = 0.0 if anew else time.monotonic() - begun
+            await asyncio.sleep(max(_EVERY, took / _BUSY - took))
             if time.monotonic() - self._asked > _ASLEEP:
                 self._awake.clear()
                 await self._awake.wait()
 
-    def _look(self) -> None:
+    def _look(self) -> bool:
+        """Looks at the directory; whether all of it was read anew."""
         shown = time.monotonic()
+        anew = False
         for state in self._follower.poll():
+            anew |= state.phase == "reading"
             if state.phase != "reading" or time.monotonic() - shown > _WHILE_READING:
                 self._show()
                 shown = time.monotonic()
         self._show()
+        return anew
 
     def _show(self) -> None:
         """Draws what is known."""
         state = self._follower.state
-        content = json.dumps(picture(state), separators=(",", ":")).encode()
-        if content == self._answer[0]:
+        if self._shown == (shown := signature(state)):
             return
+        content = json.dumps(picture(state), separators=(",", ":")).encode()
+        self._shown = shown
         self._sheets = {entry["id"]: run for entry, run in sheets(state)}
         tag = f'"{hashlib.sha256(content).hexdigest()[:24]}"'
         self._answer = content, gzip.compress(content, 5), tag

@@ -153,7 +153,7 @@ def test_the_command(run, tmp_path, monkeypatch):
 
     opened = []
     monkeypatch.setattr("anomtune.search.watch.watch", serve)
-    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("webbrowser.open_new_tab", opened.append)
     monkeypatch.setenv("DISPLAY", ":0")
     code, out, _ = run("watch", tmp_path)
     assert code == 0
