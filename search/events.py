@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from anomtune.search.decide.progress import StudyProgress
+from anomtune.search.decide.timeleft import RunTimes
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,13 @@ class SweepStarted:
         slots: How many there can be at once.
         studies: How far each study is.
         seconds: That the sweep has left; ``None``: it has no number of hours.
+        times: Knows how long runs take, and learns while they go on; ``None``: nobody does.
     """
 
     slots: int
     studies: tuple[StudyProgress, ...]
     seconds: float | None = None
+    times: RunTimes | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from anomtune.search.decide.budget import Hours
 from anomtune.search.decide.plan import SearchPlan
 from anomtune.search.decide.pool import Pool
 from anomtune.search.decide.progress import sweep_progress
+from anomtune.search.decide.timeleft import RunTimes
 from anomtune.search.decide.work import Confirmation, Work
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.events import (
@@ -123,7 +124,7 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
     with DirectoryLock(storage, partial(_note, on_event)) as lock, ExitStack() as stack:
         check_directory(storage, config)
         store = RecordStore(storage)
-        journal, loggers = stack.enter_context(_told(config, storage, lock, plans, on_event))
+        journal, loggers, times = stack.enter_context(_told(config, storage, lock, plans, on_event))
 
         def save(record: AnyRecord) -> None:
             journal.write(record, pool.show(record))
@@ -157,7 +158,7 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
                 work.hours.slots = capacity.slots
                 _write_preamble(config, store, splits, plans)
                 journal.records.drain()
-                on_event(_started(config, work, confirmed, spent))
+                on_event(_started(config, work, confirmed, spent, times))
                 try:
                     with clock.running():
                         specs = _spec_maker(config, storage, pool)
@@ -211,13 +212,17 @@ def _started(
     work: Work,
     confirmed: Mapping[StudyKey, Sequence[ConfirmRecord]],
     spent: Spent,
+    times: RunTimes,
 ) -> SweepStarted:
     studies = work.pool.studies
     trials = {key: study.read for key, study in studies.items()}
     searched = {key: bool(study.plan.space) for key, study in studies.items()}
     progress = sweep_progress(config, trials, confirmed, searched.__getitem__, spent)
+    for record in _all_records(work.pool, confirmed):
+        if record.state != "RUNNING":  # what ran when a driver was killed does not run now
+            times.add(record)
     left = work.hours.left if work.hours.limited else None
-    return SweepStarted(work.hours.slots, tuple(progress.values()), left)
+    return SweepStarted(work.hours.slots, tuple(progress.values()), left, times)
 
 
 def _tell_end(journal: Journal, on_event: Observer, key: StudyKey, owed: int) -> None:
@@ -236,18 +241,20 @@ def _told(
     lock: DirectoryLock,
     plans: Mapping[StudyKey, SearchPlan],
     on_event: Observer,
-) -> Iterator[tuple[Journal, Loggers]]:
-    """Opens the journal, of whose records loggers and observer are told, and the loggers."""
+) -> Iterator[tuple[Journal, Loggers, RunTimes]]:
+    """Opens the journal, and what is told of its records beside the observer."""
+    times = RunTimes(config.rungs)
 
     def tell(record: AnyRecord) -> None:
         loggers.put(record)
+        times.add(record)
         _tell(record, on_event)
 
     with (
         open_loggers(config, storage, partial(_note, on_event)) as loggers,
         Journal(storage, lock, plans, tell) as journal,
     ):
-        yield journal, loggers
+        yield journal, loggers, times
 
 
 def _tell(record: AnyRecord, on_event: Observer) -> None:

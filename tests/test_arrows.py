@@ -31,6 +31,7 @@ SEARCH_FLOORS = (
     ("run", "results", "events", "propose"),
     ("preparation", "journal"),
     ("sweep", "report", "reproduce"),
+    ("watch",),
 )
 #: What a room must not import, directly or through others.
 STRANGERS = {

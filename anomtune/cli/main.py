@@ -15,7 +15,7 @@ from anomtune.cli.cluster import doctor, jobs, logs, status, stop, submit
 from anomtune.cli.detector import export, predict, train
 from anomtune.cli.output import with_output
 from anomtune.cli.reproduce import reproduce
-from anomtune.cli.results import best, leaderboard, report, tensorboard
+from anomtune.cli.results import best, leaderboard, report, tensorboard, watch
 from anomtune.cli.sweep import init, sweep
 from anomtune.cli.terminal import escape_what_cannot_be_shown, refuse
 from anomtune.errors import AnomtuneError
@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 
 _COMMANDS = (
-    *(init, sweep, leaderboard, best, report, tensorboard),
+    *(init, sweep, leaderboard, best, report, tensorboard, watch),
     *(train, predict, bench, export),
     *(methods, datasets, audit, cache, reproduce),
     *(submit, jobs, status, logs, stop, doctor),

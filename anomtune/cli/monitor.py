@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from anomtune.cli.terminal import cell
 from anomtune.search.decide.progress import StudyProgress
+from anomtune.search.decide.timeleft import RunTimes
 from anomtune.search.events import (
     ConfirmEnded,
     ConfirmStarted,
@@ -41,7 +43,7 @@ class Monitor:
 
     Args:
         console: Where to; a live table on a terminal, a line now and then elsewhere.
-        clock: Seconds, for the time left.
+        clock: Seconds, for the time that is gone.
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
@@ -57,8 +59,8 @@ class Monitor:
         match event:
             case Note(text):
                 self._console.print(cell(text), style="dim")
-            case SweepStarted(slots, studies, seconds):
-                self._progress = _Shown(studies, slots, self._clock, seconds)
+            case SweepStarted(studies=studies, seconds=seconds, times=times):
+                self._progress = _Shown(studies, times, self._clock, seconds)
                 self._start(self._progress)
             case SweepEnded():
                 self.stop()
@@ -101,19 +103,18 @@ class _Shown:
     def __init__(
         self,
         studies: tuple[StudyProgress, ...],
-        slots: int,
+        times: RunTimes | None,
         clock: Callable[[], float],
         seconds: float | None = None,
     ) -> None:
         # What ran when an earlier start was killed is handed out anew.
         self._studies = {study.key: replace(study, running=0, confirming=0) for study in studies}
         self._handed_out: set[tuple[StudyKey, int]] = set()
-        self._slots = slots
+        self._times = times
         self._clock = clock
         self._began = clock()
         #: When the sweep must have ended, if it has a number of hours.
         self._end = None if seconds is None else self._began + seconds
-        self._before = self._owed()
 
     def update(self, event: Event) -> None:
         """Takes what happened to a study."""
@@ -193,11 +194,12 @@ class _Shown:
         return sum(study.owed for study in self._studies.values())
 
     def _left(self) -> str:
-        owed = self._owed()
-        done = self._before - owed
         if self._end is not None:  # how much there will be to do in it nobody knows
             return f"{duration(max(0.0, self._end - self._clock()))} left"
-        if done < self._slots:
+        if self._times is None:
+            return "time left: not known"
+        left = self._times.left(list(self._studies.values()), datetime.now(UTC))
+        if left.seconds is None:
             return "time left: not known yet"
-        each = (self._clock() - self._began) / done
-        return f"about {duration(each * owed)} left"
+        late = f", {len(left.overdue)} running longer than expected" if left.overdue else ""
+        return f"about {duration(left.seconds)} left{late}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,52 @@ def tensorboard(
         refuse(f"{logdir}: no such folder; give the directory of a sweep with trials")
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", logdir]
     raise typer.Exit(subprocess.call([*command, "--port", str(port), "--host", host]))  # noqa: S603
+
+
+def watch(
+    directory: Directory,
+    port: Annotated[int, typer.Option(help="0 = any free port.")] = 0,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
+    ] = True,
+) -> None:
+    """Show a sweep on a page of this machine while it runs, and when it has ended."""
+    import getpass
+    import socket
+    import webbrowser
+
+    if not 0 <= port < 2**16:
+        refuse(f"--port {port}: not a port; give one from 0 (any free one) to 65535")
+    from anomtune.search.watch import watch as serve
+
+    def ready(port: int) -> None:
+        url = f"http://127.0.0.1:{port}/"
+        out = console()
+        out.print(f"{url} (Ctrl-C ends it; the sweep goes on)", highlight=False, markup=False)
+        there = f"{getpass.getuser()}@{socket.gethostname()}"
+        out.print(
+            f"From another machine: ssh -L {port}:127.0.0.1:{port} {there}, then the same address",
+            style="dim",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        if browser and _has_display():
+            webbrowser.open_new_tab(url)
+
+    try:
+        serve(directory, port=port, ready=ready)
+    except OSError as error:
+        refuse(f"--port {port}: {error.strerror or error}; choose another, or 0 for a free one")
+    except KeyboardInterrupt:
+        return
+
+
+def _has_display() -> bool:
+    """Whether a browser would open a window here; else one of text would take the terminal."""
+    if sys.platform in {"win32", "darwin"}:
+        return True
+    return any(name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def _board(directory: str, category: str | None, method: str | None) -> pa.Table:

@@ -174,15 +174,24 @@ class Pool:
             for record in study.close():
                 self._save(record)
 
-    def report(self, key: StudyKey, number: int, rung: Rung) -> bool:
+    def report(self, key: StudyKey, number: int, rung: Rung, cost: Cost | None = None) -> bool:
         """Takes a trial's rung.
+
+        Args:
+            key: The study.
+            number: The trial.
+            rung: What it reports.
+            cost: What it took up to there.
 
         Returns:
             Whether the trial should go on. Trial 0 always does: it is what others are measured by.
         """
         study = self.studies[key]
         prune = study.report(number, rung)
-        self._save(study.records[number])
+        record = study.records[number]
+        if cost is not None:  # how long it will take can be told from it
+            record.cost = cost.model_copy(update={"started_at": record.cost.started_at})
+        self._save(record)
         return number == 0 or not prune
 
     def finish(

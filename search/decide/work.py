@@ -287,7 +287,7 @@ class Work:
             rung: What it reports.
             cost: What it took up to there.
         """
-        goes_on = self.pool.report(record.key, record.number, rung)
+        goes_on = self.pool.report(record.key, record.number, rung, cost)
         if not self.hours.limited:
             return goes_on
         seconds = cost.train_seconds + cost.evaluate_seconds

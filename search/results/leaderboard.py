@@ -55,12 +55,9 @@ def compile_leaderboard(
         for method in config.methods:
             key = StudyKey(category, method)
             records, runs = studies.get(key, []), confirmed.get(key, [])
-            best, winner = choose(records, runs, config.confirm)
-            default = summarise(records, runs, config.confirm).get(0) if winner else None
             held_out = counts.get(category, (None, None))
-            standings.setdefault(category, []).append(
-                Standing(config, key, records, best, winner, default, held_out)
-            )
+            standing = _standing(config, key, records, runs, held_out)
+            standings.setdefault(category, []).append(standing)
     rows = [
         row_of(columns, standing)
         for category, listed in _with_scores(store, standings).items()
@@ -69,6 +66,42 @@ def compile_leaderboard(
     return pa.Table.from_pylist(rows, schema=schema_of(columns)).replace_schema_metadata(
         _metadata(config)
     )
+
+
+def rank_category(
+    config: Sweep,
+    store: RecordStore,
+    category: str,
+    studies: Mapping[StudyKey, Sequence[TrialRecord]],
+    confirmed: Mapping[StudyKey, Sequence[ConfirmRecord]],
+) -> list[Standing]:
+    """Returns the studies of a category in order of rank, as the leaderboard has them.
+
+    Args:
+        config: The sweep.
+        store: Its directory, for the scores that tell whether studies are tied.
+        category: The category.
+        studies: Its trials, as the scoring of each study reads them.
+        confirmed: Its confirm runs.
+    """
+    keys = [StudyKey(category, method) for method in config.methods]
+    listed = [
+        _standing(config, key, studies.get(key, []), confirmed.get(key, []), (None, None))
+        for key in keys
+    ]
+    return _ranked(_with_scores(store, {category: listed})[category], store.read_labels(category))
+
+
+def _standing(
+    config: Sweep,
+    key: StudyKey,
+    records: Sequence[TrialRecord],
+    runs: Sequence[ConfirmRecord],
+    held_out: tuple[int | None, int | None],
+) -> Standing:
+    best, winner = choose(records, runs, config.confirm)
+    default = summarise(records, runs, config.confirm).get(0) if winner else None
+    return Standing(config, key, records, best, winner, default, held_out)
 
 
 def compile_trials(config: Sweep, records: Iterable[TrialRecord]) -> pa.Table:

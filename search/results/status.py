@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from statistics import mean
 
 from anomtune.errors import SweepError
 from anomtune.search.config import MethodConfig, Sweep
 from anomtune.search.decide.plan import plan_search
 from anomtune.search.decide.progress import StudyProgress, sweep_progress
 from anomtune.search.decide.scoring import read_studies
+from anomtune.search.decide.timeleft import RunTimes
 from anomtune.search.results.duration import duration
-from anomtune.search.store.records import (
-    AnyRecord,
-    ConfirmRecord,
-    RecordStore,
-    StudyKey,
-    TrialRecord,
-)
+from anomtune.search.store.records import AnyRecord, RecordStore
 from anomtune.search.store.spent import Spent, read_spent
 
 
@@ -31,14 +25,16 @@ class SweepStatus:
         name: Of the sweep.
         studies: In the order of the sweep file.
         seconds_left: Estimate if as many runs go on at once as are under way now; ``None`` if
-            none is, or none has ended yet. 0 = nothing is left.
+            none is, or how long one takes is not known yet. 0 = nothing is left.
         idle: Seconds since a run last ended; ``None`` if none has.
+        overdue: Runs that take longer than was expected, by path of their records.
     """
 
     name: str
     studies: tuple[StudyProgress, ...]
     seconds_left: float | None
     idle: float | None
+    overdue: tuple[str, ...] = ()
 
 
 def sweep_status(config: Sweep, store: RecordStore, now: datetime) -> SweepStatus:
@@ -53,18 +49,28 @@ def sweep_status(config: Sweep, store: RecordStore, now: datetime) -> SweepStatu
         SweepError: If a record cannot be understood.
     """
     trials, runs = read_studies(store), store.read_confirmed()
-    searched = {name: _is_searched(config, name, method) for name, method in config.methods.items()}
+    searched = searched_methods(config)
     spent = read_spent(store.storage)
     progress = sweep_progress(config, trials, runs, lambda key: searched[key.method], spent)
     studies = tuple(progress.values())
     records = [*_flat(trials.values()), *_flat(runs.values())]
+    times = RunTimes(config.rungs)
+    for record in records:
+        times.add(record)
+    left = times.left(studies, now)
     ended = [_time(record.cost.finished_at) for record in records if record.cost.finished_at]
     return SweepStatus(
         name=config.name,
         studies=studies,
-        seconds_left=_within(config, spent, _seconds_left(studies, trials, runs)),
+        seconds_left=within_hours(config, spent, left.seconds),
         idle=(now - max(ended)).total_seconds() if ended else None,
+        overdue=left.overdue,
     )
+
+
+def searched_methods(config: Sweep) -> dict[str, bool]:
+    """Returns of each method whether it has hyperparameters to search."""
+    return {name: _is_searched(config, name, method) for name, method in config.methods.items()}
 
 
 def _is_searched(config: Sweep, name: str, method: MethodConfig) -> bool:
@@ -74,50 +80,12 @@ def _is_searched(config: Sweep, name: str, method: MethodConfig) -> bool:
         return True
 
 
-def _within(config: Sweep, spent: Spent, seconds: float | None) -> float | None:
+def within_hours(config: Sweep, spent: Spent, seconds: float | None) -> float | None:
     """Returns an estimate of what is left, at most what the sweep has left of its hours."""
     if config.budget is None or config.budget.hours is None or seconds == 0:
         return seconds
     left = max(0.1, 3600 * config.budget.hours - spent.seconds)
     return left if seconds is None else min(left, seconds)
-
-
-def _seconds_left(
-    studies: Iterable[StudyProgress],
-    trials: dict[StudyKey, list[TrialRecord]],
-    runs: dict[StudyKey, list[ConfirmRecord]],
-) -> float | None:
-    usual_trial, usual_run = _usual(_flat(trials.values())), _usual(_flat(runs.values()))
-    left, at_once = 0.0, 0
-    known = True
-    for study in studies:
-        at_once += study.running + study.confirming
-        for number, own, usual in (
-            (study.target - study.ended, _usual(trials.get(study.key, [])), usual_trial),
-            (
-                study.confirm_target - study.confirmed,
-                _usual(runs.get(study.key, [])),
-                usual_run or usual_trial,
-            ),
-        ):
-            each = own or usual
-            known &= number <= 0 or each is not None
-            left += max(number, 0) * (each or 0)
-    if known and left == 0:
-        return 0.0
-    return left / at_once if known and at_once else None
-
-
-def _usual(records: Iterable[AnyRecord]) -> float | None:
-    """Returns how many seconds a run takes on average; failures say nothing about that."""
-    seconds = [
-        (_time(record.cost.finished_at) - _time(record.cost.started_at)).total_seconds()
-        for record in records
-        if record.state in {"COMPLETE", "PRUNED"}
-        and record.cost.finished_at
-        and record.cost.started_at
-    ]
-    return mean(seconds) if seconds else None
 
 
 def _time(text: str) -> datetime:
@@ -144,6 +112,8 @@ def status_line(status: SweepStatus) -> str:
         parts.append("finished")
     elif status.seconds_left is not None:
         parts.append(f"about {duration(status.seconds_left)} left")
+    if status.overdue and status.seconds_left:
+        parts.append(f"{len(status.overdue)} running longer than expected")
     if status.idle is not None:
         parts.append(f"last result {duration(max(status.idle, 0))} ago")
     return ", ".join(parts)

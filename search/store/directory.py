@@ -20,7 +20,8 @@ from anomtune.search.yaml_text import dump_yaml, read_yaml
 #: Version 0.1 wrote none.
 FORMAT = 5
 
-_NAME = "sweep.yaml"
+#: The file with the config.
+SWEEP_FILE = "sweep.yaml"
 
 
 def write_config(storage: Storage, config: Sweep) -> None:
@@ -30,7 +31,7 @@ def write_config(storage: Storage, config: Sweep) -> None:
         StorageError: If the storage refuses.
     """
     made_by = {MADE_BY: {"anomtune": version("anomtune"), "format": FORMAT}}
-    storage.write(_NAME, (dump_yaml(made_by) + config.to_yaml()).encode(), durable=True)
+    storage.write(SWEEP_FILE, (dump_yaml(made_by) + config.to_yaml()).encode(), durable=True)
 
 
 def read_config(storage: Storage) -> Sweep | None:
@@ -40,10 +41,10 @@ def read_config(storage: Storage) -> Sweep | None:
         SweepError: If another version made it, or it cannot be understood.
         StorageError: If it cannot be read.
     """
-    content = storage.read(_NAME)
+    content = storage.read(SWEEP_FILE)
     if content is None:
         return None
-    location = f"{storage.location}/{_NAME}"
+    location = f"{storage.location}/{SWEEP_FILE}"
     try:
         data = read_yaml(content.decode(), location)
     except UnicodeDecodeError:
@@ -70,7 +71,7 @@ def read_sweep(directory: str | os.PathLike[str]) -> tuple[Sweep, RecordStore]:
     storage = Storage(directory)
     config = read_config(storage)
     if config is None:
-        raise SweepError(f"{directory}: no {_NAME} there; give the directory of a sweep")
+        raise SweepError(f"{directory}: no {SWEEP_FILE} there; give the directory of a sweep")
     return config, RecordStore(storage)
 
 

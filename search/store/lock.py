@@ -18,6 +18,8 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -224,8 +226,68 @@ class _Lease:
                 self._storage.write(_MARK, json.dumps(_who()).encode())
 
 
+@dataclass(frozen=True)
+class Owner:
+    """Who runs a sweep directory, as far as a reader can tell.
+
+    Attributes:
+        alive: Whether its owner lives; ``None`` if that cannot be told from here.
+        since: When it became the owner, UTC, ISO 8601; ``None`` if not known.
+    """
+
+    alive: bool | None
+    since: str | None = None
+
+
+class OwnerWatch:
+    """Tells whether a sweep directory has a live owner. It writes nothing and takes no lock.
+
+    Args:
+        storage: The directory.
+        clock: Seconds.
+    """
+
+    def __init__(self, storage: Storage, clock: Callable[[], float] = time.monotonic) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._seen: dict[str, Any] = {}
+        self._changed = clock()
+        self._beats = False
+
+    def look(self) -> Owner:
+        """Returns what the mark of the owner says now, and how it has changed since last time.
+
+        Raises:
+            StorageError: If it cannot be read.
+        """
+        mark, before = _read_mark(self._storage), self._seen
+        since = mark.get("since")
+        return Owner(self._is_alive(mark, before), since if isinstance(since, str) else None)
+
+    def _is_alive(self, mark: dict[str, Any], before: dict[str, Any]) -> bool | None:
+        self._seen = mark
+        if not mark or _is_dead(mark):
+            return False
+        if "token" not in mark:  # its owner holds the kernel's lock, or has let go of a mark
+            if self._storage.local_root is None:
+                return False
+            known = mark.get("machine")
+            return True if known is not None and known == _machine() else None
+        if mark != before:
+            self._changed, self._beats = self._clock(), bool(before)
+            return True if self._beats else None
+        if self._clock() - self._changed > _PATIENCE:
+            return False
+        return True if self._beats else None
+
+
 def _who() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "machine": _machine()}
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "machine": _machine(),
+        "since": datetime.now(UTC).isoformat(timespec="milliseconds"),
+    }
 
 
 def _machine() -> str | None:

@@ -290,21 +290,35 @@ class RecordStore:
         for path, content in zip(paths, self.storage.read_many(paths), strict=True):
             if not content:  # the machine lost power while the trial ran: it is run again
                 continue
-            try:
-                record = kind.model_validate_json(content)
-            except ValidationError as error:
-                reason = error.errors()[0]["msg"]
-                raise SweepError(
-                    f"{self.storage.location}/{path}: not a trial record ({reason}); "
-                    f"delete the file to run that trial again"
-                ) from None
-            if path != f"{record.path}.json":
-                raise SweepError(
-                    f"{self.storage.location}/{path}: holds the record of {record.path}; "
-                    f"move it back, or delete the file to run that trial again"
-                )
+            record = self.parse(path, content, kind)
             studies[record.key].append(record)
         return dict(studies)
+
+    def parse(self, path: str, content: bytes, kind: type[R]) -> R:
+        """Returns the record that a file holds.
+
+        Args:
+            path: Of the file, from the root.
+            content: Of the file.
+            kind: What it should hold.
+
+        Raises:
+            SweepError: If it holds no record, or another's.
+        """
+        try:
+            record = kind.model_validate_json(content)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise SweepError(
+                f"{self.storage.location}/{path}: not a trial record ({reason}); "
+                f"delete the file to run that trial again"
+            ) from None
+        if path != f"{record.path}.json":
+            raise SweepError(
+                f"{self.storage.location}/{path}: holds the record of {record.path}; "
+                f"move it back, or delete the file to run that trial again"
+            )
+        return record
 
     def read_scores(self, records: Sequence[AnyRecord]) -> list[npt.NDArray[np.float32] | None]:
         """Returns the validation scores of completed runs, in the order of the split.

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: Files that are read at the same time from an object store, where each waits for the network.
 _STREAMS = 32
 
+#: Tells a file, or a folder, from what it was before.
+Stamp = tuple[int, ...]
+
 
 class Storage:
     """Reads and atomically replaces small files below a root.
@@ -163,6 +166,53 @@ class Storage:
         return sorted(
             info.path[prefix:] for info in found if info.is_file and _is(info.base_name, suffix)
         )
+
+    def stamps(self, path: str, suffix: str) -> dict[str, Stamp]:
+        """Returns what `list` does, each file with a stamp that another content would not have.
+
+        No file is opened.
+
+        Raises:
+            StorageError: If the storage refuses.
+        """
+        try:
+            if (local := self._local(path)) is not None:
+                names = _walk(local, path, suffix)
+                return {name: one for name in names if (one := self._stamp(name)) is not None}
+            selector = fs.FileSelector(self._full(path), allow_not_found=True, recursive=True)
+            found = self._fs.get_file_info(selector)
+        except OSError as error:
+            raise self._unusable("list", path, error) from error
+        prefix = len(self._root) + 1
+        return {
+            info.path[prefix:]: (info.mtime_ns or 0, info.size)
+            for info in found
+            if info.is_file and _is(info.base_name, suffix)
+        }
+
+    def folder_stamp(self, path: str) -> Stamp | None:
+        """Returns what changes when a file of a folder appears, goes or is replaced.
+
+        Changes within one tick of the clock have one stamp. ``None`` on an object store, which has
+        no folders, and where there is none.
+
+        Raises:
+            StorageError: If the storage refuses.
+        """
+        try:
+            return self._stamp(path)
+        except OSError as error:
+            raise self._unusable("look at", path, error) from error
+
+    def _stamp(self, path: str) -> Stamp | None:
+        local = self._local(path)
+        if local is None:
+            return None
+        try:
+            found = local.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
 
     def move_folder(self, source: str, target: str) -> None:
         """Puts a folder in the place of another, if it is there.

@@ -28,7 +28,7 @@ def studies(count: int) -> tuple[StudyProgress, ...]:
 @pytest.mark.parametrize("height", [10, 40])
 def test_the_progress_table_fits_the_terminal(height):
     ticks = iter(range(0, 10_000, 10))
-    progress = _Shown(studies(20), 2, lambda: next(ticks))
+    progress = _Shown(studies(20), None, lambda: next(ticks))
     for number in range(3):
         progress.update(TrialStarted("category-0", "toy", number))
     progress.update(TrialEnded("category-0", "toy", 2, "FAIL", error="x"))
@@ -43,7 +43,7 @@ def test_the_progress_table_fits_the_terminal(height):
 
 def test_of_some_hours_it_says_what_is_left_and_not_how_many_trials_there_will_be():
     now = [0.0]
-    progress = _Shown(studies(2), 2, lambda: now[0], 3600.0)
+    progress = _Shown(studies(2), None, lambda: now[0], 3600.0)
     for number in range(3):
         progress.update(TrialStarted("category-0", "toy", number))
         progress.update(TrialEnded("category-0", "toy", number, "COMPLETE", auroc=0.9))
@@ -56,7 +56,7 @@ def test_of_some_hours_it_says_what_is_left_and_not_how_many_trials_there_will_b
 
 
 def test_a_trial_of_an_earlier_start_that_is_given_up_was_not_running():
-    progress = _Shown(studies(1), 2, lambda: 0.0)
+    progress = _Shown(studies(1), None, lambda: 0.0)
     progress.update(TrialStarted("category-0", "toy", 1))
     progress.update(TrialEnded("category-0", "toy", 0, "PRUNED", error="x"))
     assert "1/4 trials, 1 running, 1 pruned" in progress.line()

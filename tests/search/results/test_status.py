@@ -102,8 +102,8 @@ def test_the_time_left_is_that_of_the_trials_left_over_those_that_run(sweep):
     running = sweep(trials=7)
     for number in range(3):
         running.trial(number, "COMPLETE", seconds=60, ago=120)
-    running.trial(3, "RUNNING")
-    running.trial(4, "RUNNING")
+    running.trial(3, "RUNNING", seconds=0)
+    running.trial(4, "RUNNING", seconds=0)
     assert running.status().seconds_left == 4 * 60 / 2
     assert "about 2 min 00 s left, last result 2 min 00 s ago" in status_line(running.status())
 
@@ -112,17 +112,27 @@ def test_failures_do_not_shorten_the_time_left(sweep):
     running = sweep(trials=4)
     running.trial(0, "COMPLETE", seconds=100)
     running.trial(1, "FAIL", seconds=1)
-    running.trial(2, "RUNNING")
+    running.trial(2, "RUNNING", seconds=0)
     assert running.status().seconds_left == 200
+
+
+def test_a_last_long_trial_has_less_left_the_longer_it_runs(sweep):
+    running = sweep(trials=2)
+    running.trial(0, "COMPLETE", seconds=100)
+    running.trial(1, "RUNNING", seconds=30)
+    assert running.status().seconds_left == 70
+    running.trial(1, "RUNNING", seconds=300)
+    assert running.status().seconds_left == 2
+    assert "about 2 s left, 1 running longer than expected" in status_line(running.status())
 
 
 def test_each_study_has_its_own_pace(sweep):
     running = sweep(("a", "b"), trials=2)
     running.trial(0, "COMPLETE", seconds=10)
     running.trial(0, "COMPLETE", seconds=1000, category="b")
-    running.trial(1, "RUNNING")
-    running.trial(1, "RUNNING", category="b")
-    assert running.status().seconds_left == (10 + 1000) / 2
+    running.trial(1, "RUNNING", seconds=0)
+    running.trial(1, "RUNNING", seconds=0, category="b")
+    assert running.status().seconds_left == 1000  # both run: the longer one holds it up
 
 
 def test_a_sweep_that_nobody_runs_has_no_time_left_to_tell(sweep):

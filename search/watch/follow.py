@@ -1,0 +1,226 @@
+"""Follows a sweep directory: reads what is new in it, and keeps what a picture of it needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+from anomtune.errors import AnomtuneError, SweepError
+from anomtune.search.config import Sweep
+from anomtune.search.decide.budget import trial_targets
+from anomtune.search.decide.progress import StudyProgress, study_progress
+from anomtune.search.decide.timeleft import RunTimes, TimeLeft
+from anomtune.search.results.columns import Standing
+from anomtune.search.results.leaderboard import rank_category
+from anomtune.search.results.status import searched_methods, within_hours
+from anomtune.search.store.changes import RecordChanges
+from anomtune.search.store.directory import SWEEP_FILE, read_config
+from anomtune.search.store.lock import Owner, OwnerWatch
+from anomtune.search.store.records import AnyRecord, RecordStore, StudyKey
+from anomtune.search.store.spent import Spent, read_spent
+from anomtune.search.store.storage import Storage
+from anomtune.search.watch.study import FollowedStudy, Neighbours
+
+#: ``waiting`` for a sweep to begin, ``reading`` what there is, ``running``, ``silent`` (whether it
+#: runs cannot be told from here), ``stopped`` before its end, ``finished``, ``gone`` (the directory
+#: is not there any more).
+Phase = Literal["waiting", "reading", "running", "silent", "stopped", "finished", "gone"]
+
+
+@dataclass
+class Followed:
+    """A sweep as far as it has been read.
+
+    Attributes:
+        location: Its directory, as it was given.
+        phase: Where it is.
+        config: What was asked for; ``None`` before it begins.
+        studies: What is known of each study.
+        progress: How far each is.
+        standings: The studies of each category, in order of rank.
+        left: How long it will take.
+        since: When its driver began; what ran before was interrupted.
+        spent: What it has spent of its hours.
+        trouble: Why the last look failed, in one line.
+        news: How often records, or what follows from them, have changed.
+    """
+
+    location: str
+    phase: Phase = "waiting"
+    config: Sweep | None = None
+    studies: dict[StudyKey, FollowedStudy] = field(default_factory=dict)
+    progress: dict[StudyKey, StudyProgress] = field(default_factory=dict)
+    standings: dict[str, list[Standing]] = field(default_factory=dict)
+    left: TimeLeft = field(default_factory=lambda: TimeLeft(None))
+    since: datetime | None = None
+    spent: Spent = field(default_factory=Spent)
+    trouble: str | None = None
+    news: int = 0
+
+    def is_running(self, record: AnyRecord) -> bool:
+        """Whether a run whose record says so is under way: its driver lives and has begun it."""
+        if self.phase in {"stopped", "finished", "gone"}:
+            return False
+        started = record.cost.started_at
+        return self.since is None or (
+            started is not None and datetime.fromisoformat(started) >= self.since
+        )
+
+
+class SweepFollower:
+    """Follows a sweep directory that others write. It writes nothing.
+
+    Args:
+        directory: Local path or pyarrow filesystem URI; the sweep may not have begun.
+
+    Raises:
+        SweepError: If there is no sweep, and none is about to begin, or another version made it.
+        StorageError: If the directory cannot be read.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.store = RecordStore(Storage(directory))
+        self._storage = self.store.storage
+        self.state = Followed(self._storage.location)
+        self._owner = OwnerWatch(self._storage)
+        self._raw: bytes | None = None
+        self._begin(None)
+        if read_config(self._storage) is None and self._owner.look() == Owner(alive=False):
+            raise SweepError(f"{directory}: no {SWEEP_FILE} there; give the directory of a sweep")
+
+    def poll(self, now: datetime | None = None) -> Iterator[Followed]:
+        """Looks at what is new; yields what is known again and again while much is read.
+
+        Nothing that is wrong with the directory ends it: what is known stays, with the trouble.
+
+        Args:
+            now: With a time zone.
+        """
+        now = now or datetime.now(UTC)
+        try:
+            owner = self._owner.look()
+            if self._find_config():
+                yield from self._read()
+            self._conclude(owner, now)
+            self.state.trouble = None
+        except AnomtuneError as error:
+            self.state.trouble = str(error)
+        yield self.state
+
+    def _begin(self, config: Sweep | None) -> None:
+        """Forgets all, to follow a sweep."""
+        self.state = Followed(self._storage.location, config=config)
+        self._changes = RecordChanges(self.store)
+        self._near = Neighbours()
+        self._dirty: set[StudyKey] = set()
+        self._stale: set[str] = set()
+        #: Whether there was no more time to search, and to confirm.
+        self._ends = False, False
+        if config is None:
+            return
+        self._times = RunTimes(config.rungs)
+        self._searched = searched_methods(config)
+        self.state.studies = {
+            key: FollowedStudy(key, self._times)
+            for category in config.dataset.categories or ()
+            for key in (StudyKey(category, method) for method in config.methods)
+        }
+        self._dirty = set(self.state.studies)
+        self.state.phase = "reading"
+
+    def _find_config(self) -> bool:
+        """Reads the sweep file if it has changed; whether there is one."""
+        raw = self._storage.read(SWEEP_FILE)
+        if raw is None:
+            self.state.phase = "waiting" if self.state.config is None else "gone"
+            return False
+        if raw != self._raw:
+            config = read_config(self._storage)
+            if config != self.state.config:
+                self._begin(config)
+            self._raw = raw
+        elif self.state.phase == "gone":
+            self.state.phase = "silent"
+        return True
+
+    def _read(self) -> Iterator[Followed]:
+        state = self.state
+        again = set()
+        for changes in self._changes.poll(state.studies):
+            study = state.studies[changes.key]
+            self._dirty.add(changes.key)
+            self._stale.add(changes.key.category)
+            if not study.take(changes, self.store, self._near):
+                again.add(changes.key)
+            if state.phase == "reading":
+                self._count()
+                yield state
+        for key in again:
+            self._changes.again(key)
+        if again:
+            yield from self._read()
+            return
+        self._count()
+        if state.phase == "reading":
+            state.phase = "silent"
+        for category in sorted(self._stale):
+            self._rank(category)
+            self._stale.discard(category)
+
+    def _count(self) -> None:
+        """Counts anew what has changed."""
+        state = self.state
+        assert state.config is not None
+        config = state.config
+        if config.budget is not None and config.budget.hours is not None:
+            state.spent = read_spent(self._storage)
+        closed, over = state.spent.search_is_over(config), state.spent.confirm_is_over(config)
+        if not self._dirty and self._ends == (closed, over):
+            return
+        known = {key: len(study.trials) for key, study in state.studies.items()}
+        targets = trial_targets(config, known, lambda k: self._searched[k.method], closed=closed)
+        for key, study in state.studies.items():
+            before = state.progress.get(key)
+            ends = before is None or before.target != targets[key] or self._ends[1] != over
+            if ends or key in self._dirty:
+                runs = study.confirm_runs
+                state.progress[key] = study_progress(
+                    config, key, study.trials, runs, target=targets[key], over=over
+                )
+        state.news += 1
+        self._dirty.clear()
+        self._ends = closed, over
+
+    def _rank(self, category: str) -> None:
+        state = self.state
+        state.news += 1
+        assert state.config is not None
+        studies = {key: one for key, one in state.studies.items() if key.category == category}
+        state.standings[category] = rank_category(
+            state.config,
+            self.store,
+            category,
+            {key: one.trials for key, one in studies.items()},
+            {key: one.confirm_runs for key, one in studies.items()},
+        )
+
+    def _conclude(self, owner: Owner, now: datetime) -> None:
+        """Says where the sweep is, and how long it will take."""
+        state = self.state
+        state.since = None if owner.since is None else datetime.fromisoformat(owner.since)
+        if state.config is None or state.phase == "gone":
+            return
+        if all(study.owed == 0 for study in state.progress.values()):
+            state.phase = "finished"
+        elif owner.alive is None:
+            state.phase = "silent"
+        else:
+            state.phase = "running" if owner.alive else "stopped"
+        state.left = TimeLeft(None)
+        if state.phase in {"running", "silent"}:
+            left = self._times.left(state.progress.values(), now, state.since)
+            seconds = within_hours(state.config, state.spent, left.seconds)
+            state.left = TimeLeft(seconds, left.overdue)
