@@ -22,7 +22,7 @@ from tests.search.toy_models import toy_config
 def short_list() -> list[str]:
     """Returns the lines of the small install as the documentation has them."""
     page = (PROJECT / "docs/deploy.md").read_text("utf-8")
-    found = re.search(r"```\n(torch>=.*?)```", page, re.DOTALL)
+    found = re.search(r"```text\n(torch>=.*?)```", page, re.DOTALL)
     assert found is not None
     return found[1].split()
 
