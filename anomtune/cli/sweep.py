@@ -183,7 +183,22 @@ def _complain(unusable: Sequence[str], failed: Sequence[Text], where: str) -> No
 def _say_what_next(result: SweepResult, where: str) -> None:
     if is_quiet():
         return
+    from rich.text import Text
+
+    from anomtune.search.report.conclusion import conclude
+    from anomtune.search.report.evidence import gather
+    from anomtune.search.store.directory import read_sweep
+
     out, place = console(), shlex.quote(where)
+    conclusion = conclude(gather(*read_sweep(where)))
+    if conclusion is not None:
+        out.print()
+        for title, sentence in (
+            ("Found", conclusion.found),
+            ("How sure", conclusion.sure),
+            ("Next", conclusion.next),
+        ):
+            out.print(Text.assemble((f"{title}: ", "bold"), cell(sentence)))
     commands = [
         (f"anomtune report {place}", "the decision in one page"),
         (f"anomtune leaderboard {place} --format csv", "every column"),
@@ -193,6 +208,6 @@ def _say_what_next(result: SweepResult, where: str) -> None:
     if usable:
         chosen = f"anomtune best {place} --category {shlex.quote(usable[0]['category'])}"
         commands.insert(0, (chosen, "the chosen config as YAML"))
-    out.print("\nNext:")
+    out.print()
     for command, purpose in commands:
         out.print(cell(f"  {command}  # {purpose}"), soft_wrap=True)

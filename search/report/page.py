@@ -22,6 +22,7 @@ from plotly.offline import get_plotlyjs
 
 from anomtune.search.report.accuracy_figures import Config, agreement
 from anomtune.search.report.answer import answer
+from anomtune.search.report.conclusion import conclude
 from anomtune.search.report.evidence import Evidence, gather
 from anomtune.search.report.gains import gains, gains_in_words
 from anomtune.search.report.overview import (
@@ -36,7 +37,7 @@ from anomtune.search.report.overview import (
 from anomtune.search.report.panels import Figures, category_panel, study_panel
 from anomtune.search.report.search_figures import HIGHEST
 from anomtune.search.report.traces import palette
-from anomtune.search.report.verdict import is_finished, summarise_verdicts
+from anomtune.search.report.verdict import is_finished
 from anomtune.search.results.optuna_export import rebuild_studies
 from anomtune.search.store.directory import read_sweep
 from anomtune.search.store.records import StudyKey
@@ -99,7 +100,7 @@ def render(evidence: Evidence) -> str:
     template = _environment().get_template("page.html.jinja")
     return template.render(
         evidence=evidence,
-        summary=summarise_verdicts([category.verdict for category in evidence.categories]),
+        conclusion=conclude(evidence),
         answers=answers,
         gains=found_gains,
         gains_in_words=gains_in_words(found_gains),

@@ -6,7 +6,6 @@ as to name a winner.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -81,30 +80,6 @@ def judge(
         sentences=tuple(sentence for sentence, _ in findings),
         marks=tuple(mark for _, mark in findings if mark is not None),
     )
-
-
-def summarise_verdicts(verdicts: Sequence[Verdict]) -> list[str]:
-    """Returns what all categories say together, in a few sentences."""
-    decided = [verdict for verdict in verdicts if verdict.method is not None]
-    if len(verdicts) < 2 or not decided:
-        return []  # The verdict itself says it all.
-    wins = Counter(verdict.method for verdict in decided).most_common()
-    listed = _join([f"{method} in {count}" for method, count in wins])
-    sentences = [f"Ranked first, of {len(decided)} categories with a result: {listed}."]
-    undecided = sum(bool(verdict.tied) for verdict in decided)
-    if undecided:
-        where = "all" if undecided == len(decided) else str(undecided)
-        sentences.append(
-            f"In {where} of them the images cannot tell the first from at least one other method: "
-            "there the cheaper one is as fair a choice."
-        )
-    flattered = sum(NOT_BETTER in verdict.marks for verdict in decided)
-    if flattered:
-        sentences.append(
-            f"In {flattered} of them the search did not improve on the paper's own config, as the "
-            "held-out images have it."
-        )
-    return sentences
 
 
 def _nothing_completed(rows: Sequence[Row], *, finished: bool) -> Finding:

@@ -9,11 +9,8 @@ from anomtune.search.report.search_figures import (
     short,
 )
 from anomtune.search.report.verdict import (
-    Mark,
-    Verdict,
     judge,
     milliseconds,
-    summarise_verdicts,
 )
 from anomtune.search.results.columns import leaderboard_columns
 from anomtune.search.results.figures import signed
@@ -172,21 +169,6 @@ def test_failures_and_what_is_not_finished():
     assert "no completed trial yet" in " ".join(mark.text for mark in started.marks)
     assert "0 of 12 trials done" in " ".join(started.sentences)
     assert "5 of 6 confirm runs done" in said([row()], progress(confirmed=5))
-
-
-def test_the_summary_counts_categories():
-    def verdict(method, tied=(), marks=()):
-        return Verdict("plate", method, tied, (), marks)
-
-    better = Mark("caution", "not better than the paper's config")
-    found = summarise_verdicts(
-        [verdict("a", ("b",)), verdict("a", marks=(better,)), verdict("b"), verdict(None)]
-    )
-    assert "of 3 categories with a result: a in 2, b in 1" in found[0]
-    assert found[1].startswith("In 1 of them the images cannot tell")
-    assert found[2].startswith("In 1 of them the search did not improve")
-    assert summarise_verdicts([verdict("a")]) == []
-    assert summarise_verdicts([verdict(None), verdict(None)]) == []
 
 
 def test_numbers_in_words():
