@@ -123,12 +123,12 @@ def _next(evidence: Evidence, decided: Sequence[CategoryEvidence]) -> str:
         if not evidence.config.confirm.top:
             return "Set confirm.top to 1 or more and run the same command again."
         return "Add test images of both kinds, so that some are held out."
-    use = "set each threshold in the report by what a missed defect costs"
+    use = "set each threshold by what a missed defect costs"
     if now > _WIDE:
         each = " of each category" if len(decided) > 1 else ""
         return (
             f"To be surer label more images: 100 more{each} make the intervals {then:.2f} wide "
-            f"instead of {now:.2f}; to go on with these detectors {use}."
+            f"instead of {now:.2f}; to go on with these detectors, {use}."
         )
     return f"The detectors are in models/: {use}."
 

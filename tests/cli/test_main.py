@@ -244,6 +244,12 @@ class TestOnAFinishedSweep:
         for row in rows:
             if row["event"] == "leader":
                 assert row["auroc"] > best[row["category"]]
+        # For people it ends with three sentences, also where nothing was left to do.
+        out = run("sweep", path, "--dir", copy)[1]
+        found, sure, then = (out.index(f"\n{title}: ") for title in ("Found", "How sure", "Next"))
+        assert found < sure < then
+        assert "First in 2 categories: toy in 2;" in out
+        assert "Found: " not in run("sweep", path, "--dir", copy, "--quiet")[1]
 
     def test_best_is_a_config_that_can_be_read_again(self, run, directory):
         assert "say which; there is plate, ring" in run("best", directory)[2]
