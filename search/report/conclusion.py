@@ -67,7 +67,8 @@ def _found(decided: Sequence[CategoryEvidence], total: int) -> str:
         return f"{sentence}."
     gain = mean(chosen - paper for chosen, paper in both)
     paper = mean(paper for _, paper in both)
-    return f"{sentence}, {signed(gain)} over the papers' own configs ({figure(paper)})."
+    than = "the paper's own config" if len(decided) == 1 else "the papers' own configs"
+    return f"{sentence}, {signed(gain)} over {than} ({figure(paper)})."
 
 
 def _values(values: Sequence[float]) -> str:
@@ -87,8 +88,11 @@ def _sure(decided: Sequence[CategoryEvidence]) -> str:
             "the configs, and flatter them."
         )
     many = len(decided) > 1
-    average = " on average" if len(widths) > 1 else ""
-    parts = [f"95 % intervals of these figures are {mean(widths):.2f} wide{average}"]
+    wide = f"{mean(widths):.2f} wide"
+    if len(widths) == 1:
+        parts = [f"The 95 % interval of this figure is {wide}"]
+    else:
+        parts = [f"95 % intervals of these figures are {wide} on average"]
     tied = sum(bool(category.verdict.tied) for category in decided)
     if tied:
         where = f"in {tied} of {len(decided)} " if many else ""
@@ -123,14 +127,15 @@ def _next(evidence: Evidence, decided: Sequence[CategoryEvidence]) -> str:
         if not evidence.config.confirm.top:
             return "Set confirm.top to 1 or more and run the same command again."
         return "Add test images of both kinds, so that some are held out."
-    use = "set each threshold by what a missed defect costs"
+    use = "set the threshold by what a missed defect costs"
     if now > _WIDE:
         each = " of each category" if len(decided) > 1 else ""
+        intervals = "intervals" if len(decided) > 1 else "interval"
         return (
-            f"To be surer label more images: 100 more{each} make the intervals {then:.2f} wide "
-            f"instead of {now:.2f}; to go on with these detectors, {use}."
+            f"To be surer label more images: 100 more{each} would make the {intervals} {then:.2f} "
+            f"wide instead of {now:.2f}; to go on with what there is, {use}."
         )
-    return f"The detectors are in models/: {use}."
+    return f"What was found lies in models/: {use}."
 
 
 def _foretold(

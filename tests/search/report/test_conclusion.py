@@ -98,7 +98,7 @@ def test_what_comes_next_foretells_the_intervals(evidence):
     ]
     now, then = (sum(m.after(k).width for m in more) / len(more) for k in (0, 100))
     sentence = conclude(done).next
-    assert f"100 more of each category make the intervals {then:.2f} wide" in sentence
+    assert f"100 more of each category would make the intervals {then:.2f} wide" in sentence
     assert f"instead of {now:.2f};" in sentence
 
 
