@@ -88,7 +88,11 @@ class CutPasteHyperparameters(TrainedHyperparameters):
         "image_size. Source: paper (256); range inferred.",
     )
     width: int = Field(
-        default=64, ge=1, description="Channels of the first of four stages. Source: ResNet-18."
+        default=64,
+        # torch 2.14 (oneDNN, CPUs with AVX2 alone) writes past a gradient's end in the backward
+        # pass of a strided 1 x 1 convolution of fewer channels.
+        ge=8,
+        description="Channels of the first of four stages. Source: ResNet-18.",
     )
     jitter: float = Field(
         default=0.1,
@@ -289,7 +293,7 @@ class CutPaste(GradientDetector[CutPasteHyperparameters]):
         floor = 1e-9 * (1 + covariance.diagonal().mean())
         one = torch.eye(len(covariance), dtype=torch.float64, device=self.device)
         root = torch.linalg.cholesky(covariance + floor * one)
-        self.precision_root = torch.linalg.solve_triangular(root, one, upper=False).float()
+        self.precision_root = torch.linalg.solve_triangular(root, one, upper=False).float().contiguous()
 
     def _represented(self, images: Tensor) -> Tensor:
         """Returns the representations ``(N, d)`` of all images, or of all squares of them."""

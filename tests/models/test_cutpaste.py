@@ -20,7 +20,7 @@ from anomtune.models.cutpaste import (
 from anomtune.models.images.cut_paste import Patches, draw_patches, draw_scars, jitter, paste
 from anomtune.models.testing import check_method
 
-SMALL: dict[str, Any] = {"width": 4, "batch_size": 3}
+SMALL: dict[str, Any] = {"width": 8, "batch_size": 3}
 
 
 def build(size: int = 32, **fields: Any) -> CutPaste:

@@ -33,7 +33,7 @@ SHORT: dict[str, dict[str, Any]] = {
         "codes": 16,
         "resolution": SIZE,
         "batch_size": 4,
-        "iterations": 80,
+        "iterations": 120,
         "encoder_lr": 1e-3,
         "lr": 1e-3,
         "kappa": 0.0,

@@ -49,7 +49,7 @@ CASES = [*((name, {}) for name in NAMES), *OTHERS]
 
 def hyperparameters(method: str, **fields: Any) -> Any:
     small: dict[str, Any] = {
-        "cutpaste": {"width": 4},
+        "cutpaste": {"width": 8},
         "deep_svdd": {"resolution": SIDE},
         "f_anogan": {"width": 2, "resolution": SIDE},
         "kdad": {"weights": "random"},

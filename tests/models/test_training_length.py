@@ -30,7 +30,7 @@ PAPERS = {
 OTHER = {"epochs": "iterations", "iterations": "epochs"}
 NETWORK = {"backbone": "mobilenet_v2", "weights": "random"}
 SMALL: dict[str, dict[str, Any]] = {
-    "cutpaste": {"width": 4},
+    "cutpaste": {"width": 8},
     "deep_svdd": {"resolution": 64},
     "f_anogan": {"width": 2},
     "gmm_contrastive": {**NETWORK, "dimensions": 6, "components": 3, "em_steps": 3},

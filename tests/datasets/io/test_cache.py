@@ -294,8 +294,8 @@ def test_dataset_without_fingerprint_still_works(decoded: list[str], tree: Path)
 
 def test_synthetic_category(cache: Path) -> None:
     arrays = open_category(Synthetic(), "washer", 32)
-    assert arrays.images.shape == (122, 32, 32, 3)
-    assert arrays.masks.drawn.sum() == 42
+    assert arrays.images.shape == (160, 32, 32, 3)
+    assert arrays.masks.drawn.sum() == 60
 
 
 def test_battery_weld(real: Callable[[str], Path]) -> None:

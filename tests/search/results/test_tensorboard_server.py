@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import subprocess
@@ -176,7 +177,7 @@ def test_example_images_of_a_confirm_run(server, confirmed):
     assert set(tags) == {f"examples/{example.kind}" for example in record.examples}
     for example in record.examples:
         tag = f"examples/{example.kind}"
-        assert example.key in tags[tag]["description"]
+        assert html.escape(example.key) in tags[tag]["description"]
         (image,) = server.ask("plugin/images/images", run=run, tag=tag, sample=0)
         query = dict(urllib.parse.parse_qsl(image["query"]))
         content = server.fetch("plugin/images/individualImage", **query)
