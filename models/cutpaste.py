@@ -293,7 +293,9 @@ class CutPaste(GradientDetector[CutPasteHyperparameters]):
         floor = 1e-9 * (1 + covariance.diagonal().mean())
         one = torch.eye(len(covariance), dtype=torch.float64, device=self.device)
         root = torch.linalg.cholesky(covariance + floor * one)
-        self.precision_root = torch.linalg.solve_triangular(root, one, upper=False).float().contiguous()
+        self.precision_root = (
+            torch.linalg.solve_triangular(root, one, upper=False).float().contiguous()
+        )
 
     def _represented(self, images: Tensor) -> Tensor:
         """Returns the representations ``(N, d)`` of all images, or of all squares of them."""
