@@ -316,7 +316,7 @@ def _stamp(place: str | os.DirEntry[str]) -> Stamp | None:
     """Returns the stamp of a file or a folder, ``None`` if it is not there."""
     try:
         # An entry of Windows knows what it was when the folder was listed: it is asked anew.
-        found = os.stat(place)  # noqa: PTH116
+        found = os.stat(place)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino

@@ -23,7 +23,7 @@ from aiohttp import web
 from anomtune.errors import StorageError
 from anomtune.search.store.records import ConfirmRecord
 from anomtune.search.watch.follow import SweepFollower
-from anomtune.search.watch.picture import picture, sheets, signature
+from anomtune.search.watch.picture import Drawn, picture, sheets, signature
 
 #: The server is reached from this machine alone.
 HOST = "127.0.0.1"
@@ -46,13 +46,13 @@ _HEADERS = {
     # A browser asks each time, and is told that nothing has changed.
     "Cache-Control": "no-cache",
 }
-#: Path, package and file of what the page is made of; the report's colours and type are its own.
+#: What the page is made of, from `anomtune.search`; the report's colours and type are its own.
 _FILES = {
-    "/": ("anomtune.search.watch", "watch.html", "text/html"),
-    "/report.css": ("anomtune.search.report", "page.css", "text/css"),
-    "/watch.css": ("anomtune.search.watch", "watch.css", "text/css"),
-    "/watch.js": ("anomtune.search.watch", "watch.js", "text/javascript"),
-    "/figures.js": ("anomtune.search.watch", "figures.js", "text/javascript"),
+    "/": ("watch/watch.html", "text/html"),
+    "/report.css": ("report/page.css", "text/css"),
+    "/watch.css": ("watch/watch.css", "text/css"),
+    "/watch.js": ("watch/watch.js", "text/javascript"),
+    "/figures.js": ("watch/figures.js", "text/javascript"),
 }
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -73,6 +73,7 @@ class Watch:
         #: The picture, the same packed, and its tag.
         self._answer = (b"", b"", "")
         self._shown: tuple[object, ...] = ()
+        self._drawn: Drawn = {}
         self._show()
 
     def app(self) -> web.Application:
@@ -120,7 +121,7 @@ class Watch:
         state = self._follower.state
         if self._shown == (shown := signature(state)):
             return
-        content = json.dumps(picture(state), separators=(",", ":")).encode()
+        content = json.dumps(picture(state, self._drawn), separators=(",", ":")).encode()
         self._shown = shown
         self._sheets = {entry["id"]: run for entry, run in sheets(state)}
         tag = f'"{hashlib.sha256(content).hexdigest()[:24]}"'
@@ -186,8 +187,8 @@ def _is_local(host: str) -> bool:
 
 
 async def _file(request: web.Request) -> web.Response:
-    package, name, kind = _FILES[request.path]
-    content = resources.files(package).joinpath(name).read_bytes()
+    name, kind = _FILES[request.path]
+    content = resources.files("anomtune.search").joinpath(name).read_bytes()
     tag = f'"{hashlib.sha256(content).hexdigest()[:24]}"'
     if request.headers.get("If-None-Match") == tag:
         return web.Response(status=304, headers={"ETag": tag})

@@ -41,7 +41,7 @@ class Server:
 
     def requests(self) -> list[str]:
         """Returns what it was asked for, a line each."""
-        time.sleep(0.1)  # a line is written when the answer has been sent
+        time.sleep(0.03)  # a line is written when the answer has been sent
         return [line for line in self._log.read_text().splitlines() if " HTTP/1.1" in line]
 
     def end(self) -> None:

@@ -17,40 +17,46 @@ _ = place, server
 
 def test_it_shows_what_the_same_records_on_a_disk_show(place, server, tmp_path):
     """Its records come one by one; what a look asks for follows from what is new alone."""
-    ended, disk = tmp_path / "ended", Storage(tmp_path / "disk")
-    sample(ended, trials=4, fails=lambda r: "broke" if r.number == 2 else None)
-    source, bucket = Storage(ended), Storage(place)
+    source, bucket, disk = (Storage(one) for one in (tmp_path / "whole", place, tmp_path / "disk"))
+    fails = {"fails": lambda record: "broke" if record.number == 2 else None}
+    sample(source.location, categories=("bottle",), trials=4, **fails)
     stores = RecordStore(bucket), RecordStore(disk)
     files = source.list("", "")
     records = [f for f in files if f.endswith(".json") and f.startswith(("trials/", "confirm/"))]
-    for path in files:
-        if path not in records:
-            for storage in (bucket, disk):
-                storage.write(path, source.read(path) or b"")
-    followers = SweepFollower(place), SweepFollower(tmp_path / "disk")
+    for path in set(files) - set(records):
+        for storage in (bucket, disk):
+            storage.write(path, source.read(path) or b"")
+    followers = SweepFollower(place), SweepFollower(disk.location)
 
-    def look(new):
+    def look(new, ended=False):
         before = len(server.requests())
         found, wanted = map(follow, followers)
         asked = server.requests()[before:]
         assert found | {"place": ""} == wanted | {"place": ""}
-        # Two lists, and of each file its length, itself, and whether it is still that: the owner,
-        # the sweep file, what is new, and of a category its labels and its studies' scores.
-        most = 2 + 3 * (2 + new) + 3 * (1 + 2) * bool(new)
+        # Two lists, and three requests a file: its length, itself, whether it is still that. Files
+        # are the owner's, the sweep's, and what is new; if a run has ended, labels and the scores
+        # of the four trainings that two confirmed studies are ranked by.
+        most = 2 + 3 * (2 + new) + 3 * (1 + 4) * ended
         assert len(asked) <= most, "\n".join(asked)
-        assert not any('"PUT' in line or '"DELETE' in line for line in asked)
+        assert {line.split('"')[1].split()[0] for line in asked} <= {"GET", "HEAD"}
         return found, len(asked)
 
-    look(new=8)  # what the directory is asked once: the scorings of its studies
+    look(new=5)  # asked once: the sweep file again, which studies are searched, labels
     for path in sorted(records, key=lambda path: (path.startswith("confirm"), path)):
         kind = TrialRecord if path.startswith("trials") else ConfirmRecord
         record = stores[0].parse(path, source.read(path) or b"", kind)
-        for state in ("RUNNING", record.state):
+        for ended in (False, True):
+            state = record.state if ended else "RUNNING"
             for store in stores:
                 store.write(record.model_copy(update={"state": state}))
-            look(new=1 if record.number else 2)
+            first = kind is TrialRecord and record.number == 0  # the scorings of its study
+            look(new=1 + first, ended=ended)
     found, asked = look(new=0)
     assert found["phase"] == "finished"
-    assert found["totals"]["ended"] == len([path for path in records if path.startswith("trials")])
-    assert len(found["sheets"]) == 4
+    assert found["totals"]["ended"] == 8
+    assert found["totals"]["confirmed"] == found["totals"]["confirm_target"] > 0
+    assert len(found["sheets"]) == 2
     assert asked <= 8
+    assert SweepFollower(place).store.storage.local_root is None
+    for follower in (SweepFollower(place), SweepFollower(disk.location)):
+        assert follow(follower)["totals"] == found["totals"]
