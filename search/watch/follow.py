@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from anomtune.errors import AnomtuneError, SweepError
 from anomtune.search.config import Sweep
@@ -47,6 +47,7 @@ class Followed:
         spent: What it has spent of its hours.
         trouble: Why the last look failed, in one line.
         news: How often records of each category, or what follows from them, have changed.
+        drawn: Each category in the last picture, with what it was drawn from.
     """
 
     location: str
@@ -60,6 +61,7 @@ class Followed:
     spent: Spent = field(default_factory=Spent)
     trouble: str | None = None
     news: Counter[str] = field(default_factory=Counter)
+    drawn: dict[str, tuple[object, dict[str, Any]]] = field(default_factory=dict)
 
     def is_running(self, record: AnyRecord) -> bool:
         """Whether a run whose record says so is under way: its driver lives and has begun it."""

@@ -50,19 +50,12 @@ _WORDS = {
 }
 
 
-#: What a category was drawn from, and what it then was, by name.
-Drawn = dict[str, tuple[object, Json]]
-
-
-def picture(state: Followed, drawn: Drawn | None = None) -> Json:
+def picture(state: Followed) -> Json:
     """Returns what the page shows. Times are seconds and milliseconds since 1970.
 
     Args:
-        state: The sweep.
-        drawn: Categories of earlier pictures. Those in which nothing has changed are not drawn
-            again.
+        state: The sweep. Categories in which nothing has changed are not drawn again.
     """
-    drawn = {} if drawn is None else drawn
     found: Json = {
         "place": state.location,
         "phase": state.phase,
@@ -91,7 +84,7 @@ def picture(state: Followed, drawn: Drawn | None = None) -> Json:
             {"name": name, "colour": COLOURS[index % len(COLOURS)]}
             for index, name in enumerate(config.methods)
         ],
-        "categories": [_category(state, name, drawn) for name in config.dataset.categories or ()],
+        "categories": [_category(state, name) for name in config.dataset.categories or ()],
         "running": _running(state),
         "failures": _failures(state),
         "sheets": [entry for entry, _ in sheets(state)],
@@ -154,10 +147,10 @@ def _totals(state: Followed) -> Json:
     return found
 
 
-def _category(state: Followed, name: str, drawn: Drawn) -> Json:
+def _category(state: Followed, name: str) -> Json:
     assert state.config is not None
-    known = id(state), state.news[name], state.phase, state.since
-    before, found = drawn.get(name, (None, {}))
+    known = state.news[name], state.phase, state.since
+    before, found = state.drawn.get(name, (None, {}))
     if before == known:
         return found
     standings = state.standings.get(name, [])
@@ -171,7 +164,7 @@ def _category(state: Followed, name: str, drawn: Drawn) -> Json:
             for method in state.config.methods
         ],
     }
-    drawn[name] = known, found
+    state.drawn[name] = known, found
     return found
 
 

@@ -23,7 +23,7 @@ from aiohttp import web
 from anomtune.errors import StorageError
 from anomtune.search.store.records import ConfirmRecord
 from anomtune.search.watch.follow import SweepFollower
-from anomtune.search.watch.picture import Drawn, picture, sheets, signature
+from anomtune.search.watch.picture import picture, sheets, signature
 
 #: The server is reached from this machine alone.
 HOST = "127.0.0.1"
@@ -73,7 +73,6 @@ class Watch:
         #: The picture, the same packed, and its tag.
         self._answer = (b"", b"", "")
         self._shown: tuple[object, ...] = ()
-        self._drawn: Drawn = {}
         self._show()
 
     def app(self) -> web.Application:
@@ -121,7 +120,7 @@ class Watch:
         state = self._follower.state
         if self._shown == (shown := signature(state)):
             return
-        content = json.dumps(picture(state, self._drawn), separators=(",", ":")).encode()
+        content = json.dumps(picture(state), separators=(",", ":")).encode()
         self._shown = shown
         self._sheets = {entry["id"]: run for entry, run in sheets(state)}
         tag = f'"{hashlib.sha256(content).hexdigest()[:24]}"'
