@@ -269,8 +269,10 @@ class FollowedStudy:
     def ranked_by(self) -> tuple[object, ...]:
         """What its rank and intervals follow from: as long as it is the same, so are they."""
         doubted = self.states["COMPLETE"] if self._scoring else 0
-        leading = [(number, self._briefs[number]) for number in self._leading()]
-        return self._scoring, doubted, self._briefs.get(0), leading, _ended(self.runs)
+        numbers = {0, *self._leading()} & self._briefs.keys()
+        briefs = {number: self._briefs[number] for number in numbers}
+        completed = {number: one for number, one in briefs.items() if one.value is not None}
+        return self._scoring, doubted, completed, _ended(self.runs)
 
     @property
     def confirm_runs(self) -> list[ConfirmRecord]:

@@ -41,7 +41,7 @@ def test_it_shows_what_the_same_records_on_a_disk_show(place, server, tmp_path):
         assert {line.split('"')[1].split()[0] for line in asked} <= {"GET", "HEAD"}
         return found, len(asked)
 
-    look(new=5)  # asked once: the sweep file again, which studies are searched, labels
+    look(new=2)  # asked once: the sweep file again, and which studies are searched
     for path in sorted(records, key=lambda path: (path.startswith("confirm"), path)):
         kind = TrialRecord if path.startswith("trials") else ConfirmRecord
         record = stores[0].parse(path, source.read(path) or b"", kind)
@@ -49,8 +49,8 @@ def test_it_shows_what_the_same_records_on_a_disk_show(place, server, tmp_path):
             state = record.state if ended else "RUNNING"
             for store in stores:
                 store.write(record.model_copy(update={"state": state}))
-            first = kind is TrialRecord and record.number == 0  # the scorings of its study
-            look(new=1 + first, ended=ended)
+            first = kind is TrialRecord and record.number == 0  # of its study the scorings, labels
+            look(new=1 + 2 * first, ended=ended)
     found, asked = look(new=0)
     assert found["phase"] == "finished"
     assert found["totals"]["ended"] == 8
