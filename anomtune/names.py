@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from functools import lru_cache
 from pathlib import PurePath
 from typing import Any
 
@@ -85,6 +86,7 @@ def with_suffix(name: str, suffix: str) -> str:
     return os.fsdecode(kept) + digest + suffix
 
 
+@lru_cache(4096)
 def leaves(path: str, kind: type[PurePath] = PurePath) -> bool:
     """Whether a path does not stay below the folder that it is appended to.
 

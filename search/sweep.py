@@ -284,6 +284,7 @@ def _write_preamble(
     for key, plan in plans.items():
         if len(plan.scorings) > 1:
             store.write_scorings(key, plan.scorings)
+    store.write_searched({key: bool(plan.space) for key, plan in plans.items()})
     write_config(store.storage, config)
     counts = {name: (split.n_test_normal, split.n_test_anomalous) for name, split in splits.items()}
     store.write_test_counts(counts)

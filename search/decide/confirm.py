@@ -68,6 +68,11 @@ class Confirmed:
         }
 
 
+def kept_seed(config: ConfirmConfig) -> int:
+    """Returns the seed whose detectors are kept: the first, whatever its figures."""
+    return config.seeds[0]
+
+
 def to_confirm(records: Iterable[TrialRecord], config: ConfirmConfig) -> list[int]:
     """Returns the trials whose configs are confirmed: the best different ones, and the paper's.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from anomtune.search.config import Sweep
 from anomtune.search.decide.budget import trial_targets
 from anomtune.search.decide.confirm import belongs, to_confirm
-from anomtune.search.store.records import ConfirmRecord, StudyKey, TrialRecord, best_record
+from anomtune.search.store.records import ConfirmRecord, State, StudyKey, TrialRecord, best_record
 from anomtune.search.store.spent import Spent
 
 
@@ -77,20 +77,23 @@ def study_progress(
     *,
     target: int,
     over: bool = False,
+    states: Mapping[State, int] | None = None,
 ) -> StudyProgress:
     """Returns how far a study is.
 
     Args:
         config: The sweep.
         key: One of its studies.
-        trials: The study's trials.
+        trials: The study's trials. With ``states`` not all: the first, the best ones, and those
+            that have confirm runs.
         runs: Its confirm runs.
         target: How many trials it is to have; see `anomtune.search.decide.budget.trial_targets`.
         over: Whether there is no more time to confirm.
+        states: How many trials are in each state, if they have been counted already.
     """
-    states = Counter(record.state for record in trials)
+    counts = Counter(record.state for record in trials) if states is None else Counter(states)
     best = best_record(trials)
-    searching = len(trials) - states["RUNNING"] < target
+    searching = counts.total() - counts["RUNNING"] < target
     wanted = [] if searching else list(confirm_runs(config, trials))
     by_number = {record.number: record for record in trials}
     current = [
@@ -107,10 +110,10 @@ def study_progress(
     return StudyProgress(
         key=key,
         target=target,
-        complete=states["COMPLETE"],
-        pruned=states["PRUNED"],
-        failed=states["FAIL"],
-        running=states["RUNNING"],
+        complete=counts["COMPLETE"],
+        pruned=counts["PRUNED"],
+        failed=counts["FAIL"],
+        running=counts["RUNNING"],
         best=best.value if best else None,
         default=by_number[0].paper_value if 0 in by_number else None,
         confirmed=confirmed,

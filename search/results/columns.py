@@ -50,6 +50,7 @@ class Standing:
         rank: 1 = best of the category.
         tied: Whether it cannot be told from rank 1; ``None`` where that is not known.
         confirmed_interval: What the scores of the confirm runs say of their mean AUROC.
+        completed: Number of completed trials, if ``records`` are not all.
     """
 
     config: Sweep
@@ -62,6 +63,7 @@ class Standing:
     rank: int = 0
     tied: bool | None = None
     confirmed_interval: Auroc | None = None
+    completed: int | None = None
 
     @property
     def ranked_by(self) -> Literal["confirmed", "search"] | None:
@@ -84,8 +86,8 @@ class Standing:
         """What ranks take off for the choice of its scoring; 0 for the paper's."""
         if self.last is None or not self.last.scoring_error:
             return 0.0
-        complete = sum(record.state == "COMPLETE" for record in self.records)
-        return doubt(self.last.scoring_error, complete)
+        completed = self.number("COMPLETE") if self.completed is None else self.completed
+        return doubt(self.last.scoring_error, completed)
 
     @property
     def trainings(self) -> Sequence[AnyRecord]:

@@ -74,6 +74,8 @@ def rank_category(
     category: str,
     studies: Mapping[StudyKey, Sequence[TrialRecord]],
     confirmed: Mapping[StudyKey, Sequence[ConfirmRecord]],
+    *,
+    completed: Mapping[StudyKey, int],
 ) -> list[Standing]:
     """Returns the studies of a category in order of rank, as the leaderboard has them.
 
@@ -81,14 +83,15 @@ def rank_category(
         config: The sweep.
         store: Its directory, for the scores that tell whether studies are tied.
         category: The category.
-        studies: Its trials, as the scoring of each study reads them.
+        studies: Its trials, as the scoring of each study reads them: at least the first, the best
+            ones, and those that have confirm runs.
         confirmed: Its confirm runs.
+        completed: How many trials of each study have been completed.
     """
-    keys = [StudyKey(category, method) for method in config.methods]
-    listed = [
-        _standing(config, key, studies.get(key, []), confirmed.get(key, []), (None, None))
-        for key in keys
-    ]
+    listed = []
+    for key in (StudyKey(category, method) for method in config.methods):
+        known = _standing(config, key, studies[key], confirmed[key], (None, None))
+        listed.append(replace(known, completed=completed[key]))
     return _ranked(_with_scores(store, {category: listed})[category], store.read_labels(category))
 
 

@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 
 from anomtune.errors import SweepError
 from anomtune.search.config import MethodConfig, Sweep
-from anomtune.search.decide.plan import plan_search
 from anomtune.search.decide.progress import StudyProgress, sweep_progress
 from anomtune.search.decide.scoring import read_studies
 from anomtune.search.decide.timeleft import RunTimes
 from anomtune.search.results.duration import duration
-from anomtune.search.store.records import AnyRecord, RecordStore
+from anomtune.search.store.lock import OwnerWatch
+from anomtune.search.store.records import AnyRecord, RecordStore, StudyKey
 from anomtune.search.store.spent import Spent, read_spent
 
 
@@ -25,7 +25,7 @@ class SweepStatus:
         name: Of the sweep.
         studies: In the order of the sweep file.
         seconds_left: Estimate if as many runs go on at once as are under way now; ``None`` if
-            none is, or how long one takes is not known yet. 0 = nothing is left.
+            none is, as after a kill, or how long one takes is not known yet. 0 = nothing is left.
         idle: Seconds since a run last ended; ``None`` if none has.
         overdue: Runs that take longer than was expected, by path of their records.
     """
@@ -47,17 +47,22 @@ def sweep_status(config: Sweep, store: RecordStore, now: datetime) -> SweepStatu
 
     Raises:
         SweepError: If a record cannot be understood.
+        StorageError: If the directory cannot be read.
     """
     trials, runs = read_studies(store), store.read_confirmed()
-    searched = searched_methods(config)
+    searched = searched_studies(config, store)
     spent = read_spent(store.storage)
-    progress = sweep_progress(config, trials, runs, lambda key: searched[key.method], spent)
+    progress = sweep_progress(config, trials, runs, searched.__getitem__, spent)
     studies = tuple(progress.values())
     records = [*_flat(trials.values()), *_flat(runs.values())]
     times = RunTimes(config.rungs)
+    owner = OwnerWatch(store.storage).look()
     for record in records:
-        times.add(record)
-    left = times.left(studies, now)
+        # A driver that was killed has left records that say they run.
+        if record.state != "RUNNING" or owner.alive is not False:
+            times.add(record)
+    since = None if owner.since is None else _time(owner.since)
+    left = times.left(studies, now, since)
     ended = [_time(record.cost.finished_at) for record in records if record.cost.finished_at]
     return SweepStatus(
         name=config.name,
@@ -68,12 +73,34 @@ def sweep_status(config: Sweep, store: RecordStore, now: datetime) -> SweepStatu
     )
 
 
-def searched_methods(config: Sweep) -> dict[str, bool]:
-    """Returns of each method whether it has hyperparameters to search."""
-    return {name: _is_searched(config, name, method) for name, method in config.methods.items()}
+def searched_studies(config: Sweep, store: RecordStore) -> dict[StudyKey, bool]:
+    """Returns of each study whether it has hyperparameters to search.
+
+    Args:
+        config: As in the sweep directory, categories spelled out.
+        store: Its records.
+
+    Raises:
+        StorageError: If the directory cannot be read.
+    """
+    kept = store.read_searched()
+    planned: dict[str, bool] = {}
+    found = {}
+    for category in config.dataset.categories or ():
+        for name, method in config.methods.items():
+            key = StudyKey(category, name)
+            if (searches := kept.get(str(key))) is None:
+                if name not in planned:
+                    planned[name] = _is_searched(config, name, method)
+                searches = planned[name]
+            found[key] = searches
+    return found
 
 
 def _is_searched(config: Sweep, name: str, method: MethodConfig) -> bool:
+    # It brings torch, which a page that follows a sweep for days should not hold in memory.
+    from anomtune.search.decide.plan import plan_search  # noqa: PLC0415
+
     try:
         return bool(plan_search(name, method, image_size=config.image_size).space)
     except SweepError:  # a plug-in that this machine has not got

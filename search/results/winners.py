@@ -11,14 +11,10 @@ from collections.abc import Sequence
 
 from anomtune.search.config import ConfirmConfig
 from anomtune.search.decide.confirm import choose
+from anomtune.search.decide.confirm import kept_seed as kept_seed  # noqa: PLC0414 - for others
 from anomtune.search.detector.saved import SavedConfig, read_saved_config
 from anomtune.search.store.records import ConfirmRecord, StudyKey, TrialRecord
 from anomtune.search.store.storage import Storage
-
-
-def kept_seed(config: ConfirmConfig) -> int:
-    """Returns the seed whose detectors are kept: the first, whatever its figures."""
-    return config.seeds[0]
 
 
 def model_folder(key: StudyKey) -> str:

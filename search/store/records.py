@@ -396,6 +396,26 @@ class RecordStore:
             key: json.loads(content or b"[]") for key, content in zip(wanted, contents, strict=True)
         }
 
+    def write_searched(self, searched: Mapping[StudyKey, bool]) -> None:
+        """Keeps of each study whether it has hyperparameters to search.
+
+        Who reads the directory needs neither its methods nor what they import to know it.
+        """
+        content = {str(key): searches for key, searches in searched.items()}
+        self.storage.write("searched.json", json.dumps(content, indent=1).encode())
+
+    def read_searched(self) -> dict[str, bool]:
+        """Returns what `write_searched` has kept, by the names of studies.
+
+        Empty if it is damaged, or not there: anomtune 0.5.0 and before have not kept it.
+        """
+        try:
+            content = json.loads(self.storage.read("searched.json") or b"{}")
+        except ValueError:
+            return {}
+        found = content.items() if isinstance(content, dict) else ()
+        return {name: searches for name, searches in found if isinstance(searches, bool)}
+
     def write_labels(self, category: str, labels: npt.NDArray[np.int8]) -> None:
         """Keeps the validation labels of a category, for paired tests."""
         self.storage.write(f"trials/{category}/labels.npy", npy_bytes(labels))

@@ -155,17 +155,10 @@ class Storage:
         """Returns the files below a folder whose names end with a suffix, sorted, from the root."""
         try:
             if (local := self._local(path)) is not None:
-                return sorted(_walk(local, path, suffix))
-            from pyarrow import fs  # noqa: PLC0415 - a local model is used without pyarrow
-
-            selector = fs.FileSelector(self._full(path), allow_not_found=True, recursive=True)
-            found = self._fs.get_file_info(selector)
+                return sorted(name for name, _ in _walk(local, path, suffix))
+            return sorted(name for name, _ in self._objects(path, suffix))
         except OSError as error:
             raise self._unusable("list", path, error) from error
-        prefix = len(self._root) + 1
-        return sorted(
-            info.path[prefix:] for info in found if info.is_file and _is(info.base_name, suffix)
-        )
 
     def stamps(self, path: str, suffix: str) -> dict[str, Stamp]:
         """Returns what `list` does, each file with a stamp that another content would not have.
@@ -177,18 +170,23 @@ class Storage:
         """
         try:
             if (local := self._local(path)) is not None:
-                names = _walk(local, path, suffix)
-                return {name: one for name in names if (one := self._stamp(name)) is not None}
-            selector = fs.FileSelector(self._full(path), allow_not_found=True, recursive=True)
-            found = self._fs.get_file_info(selector)
+                found = ((name, _stamp(entry)) for name, entry in _walk(local, path, suffix))
+                return {name: stamp for name, stamp in found if stamp is not None}
+            return {
+                name: (info.mtime_ns or 0, info.size) for name, info in self._objects(path, suffix)
+            }
         except OSError as error:
             raise self._unusable("list", path, error) from error
+
+    def _objects(self, path: str, suffix: str) -> Iterator[tuple[str, fs.FileInfo]]:
+        """Yields the files below a folder of an object store, from the root."""
+        from pyarrow import fs  # noqa: PLC0415 - a local model is used without pyarrow
+
+        selector = fs.FileSelector(self._full(path), allow_not_found=True, recursive=True)
         prefix = len(self._root) + 1
-        return {
-            info.path[prefix:]: (info.mtime_ns or 0, info.size)
-            for info in found
-            if info.is_file and _is(info.base_name, suffix)
-        }
+        for info in self._fs.get_file_info(selector):
+            if info.is_file and _is(info.base_name, suffix):
+                yield info.path[prefix:], info
 
     def folder_stamp(self, path: str) -> Stamp | None:
         """Returns what changes when a file of a folder appears, goes or is replaced.
@@ -199,20 +197,14 @@ class Storage:
         Raises:
             StorageError: If the storage refuses.
         """
+        self._check(path)
+        if self.local_root is None:
+            return None
         try:
-            return self._stamp(path)
+            # No `Path` is made: the folders of a sweep are looked at every few seconds.
+            return _stamp(f"{self.local_root}{os.sep}{plain_name(path)}")
         except OSError as error:
             raise self._unusable("look at", path, error) from error
-
-    def _stamp(self, path: str) -> Stamp | None:
-        local = self._local(path)
-        if local is None:
-            return None
-        try:
-            found = local.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
 
     def move_folder(self, source: str, target: str) -> None:
         """Puts a folder in the place of another, if it is there.
@@ -305,7 +297,7 @@ def _not_usable(location: str, error: Exception) -> StorageError:
     return StorageError(f"{location}: not a usable directory: {error}")
 
 
-def _walk(folder: Path, path: str, suffix: str) -> Iterator[str]:
+def _walk(folder: Path, path: str, suffix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yields the files below a folder, which need not be there, as text below ``path``."""
     try:
         found = list(os.scandir(folder))
@@ -317,7 +309,17 @@ def _walk(folder: Path, path: str, suffix: str) -> Iterator[str]:
         if entry.is_dir():
             yield from _walk(Path(entry.path), below, suffix)
         elif _is(name, suffix) and entry.is_file():
-            yield below
+            yield below, entry
+
+
+def _stamp(place: str | os.DirEntry[str]) -> Stamp | None:
+    """Returns the stamp of a file or a folder, ``None`` if it is not there."""
+    try:
+        # An entry of Windows knows what it was when the folder was listed: it is asked anew.
+        found = os.stat(place)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _is(name: str, suffix: str) -> bool:

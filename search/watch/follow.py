@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from anomtune.errors import AnomtuneError, SweepError
 from anomtune.search.config import Sweep
@@ -15,7 +16,7 @@ from anomtune.search.decide.progress import StudyProgress, study_progress
 from anomtune.search.decide.timeleft import RunTimes, TimeLeft
 from anomtune.search.results.columns import Standing
 from anomtune.search.results.leaderboard import rank_category
-from anomtune.search.results.status import searched_methods, within_hours
+from anomtune.search.results.status import searched_studies, within_hours
 from anomtune.search.store.changes import RecordChanges
 from anomtune.search.store.directory import SWEEP_FILE, read_config
 from anomtune.search.store.lock import Owner, OwnerWatch
@@ -45,7 +46,8 @@ class Followed:
         since: When its driver began; what ran before was interrupted.
         spent: What it has spent of its hours.
         trouble: Why the last look failed, in one line.
-        news: How often records, or what follows from them, have changed.
+        news: How often records of each category, or what follows from them, have changed.
+        drawn: Each category in the last picture, with what it was drawn from.
     """
 
     location: str
@@ -58,7 +60,8 @@ class Followed:
     since: datetime | None = None
     spent: Spent = field(default_factory=Spent)
     trouble: str | None = None
-    news: int = 0
+    news: Counter[str] = field(default_factory=Counter)
+    drawn: dict[str, tuple[object, dict[str, Any]]] = field(default_factory=dict)
 
     def is_running(self, record: AnyRecord) -> bool:
         """Whether a run whose record says so is under way: its driver lives and has begun it."""
@@ -87,7 +90,7 @@ class SweepFollower:
         self.state = Followed(self._storage.location)
         self._owner = OwnerWatch(self._storage)
         self._raw: bytes | None = None
-        self._begin(None)
+        self._begin(None, {})
         if read_config(self._storage) is None and self._owner.look() == Owner(alive=False):
             raise SweepError(f"{directory}: no {SWEEP_FILE} there; give the directory of a sweep")
 
@@ -110,21 +113,28 @@ class SweepFollower:
             self.state.trouble = str(error)
         yield self.state
 
-    def _begin(self, config: Sweep | None) -> None:
-        """Forgets all, to follow a sweep."""
+    def _begin(self, config: Sweep | None, searched: Mapping[StudyKey, bool]) -> None:
+        """Forgets all, to follow a sweep.
+
+        Args:
+            config: What was asked for, if it has begun.
+            searched: Whether each study has hyperparameters to search.
+        """
         self.state = Followed(self._storage.location, config=config)
+        self._searched = searched
         self._changes = RecordChanges(self.store)
         self._near = Neighbours()
         self._dirty: set[StudyKey] = set()
         self._stale: set[str] = set()
+        #: What the ranks of each category followed from.
+        self._ranked: dict[str, dict[StudyKey, tuple[object, ...]]] = {}
         #: Whether there was no more time to search, and to confirm.
         self._ends = False, False
         if config is None:
             return
         self._times = RunTimes(config.rungs)
-        self._searched = searched_methods(config)
         self.state.studies = {
-            key: FollowedStudy(key, self._times)
+            key: FollowedStudy(key, self._times, config.confirm)
             for category in config.dataset.categories or ()
             for key in (StudyKey(category, method) for method in config.methods)
         }
@@ -139,8 +149,8 @@ class SweepFollower:
             return False
         if raw != self._raw:
             config = read_config(self._storage)
-            if config != self.state.config:
-                self._begin(config)
+            if config is not None and config != self.state.config:
+                self._begin(config, searched_studies(config, self.store))
             self._raw = raw
         elif self.state.phase == "gone":
             self.state.phase = "silent"
@@ -153,7 +163,7 @@ class SweepFollower:
             study = state.studies[changes.key]
             self._dirty.add(changes.key)
             self._stale.add(changes.key.category)
-            if not study.take(changes, self.store, self._near):
+            if not study.take(changes):
                 again.add(changes.key)
             if state.phase == "reading":
                 self._count()
@@ -180,32 +190,45 @@ class SweepFollower:
         closed, over = state.spent.search_is_over(config), state.spent.confirm_is_over(config)
         if not self._dirty and self._ends == (closed, over):
             return
-        known = {key: len(study.trials) for key, study in state.studies.items()}
-        targets = trial_targets(config, known, lambda k: self._searched[k.method], closed=closed)
+        for key in self._dirty:
+            state.studies[key].refresh(self.store, self._near)
+        known = {key: study.states.total() for key, study in state.studies.items()}
+        targets = trial_targets(config, known, self._searched.__getitem__, closed=closed)
         for key, study in state.studies.items():
             before = state.progress.get(key)
             ends = before is None or before.target != targets[key] or self._ends[1] != over
             if ends or key in self._dirty:
-                runs = study.confirm_runs
                 state.progress[key] = study_progress(
-                    config, key, study.trials, runs, target=targets[key], over=over
+                    config,
+                    key,
+                    study.trials,
+                    study.confirm_runs,
+                    target=targets[key],
+                    over=over,
+                    states=study.states,
                 )
-        state.news += 1
+                state.news[key.category] += 1
         self._dirty.clear()
         self._ends = closed, over
 
     def _rank(self, category: str) -> None:
+        """Ranks a category, if what its ranks follow from has changed."""
         state = self.state
-        state.news += 1
         assert state.config is not None
         studies = {key: one for key, one in state.studies.items() if key.category == category}
+        ranked = {key: one.ranked_by for key, one in studies.items()}
+        if self._ranked.get(category) == ranked:
+            return
         state.standings[category] = rank_category(
             state.config,
             self.store,
             category,
             {key: one.trials for key, one in studies.items()},
             {key: one.confirm_runs for key, one in studies.items()},
+            completed={key: one.states["COMPLETE"] for key, one in studies.items()},
         )
+        self._ranked[category] = ranked
+        state.news[category] += 1
 
     def _conclude(self, owner: Owner, now: datetime) -> None:
         """Says where the sweep is, and how long it will take."""

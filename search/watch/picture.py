@@ -9,16 +9,26 @@ from datetime import UTC, datetime
 from typing import Any
 
 from anomtune.errors import one_line
+from anomtune.search.decide.confirm import kept_seed
 from anomtune.search.decide.progress import StudyProgress
-from anomtune.search.report.traces import palette
 from anomtune.search.results.columns import Standing
-from anomtune.search.results.winners import kept_seed
 from anomtune.search.store.records import AnyRecord, ConfirmRecord, StudyKey, TrialRecord
 from anomtune.search.watch.follow import Followed
 from anomtune.search.watch.study import FollowedStudy
 
 Json = dict[str, Any]
 
+#: Of methods, in their order: those of the report, which brings torch.
+COLOURS = (
+    "#3d85c6",
+    "#d9822b",
+    "#2f9e77",
+    "#b565a7",
+    "#c9504f",
+    "#8f8a2e",
+    "#6b74d6",
+    "#808890",
+)
 #: How many of each are shown at most.
 RUNNING, FAILURES, REASONS, SHEETS, UNREADABLE = 40, 12, 8, 120, 3
 #: Curves of all studies together, and of one.
@@ -44,7 +54,7 @@ def picture(state: Followed) -> Json:
     """Returns what the page shows. Times are seconds and milliseconds since 1970.
 
     Args:
-        state: The sweep.
+        state: The sweep. Categories in which nothing has changed are not drawn again.
     """
     found: Json = {
         "place": state.location,
@@ -57,7 +67,6 @@ def picture(state: Followed) -> Json:
         return found
     if state.phase not in {"gone", "reading"} and not any(s.trials for s in state.studies.values()):
         found["words"] += " No trial has begun yet."
-    colours = palette(config.methods)
     hours = config.budget.hours if config.budget else None
     lasts = [study.last for study in state.studies.values() if study.last]
     return found | {
@@ -71,7 +80,10 @@ def picture(state: Followed) -> Json:
         "late": len(state.left.overdue),
         "last": _milliseconds(max(lasts, default=None)),
         "hours": None if hours is None else {"of": hours, "spent": round(state.spent.seconds)},
-        "methods": [{"name": name, "colour": colours[name]} for name in config.methods],
+        "methods": [
+            {"name": name, "colour": COLOURS[index % len(COLOURS)]}
+            for index, name in enumerate(config.methods)
+        ],
         "categories": [_category(state, name) for name in config.dataset.categories or ()],
         "running": _running(state),
         "failures": _failures(state),
@@ -83,8 +95,8 @@ def picture(state: Followed) -> Json:
 def signature(state: Followed) -> tuple[object, ...]:
     """Returns what changes whenever `picture` does, and costs next to nothing."""
     left = _rounded(state.left.seconds), state.left.overdue
-    spent = round(state.spent.seconds)
-    return id(state), state.news, state.phase, state.trouble, state.since, left, spent
+    spent, news = round(state.spent.seconds), state.news.total()
+    return id(state), news, state.phase, state.trouble, state.since, left, spent
 
 
 def sheets(state: Followed) -> list[tuple[Json, ConfirmRecord]]:
@@ -137,10 +149,14 @@ def _totals(state: Followed) -> Json:
 
 def _category(state: Followed, name: str) -> Json:
     assert state.config is not None
+    known = state.news[name], state.phase, state.since
+    before, found = state.drawn.get(name, (None, {}))
+    if before == known:
+        return found
     standings = state.standings.get(name, [])
     by_method = {standing.key.method: standing for standing in standings}
     share = max(2, min(_CURVES_OF_STUDY, _CURVES // max(1, len(state.studies))))
-    return {
+    found = {
         "name": name,
         "verdict": _verdict(standings),
         "studies": [
@@ -148,6 +164,8 @@ def _category(state: Followed, name: str) -> Json:
             for method in state.config.methods
         ],
     }
+    state.drawn[name] = known, found
+    return found
 
 
 def _study(state: Followed, key: StudyKey, standing: Standing | None, curves: int) -> Json:

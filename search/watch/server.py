@@ -46,13 +46,13 @@ _HEADERS = {
     # A browser asks each time, and is told that nothing has changed.
     "Cache-Control": "no-cache",
 }
-#: Path, package and file of what the page is made of; the report's colours and type are its own.
+#: What the page is made of, from `anomtune.search`; the report's colours and type are its own.
 _FILES = {
-    "/": ("anomtune.search.watch", "watch.html", "text/html"),
-    "/report.css": ("anomtune.search.report", "page.css", "text/css"),
-    "/watch.css": ("anomtune.search.watch", "watch.css", "text/css"),
-    "/watch.js": ("anomtune.search.watch", "watch.js", "text/javascript"),
-    "/figures.js": ("anomtune.search.watch", "figures.js", "text/javascript"),
+    "/": ("watch/watch.html", "text/html"),
+    "/report.css": ("report/page.css", "text/css"),
+    "/watch.css": ("watch/watch.css", "text/css"),
+    "/watch.js": ("watch/watch.js", "text/javascript"),
+    "/figures.js": ("watch/figures.js", "text/javascript"),
 }
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -186,8 +186,8 @@ def _is_local(host: str) -> bool:
 
 
 async def _file(request: web.Request) -> web.Response:
-    package, name, kind = _FILES[request.path]
-    content = resources.files(package).joinpath(name).read_bytes()
+    name, kind = _FILES[request.path]
+    content = resources.files("anomtune.search").joinpath(name).read_bytes()
     tag = f'"{hashlib.sha256(content).hexdigest()[:24]}"'
     if request.headers.get("If-None-Match") == tag:
         return web.Response(status=304, headers={"ETag": tag})

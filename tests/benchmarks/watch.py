@@ -28,7 +28,7 @@ from anomtune.search.config import Sweep
 from anomtune.search.store.directory import write_config
 from anomtune.search.store.records import Cost, RecordStore, TrialRecord
 from anomtune.search.store.storage import Storage
-from tests.benchmarks.scale import sweep, write_records
+from tests.benchmarks.scale import make_plans, sweep, write_records
 
 EVERY = 1.5
 
@@ -81,6 +81,8 @@ def measure(trials: int, seconds: float) -> None:
     config = sweep(trials)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
+        plans = make_plans(config).items()
+        RecordStore(Storage(root)).write_searched({key: bool(plan.space) for key, plan in plans})
         write_config(Storage(root), config)
         count = write_records(config, root)
         command = [sys.executable, "-m", "anomtune", "watch", scratch, "--no-browser"]

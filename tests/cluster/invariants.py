@@ -37,6 +37,7 @@ _TOP = {
     "leaderboard.parquet",
     "models",
     "owner.json",
+    "searched.json",
     "sweep.yaml",
     "tensorboard",
     "trials",

@@ -96,13 +96,14 @@ def write_sample_sweep(
         "sample",
     )
     store = RecordStore(Storage(root))
+    plans = plan_studies(config)
+    store.write_searched({key: bool(plan.space) for key, plan in plans.items()})
     write_config(store.storage, config)
     labels = np.repeat([0, 1], images).astype(np.int8)
     held_out = config.validation.protocol != "test"
     store.write_test_counts(dict.fromkeys(categories, (images, images) if held_out else (0, 0)))
     for category in categories:
         store.write_labels(category, labels)
-    plans = plan_studies(config)
     for key, plan in plans.items():
         store.write_scorings(key, plan.scorings)
     if not _search(config, plans, store, labels, killed_after, fails):

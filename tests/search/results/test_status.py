@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from anomtune.search.results.status import status_line, sweep_status
+from anomtune.search.store.lock import _who
 from anomtune.search.store.records import (
     ConfirmRecord,
     Cost,
@@ -17,6 +19,8 @@ from anomtune.search.store.records import (
 )
 from anomtune.search.store.storage import Storage
 
+#: Before all runs of these tests.
+BEGUN = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 
@@ -26,6 +30,12 @@ class Sweep:
     def __init__(self, config, folder):
         self.config = config
         self.store = RecordStore(Storage(folder))
+        self.own()
+
+    def own(self, since=BEGUN, **changes):
+        """Leaves the mark of a driver on this machine."""
+        mark = _who() | {"since": since.isoformat(), **changes}
+        self.store.storage.write("owner.json", json.dumps(mark).encode())
 
     def trial(self, number, state, *, auroc=0.9, seconds=60.0, ago=0.0, category="a"):
         """A trial that ended so many seconds ago, or that runs."""
@@ -140,6 +150,29 @@ def test_a_sweep_that_nobody_runs_has_no_time_left_to_tell(sweep):
     stopped.trial(0, "COMPLETE")
     assert stopped.status().seconds_left is None
     assert "left" not in status_line(stopped.status())
+
+
+def test_what_a_killed_driver_left_does_not_run(sweep):
+    killed = sweep(trials=3)
+    killed.trial(0, "COMPLETE", seconds=100)
+    killed.trial(1, "RUNNING", seconds=10)
+    assert killed.status().seconds_left == 90 + 100
+    killed.own(pid=2**22 + 1)  # no process has that number
+    assert killed.status().seconds_left is None
+    assert killed.status().overdue == ()
+    killed.own(since=NOW - timedelta(seconds=5))  # another start has not begun that trial again
+    assert killed.status().seconds_left is None
+    killed.trial(2, "RUNNING", seconds=5)
+    assert killed.status().seconds_left == 95 + 100
+
+
+def test_which_studies_are_searched_is_what_the_driver_wrote(sweep, monkeypatch):
+    """So that no method need be imported; what it has not written is what the method says."""
+    both = sweep(("a", "b"), trials=50)
+    both.store.write_searched({StudyKey("a", "toy"): False})
+    assert [study.target for study in both.status().studies] == [1, 50]
+    both.store.storage.write("searched.json", b"{")
+    assert [study.target for study in both.status().studies] == [50, 50]
 
 
 def test_a_finished_sweep_says_so(sweep):

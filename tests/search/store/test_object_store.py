@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
-import uuid
-from collections.abc import Iterator
 
 import pytest
 import yaml
@@ -24,53 +21,12 @@ from anomtune.search.store.records import RecordStore, TrialRecord
 from anomtune.search.store.storage import Storage
 from tests.driver import Driver
 from tests.search.conftest import sweep_dict
+from tests.search.object_store import place, server
 from tests.search.results.test_tensorboard import TOY_PLANS, toy_record
 
 pytestmark = pytest.mark.slow
 
-pytest.importorskip("moto.server", reason="needs moto[server], an S3 server for tests")
-
-
-SERVER = """
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print(*server.get_host_and_port(), sep=":", flush=True)
-input()
-"""
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The address of a server in a process of its own: it would take turns with ours."""
-    import boto3
-
-    running = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    address = running.stdout.readline().strip()
-    boto3.client(
-        "s3",
-        endpoint_url=f"http://{address}",
-        region_name="us-east-1",
-        aws_access_key_id="key",
-        aws_secret_access_key="secret",
-    ).create_bucket(Bucket="bucket")
-    yield address
-    running.communicate("")
-
-
-@pytest.fixture
-def place(server, monkeypatch) -> str:
-    """The URI of a folder that nothing is in."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # no request may leave this machine
-    return f"s3://bucket/{uuid.uuid4().hex}?endpoint_override={server}&scheme=http"
+_ = server, place
 
 
 @pytest.fixture

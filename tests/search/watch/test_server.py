@@ -6,12 +6,16 @@ import asyncio
 import http.client
 import json
 import shutil
+import socket
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 
 import pytest
 
-from anomtune.search.watch import server
+from anomtune.search.report import traces
+from anomtune.search.watch import picture, server
 from tests.search.sample_sweep import write_sample_sweep
 
 NASTY = 'a</script><b onload="x">&amp;\'é'
@@ -162,6 +166,49 @@ def test_the_command(run, tmp_path, monkeypatch):
     assert opened == ["http://127.0.0.1:4321/"]
     run("watch", tmp_path, "--no-browser")
     assert len(opened) == 1
+
+
+#: Opens the page as a browser does, and says what the process of the command then holds.
+OPENING = """
+import contextlib, json, os, sys, threading, time, urllib.request
+from anomtune.cli.main import main
+
+directory, port = sys.argv[1:]
+
+def get(path):
+    return urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}").read()
+
+def open_page():
+    phase = "reading"
+    while phase in {"reading", "waiting"}:
+        time.sleep(0.1)
+        with contextlib.suppress(OSError):
+            state = json.loads(get("state.json"))
+            phase = state["phase"]
+    for name in ("", "report.css", "watch.js", f"sheets/{state['sheets'][0]['id']}.png"):
+        get(name)
+    held = [name for name in ("torch", "ray", "optuna", "plotly") if name in sys.modules]
+    print(json.dumps([phase, state["totals"]["ended"], held]), file=sys.stderr, flush=True)
+    os._exit(0)
+
+threading.Thread(target=open_page).start()
+sys.argv = ["anomtune", "watch", directory, "--no-browser", "--port", port]
+main()
+"""
+
+
+def test_the_process_holds_no_torch(sample):
+    """It may run for days beside a sweep that needs the memory."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", OPENING, sample, str(port)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert json.loads(done.stderr.splitlines()[-1]) == ["finished", 24, []]
+
+
+def test_colours_are_those_of_the_report():
+    assert picture.COLOURS == traces.COLOURS
 
 
 def test_a_port_that_is_taken(run, sample, port):
