@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from anomtune.search.config import ConfirmConfig
-from anomtune.search.decide.confirm import Confirmed
+from anomtune.search.decide.confirm import Confirmed, kept_seed
 from anomtune.search.detector.threshold import choose_threshold
-from anomtune.search.results.winners import kept_config, kept_seed
+from anomtune.search.results.winners import kept_config
 from anomtune.search.store.records import ConfirmRecord, RecordStore
 
 

@@ -31,6 +31,7 @@ trials.parquet, leaderboard.parquet              compiled from the records
 tensorboard/<category>/<method>/<number>/        curves, hyperparameters, heat maps
 scorings/, held_out.json, spent.json             what was judged, counted and spent
 loggers.json                                     what has been sent
+searched.json                                    of each study, whether it searches anything
 owner.json, .lock                                which process runs it
 report.html                                      written by `anomtune report`
 ```

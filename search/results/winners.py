@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from anomtune.search.config import ConfirmConfig
-from anomtune.search.decide.confirm import choose
-from anomtune.search.decide.confirm import kept_seed as kept_seed  # noqa: PLC0414 - for others
+from anomtune.search.decide.confirm import choose, kept_seed
 from anomtune.search.detector.saved import SavedConfig, read_saved_config
 from anomtune.search.store.records import ConfirmRecord, StudyKey, TrialRecord
 from anomtune.search.store.storage import Storage
