@@ -14,6 +14,7 @@ from anomtune.errors import SweepError
 from anomtune.names import to_text
 from anomtune.search.config import Sweep
 from anomtune.search.decide.budget import Hours
+from anomtune.search.decide.confirm import kept_seed
 from anomtune.search.decide.plan import SearchPlan
 from anomtune.search.decide.pool import Pool
 from anomtune.search.decide.progress import sweep_progress
@@ -37,7 +38,7 @@ from anomtune.search.preparation import check_directory, prepare
 from anomtune.search.results.delivery import Loggers, open_loggers
 from anomtune.search.results.leaderboard import write_tables
 from anomtune.search.results.result import SweepResult
-from anomtune.search.results.winners import kept_seed, model_folder, publish_winner
+from anomtune.search.results.winners import model_folder, publish_winner
 from anomtune.search.run.adapters import SpecMaker
 from anomtune.search.run.capacity import Capacity
 from anomtune.search.run.checkpoint import delete_other_checkpoints

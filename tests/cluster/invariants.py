@@ -13,12 +13,12 @@ import safetensors.numpy
 from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from anomtune.search.decide.confirm import choose, to_confirm
+from anomtune.search.decide.confirm import choose, kept_seed, to_confirm
 from anomtune.search.decide.scoring import read_studies
 from anomtune.search.detector.saved import load_detector
 from anomtune.search.results.leaderboard import write_tables
 from anomtune.search.results.tensorboard_internals import says_the_end
-from anomtune.search.results.winners import kept_seed, model_folder
+from anomtune.search.results.winners import model_folder
 from anomtune.search.store.directory import read_sweep
 from anomtune.search.store.records import (
     AnyRecord,
