@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from anomtune.search.config import ConfirmConfig, Sweep
 from anomtune.search.report.accuracy_figures import ranked_interval, ranked_value
 from anomtune.search.report.evidence import CategoryEvidence
 from anomtune.search.report.more_images import MoreImages
@@ -46,7 +47,7 @@ class Answer:
 
 def answer(
     category: CategoryEvidence,
-    protocol: str,
+    config: Sweep,
     thresholds: Operating | None,
     more: MoreImages | None,
 ) -> Answer:
@@ -54,7 +55,7 @@ def answer(
 
     Args:
         category: What is known of it.
-        protocol: How its validation images were chosen.
+        config: Of the sweep.
         thresholds: Of its detector on held-out images.
         more: What more images would buy.
     """
@@ -80,7 +81,7 @@ def answer(
         sure="; ".join(sure),
         missed=f"{chosen.missed.number} of {chosen.missed.total}" if chosen else "",
         alarms=f"{chosen.alarms.number} of {chosen.alarms.total}" if chosen else "",
-        next=_next(category, protocol, more),
+        next=_next(category, config, more),
     )
 
 
@@ -98,10 +99,10 @@ def _without_result(category: CategoryEvidence) -> str:
     return "See under Studies why trials failed."
 
 
-def _next(category: CategoryEvidence, protocol: str, more: MoreImages | None) -> str:
+def _next(category: CategoryEvidence, config: Sweep, more: MoreImages | None) -> str:
     """Returns the one thing that helps most, in order of what would be wrong without it."""
     row = category.studies[0].row
-    if missing := _missing(category, protocol):
+    if missing := _missing(category, config):
         return missing
     if more is not None and more.rows[0].width > _WIDE:
         now, then = more.rows[0], more.after(100)
@@ -125,18 +126,25 @@ def _next(category: CategoryEvidence, protocol: str, more: MoreImages | None) ->
     return what
 
 
-def _missing(category: CategoryEvidence, protocol: str) -> str | None:
+def unconfirmed(confirm: ConfirmConfig) -> str:
+    """Returns what to do where a sweep has ended and nothing is confirmed."""
+    if confirm.top:
+        return "Give it more hours and run the same command: its budget ended before confirm runs."
+    return "Set confirm.top to 1 or more and run the same command: nothing is held out."
+
+
+def _missing(category: CategoryEvidence, config: Sweep) -> str | None:
     """Returns what must be done before a held-out figure says anything; nothing if there is one."""
     row = category.studies[0].row
     if not is_finished(study.progress for study in category.studies):
         return "Let the sweep go on: it is not finished."
     if row["test_auroc_mean"] is not None:
         return None
-    if protocol == "test":
+    if config.validation.protocol == "test":
         return "Sweep with protocol labelled or synthetic: nothing is held out."
     if row["n_seeds"]:
         return "Add test images of both kinds: none are held out."
-    return "Set confirm.top to 1 or more and run again: nothing is held out."
+    return unconfirmed(config.confirm)
 
 
 def _cheaper(category: CategoryEvidence) -> Row | None:

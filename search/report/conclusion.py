@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from anomtune.datasets.splits.validation import Validation
+from anomtune.search.report.answer import unconfirmed
 from anomtune.search.report.evidence import CategoryEvidence, Evidence
 from anomtune.search.report.more_images import foretell
 from anomtune.search.report.verdict import NOT_BETTER, is_finished
@@ -124,8 +125,8 @@ def _next(evidence: Evidence, decided: Sequence[CategoryEvidence]) -> str:
     if now is None or then is None:
         if validation.protocol == "test":
             return "Sweep with protocol labelled or synthetic, so that images are held out."
-        if not evidence.config.confirm.top:
-            return "Set confirm.top to 1 or more and run the same command again."
+        if not any(category.studies[0].row["n_seeds"] for category in decided):
+            return unconfirmed(evidence.config.confirm)
         return "Add test images of both kinds, so that some are held out."
     use = "set the threshold by what a missed defect costs"
     if now > _WIDE:

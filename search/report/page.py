@@ -90,9 +90,8 @@ def render(evidence: Evidence) -> str:
     panels = [
         category_panel(category, evidence, colours, figures) for category in evidence.categories
     ]
-    protocol = evidence.config.validation.protocol
     answers = [
-        answer(category, protocol, panel.thresholds, panel.more)
+        answer(category, evidence.config, panel.thresholds, panel.more)
         for category, panel in zip(evidence.categories, panels, strict=True)
     ]
     found_gains = gains(evidence.categories)

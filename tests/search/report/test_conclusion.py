@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from anomtune.search.report.answer import answer
 from anomtune.search.report.conclusion import conclude
 from anomtune.search.report.evidence import Evidence, gather
 from anomtune.search.report.more_images import foretell
@@ -110,3 +111,28 @@ def test_nothing_is_said_without_a_result(evidence):
     assert conclude(replace(evidence, categories=nothing)) is None
     half = conclude(replace(evidence, categories=[*nothing[:1], *evidence.categories[1:]]))
     assert "none in 1 without a completed trial" in half.found
+
+
+@pytest.mark.parametrize(("top", "words"), [(2, "Give it more hours"), (0, "Set confirm.top to 1")])
+def test_a_sweep_without_confirm_runs_says_why(evidence, top, words):
+    def ended(study):
+        row = {**study.row, "n_seeds": None, "test_auroc_mean": None}
+        progress = replace(study.progress, target=study.progress.ended, confirm_target=0)
+        return replace(study, row=row, measured=None, progress=progress)
+
+    config = evidence.config
+    bare = replace(
+        evidence,
+        config=config.model_copy(
+            update={"confirm": config.confirm.model_copy(update={"top": top})}
+        ),
+        categories=[
+            replace(category, studies=[ended(study) for study in category.studies])
+            for category in evidence.categories
+        ],
+    )
+    conclusion = conclude(bare)
+    assert conclusion.next.startswith(words)
+    assert conclusion.sure.startswith("Nothing is checked on held-out images")
+    assert "held-out" not in conclusion.found
+    assert answer(bare.categories[0], bare.config, None, None).next == conclusion.next

@@ -207,7 +207,7 @@ def test_what_was_not_measured_is_not_estimated(tmp_path):
     assert gain.certain == NOT_MEASURED
     assert gain.validation.scoring is not None
     assert gains_in_words([gain]) == ["On held-out images neither part was measured."]
-    line = answer(evidence.categories[0], "labelled", None, None)
+    line = answer(evidence.categories[0], evidence.config, None, None)
     assert line.images == "validation: optimistic"
     assert line.missed == ""
     assert line.next.startswith("Set confirm.top")
@@ -218,7 +218,7 @@ def test_the_first_screen_answers(evidence):
     category = evidence.categories[0]
     study, detector = category.studies[0], category.kept
     more = foretell(*study.measured, evidence.config.validation)
-    line = answer(category, "labelled", operating(detector), more)
+    line = answer(category, evidence.config, operating(detector), more)
     assert line.method == study.row["method"]
     assert line.auroc == f"{study.row['test_auroc_mean']:.3f}"
     assert line.sure.startswith(f"{study.held_out.low:.3f}-{study.held_out.high:.3f}")
