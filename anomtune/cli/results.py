@@ -144,7 +144,11 @@ def watch(
         url = f"http://127.0.0.1:{port}/"
         out = console()
         out.print(f"{url} (Ctrl-C ends it; the sweep goes on)", highlight=False, markup=False)
-        there = f"{getpass.getuser()}@{socket.gethostname()}"
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):  # a container's user may have no name
+            user = "USER"
+        there = f"{user}@{socket.gethostname()}"
         out.print(
             f"From another machine: ssh -L {port}:127.0.0.1:{port} {there}, then the same address",
             style="dim",

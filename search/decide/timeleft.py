@@ -112,7 +112,8 @@ class RunTimes:
             if expected is None:
                 known = False
                 continue
-            rest = expected - _elapsed(record, now)
+            # One that goes on from a checkpoint has what it took before, too.
+            rest = expected - max(_elapsed(record, now), _inside(record))
             if rest < 0:
                 overdue.append(record.path)
             rest = max(rest, _LAST * expected)

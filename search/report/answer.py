@@ -16,6 +16,7 @@ from anomtune.search.results.figures import figure, interval
 
 #: Width of an interval from which more images are worth more than anything else.
 _WIDE = 0.15
+TOO_FEW = "Label more images: those held out are too few, or too alike, to say how good it is."
 #: A tied method must cost at most this share of the first to be named in its place.
 _CHEAPER = 0.8
 
@@ -102,8 +103,10 @@ def _without_result(category: CategoryEvidence) -> str:
 def _next(category: CategoryEvidence, config: Sweep, more: MoreImages | None) -> str:
     """Returns the one thing that helps most, in order of what would be wrong without it."""
     row = category.studies[0].row
-    if missing := _missing(category, config):
+    if missing := what_is_missing(category, config):
         return missing
+    if more is None and (found := category.studies[0].held_out) and found.high - found.low > _WIDE:
+        return TOO_FEW
     if more is not None and more.rows[0].width > _WIDE:
         now, then = more.rows[0], more.after(100)
         if more.seeds > now.width / 2:
@@ -126,14 +129,14 @@ def _next(category: CategoryEvidence, config: Sweep, more: MoreImages | None) ->
     return what
 
 
-def unconfirmed(confirm: ConfirmConfig) -> str:
+def _unconfirmed(confirm: ConfirmConfig) -> str:
     """Returns what to do where a sweep has ended and nothing is confirmed."""
     if confirm.top:
         return "Give it more hours and run the same command: its budget ended before confirm runs."
     return "Set confirm.top to 1 or more and run the same command: nothing is held out."
 
 
-def _missing(category: CategoryEvidence, config: Sweep) -> str | None:
+def what_is_missing(category: CategoryEvidence, config: Sweep) -> str | None:
     """Returns what must be done before a held-out figure says anything; nothing if there is one."""
     row = category.studies[0].row
     if not is_finished(study.progress for study in category.studies):
@@ -142,9 +145,11 @@ def _missing(category: CategoryEvidence, config: Sweep) -> str | None:
         return None
     if config.validation.protocol == "test":
         return "Sweep with protocol labelled or synthetic: nothing is held out."
+    if category.studies[0].progress.confirm_failed:
+        return "Mend what made its confirm runs fail and run again: nothing is held out."
     if row["n_seeds"]:
         return "Add test images of both kinds: none are held out."
-    return unconfirmed(config.confirm)
+    return _unconfirmed(config.confirm)
 
 
 def _cheaper(category: CategoryEvidence) -> Row | None:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from statistics import mean
 
 from anomtune.datasets.splits.validation import Validation
-from anomtune.search.report.answer import unconfirmed
+from anomtune.search.report.accuracy_figures import ranked_value
+from anomtune.search.report.answer import TOO_FEW, what_is_missing
 from anomtune.search.report.evidence import CategoryEvidence, Evidence
-from anomtune.search.report.more_images import foretell
-from anomtune.search.report.verdict import NOT_BETTER, is_finished
+from anomtune.search.report.more_images import MoreImages, foretell
+from anomtune.search.report.verdict import NOT_BETTER, is_finished, is_papers
 from anomtune.search.results.figures import figure, signed
 
 #: Mean width of the held-out intervals from which more images are what helps most.
@@ -57,8 +58,9 @@ def _found(decided: Sequence[CategoryEvidence], total: int) -> str:
     rows = [category.studies[0].row for category in decided]
     held_out = [row["test_auroc_mean"] for row in rows if row["test_auroc_mean"] is not None]
     if not held_out:
-        return f"{first}; validation AUROC {_values([row['val_auroc'] for row in rows])}."
-    sentence = f"{first}; held-out AUROC {_values(held_out)}"
+        return f"{first}; validation AUROC {_values([ranked_value(row) for row in rows])}."
+    of = f" in {len(held_out)} of them" if len(held_out) < len(rows) else ""
+    sentence = f"{first}; held-out AUROC{of} {_values(held_out)}"
     both = [
         (row["test_auroc_mean"], row["default_test_auroc_mean"])
         for row in rows
@@ -69,7 +71,8 @@ def _found(decided: Sequence[CategoryEvidence], total: int) -> str:
     gain = mean(chosen - paper for chosen, paper in both)
     paper = mean(paper for _, paper in both)
     than = "the paper's own config" if len(decided) == 1 else "the papers' own configs"
-    return f"{sentence}, {signed(gain)} over {than} ({figure(paper)})."
+    where = f" in {len(both)} of them" if len(both) < len(held_out) else ""
+    return f"{sentence}, {signed(gain)} over {than}{where} ({figure(paper)})."
 
 
 def _values(values: Sequence[float]) -> str:
@@ -114,43 +117,39 @@ def _gain_is_certain(decided: Sequence[CategoryEvidence]) -> list[str]:
         return ["the gain is more than chance" if certain else "the gain may be chance"]
     if not known:
         return ["whether gains are more than chance is not known"]
-    return [f"the gain is more than chance in {certain} of {len(decided)}"]
+    unknown = sum(
+        category.tied_with_paper is None and not is_papers(category.studies[0].row)
+        for category in decided
+    )
+    rest = f", not known in {unknown}" if unknown else ""
+    return [f"the gain is more than chance in {certain} of {len(decided)}{rest}"]
 
 
 def _next(evidence: Evidence, decided: Sequence[CategoryEvidence]) -> str:
     if not is_finished(study.progress for study in evidence.studies):
         return "Let the sweep go on: the same command resumes it."
-    validation = evidence.config.validation
-    now, then = _foretold(decided, validation)
-    if now is None or then is None:
-        if validation.protocol == "test":
-            return "Sweep with protocol labelled or synthetic, so that images are held out."
-        if not any(category.studies[0].row["n_seeds"] for category in decided):
-            return unconfirmed(evidence.config.confirm)
-        return "Add test images of both kinds, so that some are held out."
+    found = _foretold(decided, evidence.config.validation)
+    if not found:
+        missing = (what_is_missing(category, evidence.config) for category in decided)
+        return next(filter(None, missing), TOO_FEW)
+    now, then = (mean(more.after(images).width for more in found) for images in (0, 100))
     use = "set the threshold by what a missed defect costs"
     if now > _WIDE:
         each = " of each category" if len(decided) > 1 else ""
-        intervals = "intervals" if len(decided) > 1 else "interval"
+        intervals = "intervals" if len(found) > 1 else "interval"
+        some = f" of {len(found)} of them" if len(found) < len(decided) else ""
         return (
-            f"To be surer label more images: 100 more{each} would make the {intervals} {then:.2f} "
-            f"wide instead of {now:.2f}; to go on with what there is, {use}."
+            f"To be surer label more images: 100 more{each} would make the {intervals}{some} "
+            f"{then:.2f} wide instead of {now:.2f}; to go on with what there is, {use}."
         )
     return f"What was found lies in models/: {use}."
 
 
-def _foretold(
-    decided: Sequence[CategoryEvidence], validation: Validation
-) -> tuple[float | None, float | None]:
-    """Returns the mean width of the held-out intervals now, and with 100 more labelled images."""
-    found = [
+def _foretold(decided: Sequence[CategoryEvidence], validation: Validation) -> list[MoreImages]:
+    """Returns what more labelled images would buy, of each category where that can be told."""
+    return [
         more
         for category in decided
         if (measured := category.studies[0].measured) is not None
         and (more := foretell(*measured, validation)) is not None
     ]
-    if not found:
-        return None, None
-    return mean(more.after(0).width for more in found), mean(
-        more.after(100).width for more in found
-    )

@@ -96,7 +96,7 @@ def _certain(category: CategoryEvidence) -> str:
     parts = held_out_parts(category.studies[0])
     if parts.paper is None or parts.chosen is None:
         return NOT_MEASURED
-    if parts.chosen == parts.paper:
+    if round(parts.chosen - parts.paper, 3) <= 0:
         return "no gain"
     tied = category.tied_with_paper
     if tied is None:

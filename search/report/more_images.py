@@ -88,6 +88,8 @@ def foretell(labels: Labels, scores: Scores, validation: Validation) -> MoreImag
         normal, anomalous = round(n_normal * growth), round(n_anomalous * growth)
         found = foretold_intervals(labels, values, normal, anomalous)
         rows.append(Foretold(more, normal, anomalous, float(found.low), float(found.high)))
+    if rows[0].width == 1:  # all images alike: their scatter is not known either
+        return None
     end = foretold_intervals(labels, values, _ENDLESS, _ENDLESS)
     seeds = float(end.high - end.low)
     now, then = rows[0], rows[_MORE.index(100)]

@@ -190,6 +190,8 @@
       range.setAttribute("aria-valuetext", `threshold ${shown}: ${told(step)}`);
     }
 
+    const number = (value) => value.toLocaleString("en", { maximumSignificantDigits: 3 });
+
     function weigh() {
       const cost = ratio.valueAsNumber;
       const share = Number.isNaN(rate.valueAsNumber) ? bad / (good + bad) : rate.valueAsNumber / 100;
@@ -203,7 +205,7 @@
       const best = steps.reduce((least, step, i) => (price(step) < price(steps[least]) ? i : least), 0);
       range.value = best;
       const worth = (step) =>
-        `1,000 parts cost as much as ${(1000 * price(step)).toPrecision(3)} false alarms`;
+        `1,000 parts cost as much as ${number(1000 * price(step))} false alarms`;
       const own = chosen === null ? "" : ` At the chosen threshold ${worth(steps[chosen])}.`;
       find(".best").textContent =
         `Cheapest on these images: ${told(steps[best])}; ${worth(steps[best])}.${own} ` +

@@ -63,7 +63,7 @@ def drawn_trials(records: Sequence[TrialRecord]) -> set[int]:
                 chosen.add(record.number)
     chosen.add(0)
     others = [record.number for record in records if record.number not in chosen]
-    step = math.ceil(len(others) / max(1, _DRAWN - len(chosen)))
+    step = max(1, math.ceil(len(others) / max(1, _DRAWN - len(chosen))))
     return chosen | set(others[::step])
 
 

@@ -384,17 +384,25 @@ class RecordStore:
 
     def read_scorings(self, key: StudyKey) -> list[dict[str, Any]]:
         """Returns the scorings of a study, none if there is only the paper's."""
-        content = self.storage.read(f"scorings/{key}.json")
-        scorings: list[dict[str, Any]] = json.loads(content or b"[]")
-        return scorings
+        return self.read_all_scorings([key])[key]
 
     def read_all_scorings(self, keys: Iterable[StudyKey]) -> dict[StudyKey, list[dict[str, Any]]]:
         """Returns the same of several studies."""
         wanted = list(keys)
         contents = self.storage.read_many(f"scorings/{key}.json" for key in wanted)
         return {
-            key: json.loads(content or b"[]") for key, content in zip(wanted, contents, strict=True)
+            key: self._scorings(key, content) for key, content in zip(wanted, contents, strict=True)
         }
+
+    def _scorings(self, key: StudyKey, content: bytes | None) -> list[dict[str, Any]]:
+        try:
+            scorings: list[dict[str, Any]] = json.loads(content or b"[]")
+        except ValueError:
+            raise SweepError(
+                f"{self.storage.location}/scorings/{key}.json: damaged; delete the file and run "
+                "the sweep again, which writes it anew"
+            ) from None
+        return scorings
 
     def write_searched(self, searched: Mapping[StudyKey, bool]) -> None:
         """Keeps of each study whether it has hyperparameters to search.

@@ -91,7 +91,7 @@ class SweepFollower:
         self._owner = OwnerWatch(self._storage)
         self._raw: bytes | None = None
         self._begin(None, {})
-        if read_config(self._storage) is None and self._owner.look() == Owner(alive=False):
+        if read_config(self._storage) is None and self._owner.look().alive is False:
             raise SweepError(f"{directory}: no {SWEEP_FILE} there; give the directory of a sweep")
 
     def poll(self, now: datetime | None = None) -> Iterator[Followed]:
@@ -109,7 +109,7 @@ class SweepFollower:
                 yield from self._read()
             self._conclude(owner, now)
             self.state.trouble = None
-        except AnomtuneError as error:
+        except (AnomtuneError, TypeError, ValueError) as error:
             self.state.trouble = str(error)
         yield self.state
 

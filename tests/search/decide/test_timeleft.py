@@ -180,3 +180,12 @@ def test_nothing_is_left_and_nobody_runs():
     times.add(trial(1, 60))
     times.forget(StudyKey("a", "toy"))
     assert left(times, [study(2)], 60).seconds is None
+
+
+def test_a_trial_that_goes_on_from_a_checkpoint_has_done_what_it_did_before():
+    times = RunTimes(4)
+    for number in range(3):
+        times.add(trial(number, 0, steps=4, each=150, ended=600))
+    # Half of its rungs, 300 s, were done before the kill; it goes on since 5 s.
+    times.add(trial(3, 995, steps=2, each=150))
+    assert left(times, [study(4, ended=3, running=1)], 1000).seconds == pytest.approx(300)

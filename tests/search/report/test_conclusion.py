@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from anomtune.search.report.answer import answer
@@ -136,3 +137,44 @@ def test_a_sweep_without_confirm_runs_says_why(evidence, top, words):
     assert conclusion.sure.startswith("Nothing is checked on held-out images")
     assert "held-out" not in conclusion.found
     assert answer(bare.categories[0], bare.config, None, None).next == conclusion.next
+
+
+def test_figures_of_some_categories_are_not_told_as_if_of_all(evidence):
+    def bare(category):
+        first, *others = category.studies
+        row = {**first.row, "test_auroc_mean": None, "default_test_auroc_mean": None}
+        studies = [replace(first, row=row, measured=None), *others]
+        return replace(category, studies=studies, tied_with_paper=None)
+
+    n = len(evidence.categories)
+    most = [bare(category) for category in evidence.categories[1:]]
+    known = with_verdicts(evidence, tied_with_paper=False).categories[0]
+    one = replace(evidence, categories=[known, *most])
+    found = conclude(one)
+    value = known.studies[0].row["test_auroc_mean"]
+    assert f"held-out AUROC in 1 of them {value:.3f}" in found.found
+    assert found.sure.endswith(f"more than chance in 1 of {n}, not known in {n - 1}.")
+
+
+def test_without_held_out_images_it_quotes_what_ranks(evidence):
+    category = evidence.categories[0]
+    first = category.studies[0]
+    row = {**first.row, "test_auroc_mean": None, "confirmed_auroc_mean": 0.612, "val_auroc": 0.99}
+    studies = [replace(first, row=row, measured=None), *category.studies[1:]]
+    one = replace(evidence, categories=[replace(category, studies=studies)])
+    assert "validation AUROC 0.612." in conclude(one).found
+
+
+def test_images_that_say_nothing_are_asked_for(evidence):
+    category = evidence.categories[0]
+    first = category.studies[0]
+    labels, scores = first.measured
+    one_defect = np.flatnonzero(labels == 1)[1:]
+    few = np.delete(labels, one_defect), np.delete(scores, one_defect, axis=-1)
+    for measured in (few, (labels, np.zeros_like(scores))):
+        assert foretell(*measured, evidence.config.validation) is None
+        progress = replace(first.progress, target=first.progress.ended)
+        studies = [replace(first, measured=measured, progress=progress)]
+        poor = replace(category, studies=studies)
+        assert answer(poor, evidence.config, None, None).next.startswith("Label more images")
+        assert conclude(replace(evidence, categories=[poor])).next.startswith("Label more images")

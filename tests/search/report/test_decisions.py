@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from anomtune.search.metrics.image import auroc
 from anomtune.search.report.answer import answer
 from anomtune.search.report.defects import defect_types
 from anomtune.search.report.evidence import gather
-from anomtune.search.report.gains import NOT_MEASURED, gains, gains_in_words
+from anomtune.search.report.gains import NOT_MEASURED, Parts, gains, gains_in_words
 from anomtune.search.report.kept import Kept
 from anomtune.search.report.more_images import foretell
 from anomtune.search.report.operating import Counts, operating
@@ -227,3 +228,12 @@ def test_the_first_screen_answers(evidence):
     seeds = more.seeds > more.rows[0].width / 2
     assert more.rows[0].width > 0.15
     assert line.next.startswith("Confirm with more seeds" if seeds else "Label more images")
+
+
+def test_a_loss_is_no_gain_however_certain(evidence, monkeypatch):
+    lost = replace(evidence.categories[0], tied_with_paper=False)
+    for chosen, words in ((0.90, "no gain"), (0.99, "more than chance")):
+        parts = Parts(0.95, 0.0, chosen - 0.95, chosen)
+        monkeypatch.setattr("anomtune.search.report.gains.held_out_parts", lambda _, p=parts: p)
+        (gain,) = gains([lost])
+        assert gain.certain == words

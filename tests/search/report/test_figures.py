@@ -90,6 +90,11 @@ def test_of_many_trials_the_best_are_drawn():
     assert drawn_trials(TRIALS) == set(range(6))
 
 
+def test_trials_that_are_all_better_than_the_last_are_all_drawn():
+    rising = [trial(number, number / 1000) for number in range(301)]
+    assert drawn_trials(rising) == set(range(301))
+
+
 def test_pruning_tells_the_trials_apart():
     traces = by_name(pruning(TRIALS))
     assert set(traces) == {"pruned", "failed", "running", "completed", "paper's config", "best"}

@@ -189,6 +189,11 @@ def test_no_sweep_and_one_that_is_about_to_begin(tmp_path):
     with pytest.raises(SweepError, match=r"no sweep\.yaml there"):
         SweepFollower(tmp_path)
     own(tmp_path)
+    mark = tmp_path / "owner.json"
+    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"pid": 2**22 + 1}))
+    with pytest.raises(SweepError, match=r"no sweep\.yaml there"):
+        SweepFollower(tmp_path)  # killed before it had begun
+    own(tmp_path)
     follower = SweepFollower(tmp_path)
     found = follow(follower)
     assert found["phase"] == "waiting"
@@ -215,6 +220,25 @@ def test_half_a_record_is_named_and_the_rest_goes_on(ended, tmp_path):
     found = follow(follower)
     assert found["unreadable"]["count"] == 0
     assert found["totals"]["ended"] == 23
+
+
+def test_a_damaged_file_is_a_trouble_that_passes(ended, tmp_path):
+    place = tmp_path / "sweep"
+    shutil.copytree(ended, place)
+    follower = SweepFollower(place)
+    follow(follower)
+    path = next(place.glob("scorings/*/*.json"))
+    content = path.read_bytes()
+    path.write_bytes(content[:20])
+    record = next(place.glob("trials/*/*/*.json"))
+    record.write_bytes(record.read_bytes())  # something has changed
+    fresh = SweepFollower(place)
+    list(fresh.poll())
+    assert path.name in fresh.state.trouble
+    assert "damaged; delete the file" in fresh.state.trouble
+    path.write_bytes(content)
+    list(fresh.poll())
+    assert fresh.state.trouble is None
 
 
 def test_a_record_that_is_deleted_and_done_again_is_counted_once(ended, tmp_path):

@@ -167,6 +167,12 @@ def test_the_command(run, tmp_path, monkeypatch):
     run("watch", tmp_path, "--no-browser")
     assert len(opened) == 1
 
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    assert "4321 USER@" in run("watch", tmp_path, "--no-browser")[1]
+
 
 #: Opens the page as a browser does, and says what the process of the command then holds.
 OPENING = """
