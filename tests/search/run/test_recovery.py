@@ -159,7 +159,8 @@ def test_a_killed_driver_leaves_no_worker_and_the_next_goes_on(
         # Two small agents of Ray's own notice only after a minute that their node is gone.
         return [name for name in alive(family) if "Agent" not in name]
 
-    wait_for(lambda: not left(), seconds=10)
+    # A worker that is just beginning tries ten times, a second each, to reach its node.
+    wait_for(lambda: not left(), seconds=20)
     driver = start(sweep_file, directory, ray_address)
     assert driver.wait() == 0, driver.err
     assert len(read_records(directory)) == 2 * TRIALS
