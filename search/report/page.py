@@ -36,8 +36,8 @@ from anomtune.search.report.overview import (
 )
 from anomtune.search.report.panels import Figures, category_panel, study_panel
 from anomtune.search.report.search_figures import HIGHEST
-from anomtune.search.report.traces import palette
 from anomtune.search.report.verdict import is_finished
+from anomtune.search.results.colours import palette
 from anomtune.search.results.optuna_export import rebuild_studies
 from anomtune.search.store.directory import read_sweep
 from anomtune.search.store.records import StudyKey

@@ -8,8 +8,10 @@ which has a light and a dark scheme, are added in the browser.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from anomtune.search.results.colours import COLOURS
 
 #: Traces and layout, as ``Plotly.newPlot`` takes them.
 Figure = dict[str, Any]
@@ -18,24 +20,8 @@ Point = tuple[float | None, float | None]
 #: Ends a line, so that one trace can hold many.
 GAP: Point = (None, None)
 
-#: Legible on white and on near-black, and apart for the colour-blind; by order of the methods.
-COLOURS = (
-    "#3d85c6",
-    "#d9822b",
-    "#2f9e77",
-    "#b565a7",
-    "#c9504f",
-    "#8f8a2e",
-    "#6b74d6",
-    "#808890",
-)
 COMPLETE, BEST, DEFAULT, RUNNING, FAILED = COLOURS[:5]
 MUTED = COLOURS[-1]
-
-
-def palette(methods: Iterable[str]) -> dict[str, str]:
-    """Returns a colour for each method of a sweep."""
-    return {method: COLOURS[index % len(COLOURS)] for index, method in enumerate(methods)}
 
 
 def figure(traces: Sequence[Figure], x: str, y: str) -> Figure | None:

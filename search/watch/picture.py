@@ -11,6 +11,7 @@ from typing import Any
 from anomtune.errors import one_line
 from anomtune.search.decide.confirm import kept_seed
 from anomtune.search.decide.progress import StudyProgress
+from anomtune.search.results.colours import palette
 from anomtune.search.results.columns import Standing
 from anomtune.search.store.records import AnyRecord, ConfirmRecord, StudyKey, TrialRecord
 from anomtune.search.watch.follow import Followed
@@ -18,17 +19,6 @@ from anomtune.search.watch.study import FollowedStudy
 
 Json = dict[str, Any]
 
-#: Of methods, in their order: those of the report, which brings torch.
-COLOURS = (
-    "#3d85c6",
-    "#d9822b",
-    "#2f9e77",
-    "#b565a7",
-    "#c9504f",
-    "#8f8a2e",
-    "#6b74d6",
-    "#808890",
-)
 #: How many of each are shown at most.
 RUNNING, FAILURES, REASONS, SHEETS, UNREADABLE = 40, 12, 8, 120, 3
 #: Curves of all studies together, and of one.
@@ -81,8 +71,7 @@ def picture(state: Followed) -> Json:
         "last": _milliseconds(max(lasts, default=None)),
         "hours": None if hours is None else {"of": hours, "spent": round(state.spent.seconds)},
         "methods": [
-            {"name": name, "colour": COLOURS[index % len(COLOURS)]}
-            for index, name in enumerate(config.methods)
+            {"name": name, "colour": colour} for name, colour in palette(config.methods).items()
         ],
         "categories": [_category(state, name) for name in config.dataset.categories or ()],
         "running": _running(state),

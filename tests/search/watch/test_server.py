@@ -14,8 +14,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from anomtune.search.report import traces
-from anomtune.search.watch import picture, server
+from anomtune.search.watch import server
 from tests.search.sample_sweep import write_sample_sweep
 
 NASTY = 'a</script><b onload="x">&amp;\'é'
@@ -211,10 +210,6 @@ def test_the_process_holds_no_torch(sample):
     command = [sys.executable, "-c", OPENING, sample, str(port)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     assert json.loads(done.stderr.splitlines()[-1]) == ["finished", 24, []]
-
-
-def test_colours_are_those_of_the_report():
-    assert picture.COLOURS == traces.COLOURS
 
 
 def test_a_port_that_is_taken(run, sample, port):
