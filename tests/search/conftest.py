@@ -1,10 +1,11 @@
-"""Sweeps of the toy method, and a pool that runs without Ray on a simulated clock."""
+"""Sweeps of the toy method, a pool that runs without Ray on a simulated clock, and a browser."""
 
 from __future__ import annotations
 
 import heapq
 import math
 import random
+import shutil
 from collections.abc import Callable
 
 import numpy as np
@@ -154,3 +155,22 @@ class Simulation:
 @pytest.fixture
 def simulation() -> Simulation:
     return Simulation()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Returns a headless Chromium that keeps what its console says."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    driver_program = shutil.which("chromedriver")
+    if program is None or driver_program is None:
+        pytest.skip("no chromium with its driver here: apt-get install chromium chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(driver_program))
+    yield driver
+    driver.quit()

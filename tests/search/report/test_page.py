@@ -6,7 +6,6 @@ import base64
 import gzip
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -205,26 +204,6 @@ def test_the_command(sample):
     assert re.fullmatch(r".*/report\.html \(\d\.\d MB\)\n", result.output)
     with pytest.raises(SweepError, match=r"no sweep\.yaml"):
         write_report(sample / "trials")
-
-
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if BROWSER is None or DRIVER is None:
-        pytest.skip("no chromium with its driver here: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])

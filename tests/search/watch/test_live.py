@@ -10,10 +10,9 @@ import yaml
 
 from tests.driver import Driver
 from tests.search.conftest import sweep_dict
-from tests.search.watch.test_server import ask, browser, serving
+from tests.search.watch.test_server import ask, serving
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
-_ = browser
 
 #: Within so many seconds the page must show what lies in the directory.
 FOLLOWS = 5.0
