@@ -20,6 +20,7 @@ from torchvision.transforms.functional import rgb_to_grayscale
 
 from anomtune.models.hyperparameters import Protocol, Setting
 from anomtune.models.images.augmix import AugMix, OperationList
+from anomtune.models.images.pixels import upload
 from anomtune.models.layers.backbones import check_stages
 from anomtune.models.layers.feature_matching import MatchedEncoder, Matching
 from anomtune.models.layers.frozen import targets
@@ -204,7 +205,7 @@ class GNL(DistillationDetector[GNLHyperparameters]):
 
     def batch(self, images: Tensor, rows: Tensor) -> Tensor:
         """Returns original, AugMix view and grey view one after another, ``(3 B, 3, S, S)``."""
-        pixels = images[rows].to(self.device, non_blocking=True)
+        pixels = upload(images[rows], self.device)
         original = self.inputs(pixels)
         if not self._has_views:
             return original

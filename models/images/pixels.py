@@ -43,12 +43,11 @@ def symmetric_range(images: Tensor, device: torch.device) -> Tensor:
 
 
 def _floats(images: Tensor, device: torch.device) -> Tensor:
-    pixels = images.to(device, non_blocking=True)
-    return pixels.to(torch.float32, memory_format=torch.channels_last)
+    return upload(images, device).to(torch.float32, memory_format=torch.channels_last)
 
 
 def upload(numbers: Tensor, device: torch.device) -> Tensor:
-    """Returns small tensors of the CPU on the device; a GPU is not waited for."""
-    if device.type == "cuda":
+    """Returns a tensor on the device. A GPU is not waited for: meanwhile the next can be sent."""
+    if device.type == "cuda" and numbers.is_cpu:
         numbers = numbers.pin_memory()
     return numbers.to(device, non_blocking=True)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from anomtune.errors import TrainingDivergedError
 from anomtune.models.base import Detector, H
+from anomtune.models.images.pixels import upload
 from anomtune.models.layers.precision import mixed_precision
 from anomtune.models.training.batches import BatchOrder
 from anomtune.models.training.flat import FlatWeights
@@ -101,7 +102,7 @@ class GradientDetector(Detector[H]):
             images: All training images.
             rows: Numbers ``(B,)`` of those whose turn it is, where ``images`` lies.
         """
-        return images[rows].to(self.device, non_blocking=True)
+        return upload(images[rows], self.device)
 
     @abstractmethod
     def loss(self, images: Tensor, iteration: int, total: int) -> Tensor:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from anomtune.errors import MethodError
 
+#: Images that take a larger part of a GPU's memory stay in the computer's; batches are sent over.
+_LARGEST_PART = 0.25
+
 
 def choose_device(name: str | None = None) -> torch.device:
     """Returns the device of that name; by default a GPU if there is one.
@@ -83,6 +86,11 @@ def peak_memory(device: torch.device) -> int | None:
 def as_images(array: Any, device: torch.device) -> Tensor:
     """Returns ``(N, S, S, 3)`` uint8 images as the tensor that detectors take.
 
-    No copy on a CPU: the tensor is a channels-last view of the memory-mapped file.
+    No copy on a CPU, nor of images that would take too much of a GPU: the tensor is then a
+    channels-last view of the memory-mapped file, of which detectors send batches over.
     """
-    return torch.from_numpy(array).to(device).permute(0, 3, 1, 2)
+    images = torch.from_numpy(array)
+    total = gpu_memory(device)
+    if total is None or images.nbytes <= _LARGEST_PART * total:
+        images = images.to(device)
+    return images.permute(0, 3, 1, 2)

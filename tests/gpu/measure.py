@@ -1,9 +1,9 @@
 """Measures on one GPU what cannot be tested without; `run.sh` calls it.
 
 For every method: does it train and score, how far apart are the AUROCs of a training in bfloat16
-and of one in float32, how many steps a second against a plain loop, and for which share of the
-time is the GPU busy. Then a sweep whose trials share the GPU by the memory that they need, and what
-happens when there is not enough of it.
+and of one in float32, how many steps a second against a plain loop, for which share of the time is
+the GPU busy, and is the result the same where its images do not fit. Then a sweep whose trials
+share the GPU by the memory that they need, and what happens when there is not enough of it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from anomtune.models.images.pixels import normalise
 from anomtune.models.layers import precision
 from anomtune.registry import METHODS
 from anomtune.search.config import parse_sweep
+from anomtune.search.detector import devices
 from anomtune.search.detector.devices import limit_memory, wait_for
 from anomtune.search.detector.opened import OpenedDetector, open_detector
 from anomtune.search.detector.spec import TrainingSpec
@@ -213,6 +214,29 @@ def measure_plain_loop(settings: Settings) -> None:
         print(f"| {method} | {ours:.1f} | {plain:.1f} | {ours / plain:.2f} |", flush=True)
 
 
+def check_images_of_the_computer(settings: Settings) -> str:
+    """Returns the steps a second where images do not fit on the GPU, against where they do.
+
+    Every method must train and score so, and learn the same as where its images lie on the GPU.
+    """
+    rates: list[float] = []
+    for method in LENGTH:
+        scores = []
+        for part in (1.0, 0.0):
+            with mock.patch.object(devices, "_LARGEST_PART", part):
+                opened = open_detector(settings.spec(method), settings.device)
+            if not settings.dry and opened.train.is_cuda != (part > 0):
+                raise RuntimeError("images lie elsewhere")
+            opened.detector.fit(opened.train, 1)
+            scores.append(opened.detector.score(opened.validation))
+            if method == "rd4ad":
+                step = opened.detector.fit
+                rates.append(steps_per_second(settings, lambda n, f=step, o=opened: f(o.train, n)))
+        if not torch.allclose(*scores, rtol=1e-2, atol=1e-4):
+            raise RuntimeError(f"{method}: scores differ by {(scores[0] - scores[1]).abs().max()}")
+    return f"rd4ad {rates[1]:.1f} steps/s, {rates[0]:.1f} with its images on the GPU"
+
+
 def check_out_of_memory(settings: Settings) -> str:
     """Returns what happens to a training that wants more than its share of the GPU."""
     if settings.dry:
@@ -285,6 +309,7 @@ def main() -> int:
         parts: dict[str, Callable[[Settings], Any]] = {
             "methods": measure_methods,
             "plain loop": measure_plain_loop,
+            "images that do not fit": check_images_of_the_computer,
             "out of memory": check_out_of_memory,
             "packing": check_packing,
         }
