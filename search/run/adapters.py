@@ -8,7 +8,7 @@ every start is a fresh Tuner for what remains.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +25,7 @@ from anomtune.search.run.messages import (
     ConfirmReport,
     Failed,
     OutOfMemory,
+    Placed,
     TrialReport,
     from_result,
 )
@@ -32,11 +33,12 @@ from anomtune.search.run.packing import Kind, Packer, kind_of, larger_share, sha
 from anomtune.search.run.ray_internals import (
     ACTOR_DIED,
     NODE_LOST,
-    ActorKeeper,
+    Actors,
     LoopWaker,
     error_text,
     go_on,
 )
+from anomtune.search.run.sharing import Sharing
 from anomtune.search.run.trial import TrialResult, TrialSpec
 from anomtune.search.store.records import AnyRecord, ConfirmRecord, ConfirmResult, Cost, TrialRecord
 from anomtune.search.store.writer import OrderedWriter
@@ -47,6 +49,10 @@ _WORKER_DIED = "the worker process died (killed, out of memory, or a crash of na
 #: How often a run is begun again when its worker died, and when its node did. Nodes come and go,
 #: but a run that takes the memory of its whole machine would end one after the other.
 _AGAIN, _AGAIN_ELSEWHERE = 1, 5
+
+#: Seconds for which a worker may have nothing to do: then others, and the autoscaler, may have what
+#: it holds.
+IDLE_SECONDS = 10.0
 
 #: Says what a worker is told of a run that has so many GPUs.
 SpecMaker = Callable[[AnyRecord, float], TrialSpec]
@@ -86,8 +92,16 @@ class Handout:
         make_spec: SpecMaker,
         capacity: Capacity,
         records: OrderedWriter,
+        *,
+        sharing: Sharing | None = None,
     ) -> None:
         self.work = work
+        self.sharing = sharing or Sharing()
+        self.actors = Actors(self._stays)
+        #: Of each shape, runs that have been given to Tune and have not taken their actor yet.
+        self._taking: Counter[float] = Counter()
+        #: Tune's names of runs that are taken back: others want the room that they wait for.
+        self.withdrawn: set[str] = set()
         self.records = records
         self.make_spec = make_spec
         self.capacity = capacity
@@ -126,16 +140,36 @@ class Handout:
             self._starting.append(run)
         while self._starting:
             for run in self._starting:
-                if self.is_safe(run):
+                if self.is_safe(run) and self._has_place(run):
                     self._starting.remove(run)
+                    self._taking[run.gpu] += 1
                     self.runs[trial_id] = run
                     return run
-            if self.runs:
+            if self.runs or all(map(self.is_safe, self._starting)):
                 return None
-            # There is nothing else to decide, and Tune would sleep for a second.
+            # There is nothing else to decide.
             self.records.settle()
             self.records.wait(1.0)
         return None
+
+    def look(self) -> None:
+        """Looks at what the actors hold and wait for; called in each round of Tune's loop."""
+        self._taking.clear()
+        self.sharing.look(self.actors.held(), self.actors.waiting())
+
+    def _has_place(self, run: _Run) -> bool:
+        """Whether a run may begin: on an actor that has nothing to do, or on a new one."""
+        shape = self.capacity.shape(run.gpu)
+        if self.actors.idle(shape) > self._taking[run.gpu]:
+            return True
+        return not self.sharing.holds_back(shape)
+
+    def _stays(self, actor: Hashable, idle: float) -> bool:
+        """Whether an actor stays that has had nothing to do for so many seconds."""
+        if idle >= IDLE_SECONDS or self.sharing.gives_up(actor):
+            return False
+        # What waits could not be helped otherwise. One that has just ended its run may be for it.
+        return idle == 0.0 or not self.sharing.uncovered
 
     def is_safe(self, run: _Run) -> bool:
         """Whether the record of a run has been written as it is.
@@ -165,6 +199,8 @@ class Handout:
             return None
         if self._again:
             return self._again.popleft()
+        if any(not self._has_place(run) for run in self._starting):
+            return None  # it is the first in turn
         record = self.work.ask()
         if record is None:
             return None
@@ -217,6 +253,10 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
             return
         run = handout.end(trial_id)
         with handout.guard():
+            if trial_id in handout.withdrawn:
+                handout.withdrawn.remove(trial_id)
+                handout.retry(run)
+                return
             if error:
                 self._begin_again(run, *handout.reasons.pop(trial_id, (_NO_REASON, False)))
                 handout.work.take_in()
@@ -233,6 +273,8 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
                     self._end_trial(run, report.result, pruned=trial_id in handout.pruned)
                 case ConfirmReport() as report:
                     self._end_confirm(run, report.result)
+                case Placed():
+                    pass  # interrupted: its record says RUNNING
                 case None:
                     self._fail(run, "the trial ended without a result")
             handout.work.take_in()
@@ -302,7 +344,6 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         super().__init__()
         self._handout = handout
         self._waker = LoopWaker(lambda: handout.records.idle, handout.records.wait)
-        self._keeper = ActorKeeper()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -312,6 +353,7 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         self._waker.attach(tune_controller)
         handout = self._handout
         with handout.guard():
+            self._share(tune_controller)
             handout.records.settle()
             for trial_id, (trial, verdict) in list(handout.verdicts.items()):
                 run = handout.runs.get(trial_id)
@@ -329,8 +371,17 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         return super().choose_trial_to_run(tune_controller)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Lets actors stay for the trials that follow."""
-        self._keeper.keep(tune_controller, trial, self._handout.capacity.slots)
+        """Decides from now on which actors stay for the trials that follow."""
+        self._handout.actors.attach(tune_controller)
+
+    def _share(self, tune_controller: Any) -> None:
+        """Takes back the runs that wait for room which others are to have."""
+        handout = self._handout
+        handout.look()
+        for trial, shape in handout.actors.without_room():
+            if trial.trial_id in handout.runs and handout.sharing.holds_back(shape):
+                handout.withdrawn.add(trial.trial_id)
+                tune_controller.stop_trial(trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Notes why a trial could not run."""
@@ -350,12 +401,15 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         run = handout.runs.get(trial.trial_id)
         if handout.failure is not None or run is None:
             return str(TrialScheduler.STOP)
+        report = from_result(result)
+        if isinstance(report, Placed):
+            handout.sharing.place(handout.actors.actor_of(trial), report.node, report.gpus)
+            return str(TrialScheduler.CONTINUE)
         record = run.record
         if not isinstance(record, TrialRecord):  # has one result, its last, which comes elsewhere
             return str(TrialScheduler.STOP)
         verdict = TrialScheduler.STOP
         with handout.guard():
-            report = from_result(result)
             assert isinstance(report, TrialReport), report
             reported = report.result
             if run.kind is not None:

@@ -200,6 +200,7 @@ def pieces(rungs: int, total: int, done: int) -> Iterator[tuple[int, int]]:
 
 
 def highest(*values: int | None) -> int | None:
+    """Returns the highest of these that are known; ``None`` if none is."""
     return max((value for value in values if value is not None), default=None)
 
 
