@@ -8,7 +8,7 @@ every start is a fresh Tuner for what remains.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -98,8 +98,12 @@ class Handout:
         self.work = work
         self.sharing = sharing or Sharing()
         self.actors = Actors(self._stays)
+        #: Shapes of runs that are not given to Tune: others want the room that they would take.
+        self._held_back: list[dict[str, float]] = []
         #: Of each shape, runs that have been given to Tune and have not taken their actor yet.
         self._taking: Counter[float] = Counter()
+        #: Whether a run would be more than the sweep may occupy, idle actors included.
+        self._too_much = False
         #: Tune's names of runs that are taken back: others want the room that they wait for.
         self.withdrawn: set[str] = set()
         self.records = records
@@ -139,6 +143,7 @@ class Handout:
             self._handed_out[run.gpu] += 1
             self._starting.append(run)
         while self._starting:
+            self._held_back.clear()
             for run in self._starting:
                 if self.is_safe(run) and self._has_place(run):
                     self._starting.remove(run)
@@ -155,21 +160,29 @@ class Handout:
     def look(self) -> None:
         """Looks at what the actors hold and wait for; called in each round of Tune's loop."""
         self._taking.clear()
-        self.sharing.look(self.actors.held(), self.actors.waiting())
+        self._too_much = False
+        waiting = [*self.actors.waiting(), *self._held_back]
+        self.sharing.look(self.actors.held(), waiting)
 
     def _has_place(self, run: _Run) -> bool:
         """Whether a run may begin: on an actor that has nothing to do, or on a new one."""
         shape = self.capacity.shape(run.gpu)
         if self.actors.idle(shape) > self._taking[run.gpu]:
             return True
-        return not self.sharing.holds_back(shape)
+        taking = [self.capacity.shape(gpu) for gpu in self._taking.elements()]
+        if self.sharing.holds_back(shape, [*self.actors.waiting(), *taking]):
+            self._held_back.append(shape)
+            return False
+        held = [*self.actors.held().values(), *self.actors.waiting(), *taking]
+        self._too_much = not self.capacity.allows(held, run.gpu)
+        return not self._too_much
 
     def _stays(self, actor: Hashable, idle: float) -> bool:
         """Whether an actor stays that has had nothing to do for so many seconds."""
         if idle >= IDLE_SECONDS or self.sharing.gives_up(actor):
             return False
         # What waits could not be helped otherwise. One that has just ended its run may be for it.
-        return idle == 0.0 or not self.sharing.uncovered
+        return idle == 0.0 or not (self.sharing.uncovered or self._too_much)
 
     def is_safe(self, run: _Run) -> bool:
         """Whether the record of a run has been written as it is.
@@ -199,8 +212,8 @@ class Handout:
             return None
         if self._again:
             return self._again.popleft()
-        if any(not self._has_place(run) for run in self._starting):
-            return None  # it is the first in turn
+        if self._held_back:
+            return None  # they are the next
         record = self.work.ask()
         if record is None:
             return None
@@ -378,10 +391,13 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         """Takes back the runs that wait for room which others are to have."""
         handout = self._handout
         handout.look()
+        staying: list[Mapping[str, float]] = []
         for trial, shape in handout.actors.without_room():
-            if trial.trial_id in handout.runs and handout.sharing.holds_back(shape):
+            if trial.trial_id in handout.runs and handout.sharing.holds_back(shape, staying):
                 handout.withdrawn.add(trial.trial_id)
                 tune_controller.stop_trial(trial)
+            else:
+                staying.append(shape)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Notes why a trial could not run."""

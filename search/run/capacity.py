@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from anomtune.errors import SweepError
 from anomtune.search.config import Sweep
@@ -97,12 +97,30 @@ class Capacity:
         """
         if self._most != "auto" and running.total() >= self._most:
             return False
+        if not self.allows([self.shape(share) for share in running.elements()], gpu):
+            return False
         # Which part of the cluster they take; one that fits nowhere any more waits for all of it.
         load = sum(number / max(1, self._slots_of(share)) for share, number in running.items())
         slots = self._slots_of(gpu)
         # What waits is what the cluster must see, to grow: as much again as there is.
         most = 2 if self._grows else min(1, slots)
         return load + 1 / max(1, slots) <= most + _ROUNDING
+
+    def allows(self, held: Iterable[Resources], gpu: float) -> bool:
+        """Whether another run stays within what the sweep occupies at most.
+
+        Args:
+            held: What it occupies.
+            gpu: How many GPUs the next run takes.
+        """
+        limits = {"CPU": self._wanted.max.cpu, "GPU": self._wanted.max.gpu}
+        if not any(limits.values()):
+            return True
+        shapes = [*held, self.shape(gpu)]
+        return all(
+            limit is None or sum(shape.get(name, 0) for shape in shapes) <= limit + _ROUNDING
+            for name, limit in limits.items()
+        )
 
     def _slots_of(self, gpu: float) -> int:
         self._refresh()
@@ -133,7 +151,10 @@ class Capacity:
                 f"{_words(have | dict.fromkeys(types, 1))} in all; ask for less, or give "
                 "concurrency a number if the cluster grows by itself"
             )
-        return slots if self._most == "auto" else min(self._most, slots)
+        most = slots if self._most == "auto" else min(self._most, slots)
+        while most > 1 and not self.allows([wanted] * (most - 1), self.gpu):
+            most -= 1
+        return most
 
 
 def _words(resources: Resources) -> str:

@@ -34,7 +34,8 @@ class Reservation(_Note):
         needs: GPUs and CPUs of the run.
         cpu: CPUs that must be given up on the node, beside those of workers on the GPUs.
         gpu: GPUs that must be given up.
-        since: When the run began to wait, in seconds since 1970.
+        since: When the place was chosen, in seconds since 1970.
+        by: Name of the driver.
         number: Another one whenever this has been said anew.
     """
 
@@ -44,6 +45,7 @@ class Reservation(_Note):
     cpu: float = 0.0
     gpu: float = 0.0
     since: float
+    by: str = ""
     number: int = 0
 
 

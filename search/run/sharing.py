@@ -18,6 +18,7 @@ A sweep alone reserves nothing but for its larger runs, and uses all there is.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -104,6 +105,7 @@ class Sharing:
         self._read_nodes, self._board = nodes, board or NobodyElse()
         self._clock, self._now = clock, now
         self._nodes: Sequence[Node] = ()
+        self._name = secrets.token_hex(8)
         self._beat = self._number = 0
         self._looked = -BEAT
         self.workers: dict[Hashable, Worker] = {}
@@ -141,7 +143,7 @@ class Sharing:
 
         Args:
             held: What each of its workers holds.
-            waiting: The shapes of its runs for which there is no room yet.
+            waiting: The shapes of its runs for which there is no room yet, or that are held back.
         """
         now = self._clock()
         for worker in self.workers.keys() - held.keys():
@@ -160,6 +162,7 @@ class Sharing:
         if self._others or self._reserved or not patient:
             self._nodes = self._read_nodes()
         self._drop()
+        self._yield()
         self._reserve(now)
         self._write()
 
@@ -168,19 +171,26 @@ class Sharing:
         if worker in self.workers:
             self.workers[worker].node, self.workers[worker].gpus = node, gpus
 
-    def holds_back(self, shape: Mapping[str, float]) -> bool:
-        """Whether no worker of a shape may be started now: its place is wanted by others."""
+    def holds_back(
+        self, shape: Mapping[str, float], beside: Iterable[Mapping[str, float]] = ()
+    ) -> bool:
+        """Whether no worker of a shape may be started now: its place is wanted by others.
+
+        Args:
+            shape: What it would hold.
+            beside: What others will hold that are to start as well.
+        """
         needs = size(shape)
         if any(mine.needs > needs for mine in self._reserved):
             return True
         theirs = [r for claim in self._others.values() for r in claim.reserved]
         if not theirs:
             return False
-        if not self._entitled(shape, ()):
+        if not self._entitled(needs, map(size, beside)):
             return True
-        began = self._since.get(tuple(sorted(shape.items())))
-        age = self._now() if began is None else self._now() - (self._clock() - began)
-        return any(their.needs > needs and their.since < age for their in theirs)
+        # Its own runs, too, have their turn by when they reserved a place.
+        mine = min((r.since for r in self._reserved if r.needs == needs), default=self._now())
+        return any(their.needs >= needs and their.since < mine for their in theirs)
 
     def gives_up(self, worker: Hashable) -> bool:
         """Whether a worker that has nothing to do is to go; if so, it counts as given up."""
@@ -244,7 +254,7 @@ class Sharing:
         sizes = [size(worker.shape) for worker in self.workers.values()]
         return sum(gpu for gpu, _ in sizes), sum(cpu for _, cpu in sizes)
 
-    def _places(self, below: tuple[float, float] | None = None) -> Iterable[Held]:
+    def _places(self, below: tuple[float, float] | None = None) -> list[Held]:
         """Returns what this driver holds where; only of workers below a size, if one is given."""
         sums: dict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(lambda: [0.0, 0.0])
         for worker in self.workers.values():
@@ -258,47 +268,84 @@ class Sharing:
             for (node, gpus), (gpu, cpu) in sums.items()
         ]
 
+    def _total(self, name: str) -> float:
+        return sum(node.resources.get(name, 0) for node in self._nodes)
+
     def _part(self, gpu: float, cpu: float) -> float:
         """Returns the part of the cluster that is held: of its GPUs or its CPUs, what is more."""
-        gpus, cpus = (
-            max(1.0, sum(node.resources.get(name, 0) for node in self._nodes))
-            for name in ("GPU", "CPU")
-        )
-        return max(gpu / gpus, cpu / cpus)
+        return max(gpu / max(1.0, self._total("GPU")), cpu / max(1.0, self._total("CPU")))
 
-    def _entitled(self, shape: Mapping[str, float], reserved: Iterable[Reservation]) -> bool:
-        """Whether a run is within what this sweep may have while others want room, too."""
+    def _fair(self) -> float:
+        """Returns the part that each sweep may have while all want more."""
+        others = sum(bool(c.waits or c.cpu or c.gpu) for c in self._others.values())
+        return 1 / (1 + others)
+
+    def _entitled(self, needs: tuple[float, float], beside: Iterable[tuple[float, float]]) -> bool:
+        """Whether a run is within what this sweep may have while others want room, too.
+
+        Args:
+            needs: GPUs and CPUs of the run.
+            beside: Those of others that wait as well.
+        """
         gpu, cpu = self._sum()
-        for reservation in reserved:
-            gpu, cpu = gpu + reservation.needs[0], cpu + reservation.needs[1]
+        for also, more in beside:
+            gpu, cpu = gpu + also, cpu + more
         if not gpu and not cpu:
             return True
-        also, more = size(shape)
-        sweeps = 1 + sum(bool(c.waits or c.cpu or c.gpu) for c in self._others.values())
-        return self._part(gpu + also, cpu + more) <= 1 / sweeps + ROUNDING
+        also, more = needs
+        return self._part(gpu + also, cpu + more) <= self._fair() + ROUNDING
 
     def _drop(self) -> None:
         """Forgets the places of runs that wait no more."""
         wanted: Counter[tuple[float, float]] = Counter()
         for shape, number in self._waiting.items():
             wanted[size(dict(shape))] += number
-        for reservation in list(self._reserved):
+        kept: list[tuple[float, float]] = []
+        # Where the most is left to be given up the run has not begun.
+        for reservation in sorted(self._reserved, key=self._left, reverse=True):
             wanted[reservation.needs] -= 1
-            if wanted[reservation.needs] < 0:
-                del self._reserved[reservation]
-                self._said.pop(reservation, None)
+            own = self._reserved[reservation]
+            if wanted[reservation.needs] < 0 or not (
+                own or self._entitled(reservation.needs, kept)
+            ):
+                self._forget(reservation)
+            elif not own:
+                kept.append(reservation.needs)
+
+    def _left(self, reservation: Reservation) -> float:
+        """Returns how much is still held, in its place, by what is to go."""
+        places = self._places(below=reservation.needs)
+        places += [held for claim in self._others.values() for held in claim.places]
+        return sum(
+            held.gpu + held.cpu
+            for held in places
+            if held.node == reservation.node
+            and (not reservation.gpus or set(held.gpus) & set(reservation.gpus))
+        )
+
+    def _forget(self, reservation: Reservation) -> None:
+        del self._reserved[reservation], self._said[reservation]
+
+    def _yield(self) -> None:
+        """Gives way where another driver has chosen the same place: the first has it."""
+        theirs = [r for claim in self._others.values() for r in claim.reserved]
+        for mine in list(self._reserved):
+            same = (r for r in theirs if r.node == mine.node and set(r.gpus) & set(mine.gpus))
+            if any((r.since, r.by) < (mine.since, mine.by) for r in same):
+                self._forget(mine)
 
     def _reserve(self, now: float) -> None:
         """Reserves places for what has waited long enough, and says anew what must go."""
         for reservation, own in list(self._reserved.items()):
             if now - self._said[reservation] < _ANEW:
+                self._move(reservation, own)
                 continue
-            del self._reserved[reservation], self._said[reservation]
-            self._blocked[reservation.node, reservation.gpus] = now
-            again = self._choose(reservation.needs, None, own, reservation)
+            self._forget(reservation)
+            again = self._choose(reservation.needs, own, reservation, fairly=False)
             if again is not None and (again.cpu or again.gpu):
-                self._put(again, own, now)  # what is there has not gone yet
-                del self._blocked[reservation.node, reservation.gpus]
+                self._put(again, own)  # what is there has not gone yet
+            else:
+                self._blocked[reservation.node, reservation.gpus] = now
         self._blocked = {p: at for p, at in self._blocked.items() if now - at < _BLOCKED}
         for shape, number in self._waiting.items():
             if now - self._since[shape] < PATIENCE:
@@ -306,88 +353,103 @@ class Sharing:
             needs = size(dict(shape))
             missing = number - sum(r.needs == needs for r in self._reserved)
             for _ in range(missing):
-                if not self._reserve_one(dict(shape), needs, now):
+                if not self._reserve_one(needs):
                     break
 
-    def _reserve_one(
-        self, shape: Mapping[str, float], needs: tuple[float, float], now: float
-    ) -> bool:
+    def _reserve_one(self, needs: tuple[float, float]) -> bool:
         # What its own smaller runs hold a sweep may always have; others', if it has less than them.
-        may = bool(self._others) and self._entitled(
-            shape, [r for r, own in self._reserved.items() if not own]
-        )
-        for own in (False, True) if may else (True,):
-            smaller = [*self._places(below=needs)]
-            if own and not smaller:
-                continue
-            found = self._choose(needs, shape, own, None)
+        kept = [r.needs for r, own in self._reserved.items() if not own]
+        if self._others and self._entitled(needs, kept):
+            found = self._choose(needs, own=False) or self._choose(needs, own=False, fairly=False)
             if found is not None:
-                self._put(found, own, now)
+                self._put(found, own=False)
+                return True
+        if self._places(below=needs):
+            found = self._choose(needs, own=True)
+            if found is not None:
+                self._put(found, own=True)
                 return True
         return False
 
-    def _put(self, reservation: Reservation, own: bool, now: float) -> None:
+    def _move(self, reservation: Reservation, own: bool) -> None:
+        """Takes another place if one that has no more than its share has come to this one."""
+        if own:
+            return
+        said = self._said[reservation]
+        self._forget(reservation)
+        if self._choose(reservation.needs, own, reservation) is None:
+            other = self._choose(reservation.needs, own)
+            if other is not None:
+                self._put(other.model_copy(update={"since": reservation.since}), own)
+                return
+        self._reserved[reservation], self._said[reservation] = own, said
+
+    def _put(self, reservation: Reservation, own: bool) -> None:
         self._reserved[reservation] = own
-        self._said[reservation] = now
+        self._said[reservation] = self._clock()
 
     def _choose(
         self,
         needs: tuple[float, float],
-        shape: Mapping[str, float] | None,
         own: bool,
-        place: Reservation | None,
+        place: Reservation | None = None,
+        *,
+        fairly: bool = True,
     ) -> Reservation | None:
         """Returns the place where the least must be given up; ``None`` if there is none.
 
         Args:
             needs: GPUs and CPUs.
-            shape: All that is needed of a node; ``None`` if the place is given.
             own: Whether only this sweep's own workers are to go.
             place: The place, if it is only to be said anew.
+            fairly: Whether others are to go only if their sweep has more than its share; else
+                they may also have less, but more than this one.
         """
-        mine = list(self._places())
-        held = mine + [h for claim in self._others.values() for h in claim.places]
-        part = self._part(*self._sum())
+        claims = self._others.values()
+        shape = next((dict(one) for one in self._waiting if size(dict(one)) == needs), {})
+        held = [*self._places(), *(h for claim in claims for h in claim.places)]
         going = list(self._places(below=needs))
-        if not own:
-            for claim in self._others.values():
-                if self._part(claim.gpu, claim.cpu) > part + ROUNDING:
-                    going += claim.places
-        taken = {
-            (r.node, gpu)
-            for claim in self._others.values()
-            for r in claim.reserved
-            for gpu in r.gpus
-        }
-        taken |= {(r.node, gpu) for r in self._reserved for gpu in r.gpus}
-        kept_cpu: dict[str, float] = defaultdict(float)
-        for r in [*self._reserved, *(r for c in self._others.values() for r in c.reserved)]:
-            kept_cpu[r.node] += r.needs[1]
+        bound = self._fair() if fairly else self._part(*self._sum())
+        for claim in () if own else claims:
+            if self._part(claim.gpu, claim.cpu) > bound + ROUNDING:
+                going += claim.places
+        reserved = [*self._reserved, *(r for claim in claims for r in claim.reserved)]
+        gpu, cpu = self._sum()
+        spare = (
+            self._total("GPU") - gpu - sum(claim.gpu for claim in claims),
+            self._total("CPU") - cpu - sum(claim.cpu for claim in claims),
+        )
         best: Reservation | None = None
         for node in self._nodes:
             if place is not None and node.id != place.node:
                 continue
-            if shape is not None and any(node.resources.get(n, 0) < a for n, a in shape.items()):
+            if any(node.resources.get(name, 0) < amount for name, amount in shape.items()):
                 continue
             site = Site(
                 node,
                 [h for h in held if h.node == node.id],
                 [h for h in going if h.node == node.id],
-                {gpu for where, gpu in taken if where == node.id},
-                kept_cpu[node.id],
+                {gpu for r in reserved if r.node == node.id for gpu in r.gpus},
+                sum(r.needs[1] for r in reserved if r.node == node.id),
             )
-            for gpus, gpu, cpu in site.options(needs, None if place is None else place.gpus):
-                if place is None and (node.id, gpus) in self._blocked:
+            for option in site.options(needs, None if place is None else place.gpus):
+                if place is None and (node.id, option.gpus) in self._blocked:
                     continue
-                if best is None or gpu + cpu < best.gpu + best.cpu - ROUNDING:
+                # What seems free may be held by workers that have not said where they are.
+                if needs[0] - option.gpu > max(0.0, spare[0]) + ROUNDING:
+                    continue
+                if not needs[0] and needs[1] - option.cpu > max(0.0, spare[1]) + ROUNDING:
+                    continue
+                if best is None or option.gpu + option.cpu < best.gpu + best.cpu - ROUNDING:
                     self._number += 1
                     best = Reservation(
                         node=node.id,
-                        gpus=gpus,
+                        gpus=option.gpus,
                         needs=needs,
-                        cpu=cpu,
-                        gpu=gpu,
+                        cpu=option.cpu,
+                        gpu=option.gpu,
                         since=self._now() if place is None else place.since,
+                        by=self._name,
                         number=self._number,
                     )
         return best

@@ -151,7 +151,7 @@ def test_tune_keeps_actors_as_it_is_told():
     cache = _ObjectCache(may_keep_one=True)
     updates = []
     controller = SimpleNamespace(
-        _actor_cache=cache, _update_trial_queue=lambda blocking: updates.append(blocking)
+        _actor_cache=cache, _update_trial_queue=lambda *, blocking: updates.append(blocking)
     )
     clock, told = SimpleNamespace(now=0.0), []
 
@@ -197,8 +197,9 @@ def test_what_actors_hold_and_what_waits_for_room_is_found_in_tune():
     actors = Actors(lambda actor, idle: True)
     actors.attach(controller)
     key = type("Key", (), {"bundles": [{"CPU": 1.0, "GPU": 0.5}]})()
-    manager._live_actors_to_ray_actors_resources["b"] = "handle", SimpleNamespace(
-        resource_request=key
+    manager._live_actors_to_ray_actors_resources["b"] = (
+        "handle",
+        SimpleNamespace(resource_request=key),
     )
     manager._resource_manager._request_to_staged_pgs[key] = {"group", "other"}
     manager._pending_actors_to_attrs["a"] = "class", {}, key
