@@ -93,11 +93,44 @@ def test_a_cluster_that_holds_no_run_is_an_error(nodes, resources, message):
         ({"accelerator": "A100", "gpu": 0}, "resources: accelerator A100 with gpu: 0"),
         ({"gpu": 1.5}, "resources: gpu: more than one GPU is a whole number"),
         ({"accelerator": "../A100"}, r"resources\.accelerator: "),
+        ({"cpu": 4, "max": {"cpu": 2}}, "resources: max.cpu: 2 is less than a trial's cpu: 4"),
+        ({"gpu": 2, "max": {"gpu": 1}}, "resources: max.gpu: 1 is less than a trial's gpu: 2"),
+        ({"max": {"gpu": 0.5}}, "max.gpu: 0.5 is less than a trial's whole GPU, with gpu: auto"),
+        ({"max": {"gpus": 2}}, "resources.max.gpus: unknown key"),
+        ({"max": {"cpu": 0}}, r"resources\.max\.cpu: "),
+        ({"max": 0.5}, r"resources\.max: "),
     ],
 )
 def test_resources_that_cannot_be_are_refused(resources, message):
     with pytest.raises(SweepError, match=message):
         parse_sweep(sweep_dict(resources=resources), "test")
+
+
+@pytest.mark.parametrize(
+    ("resources", "slots"),
+    [
+        ({"gpu": 0, "max": {"cpu": 5}}, 5),
+        ({"max": {"gpu": 2}}, 2),
+        ({"max": {"gpu": 2, "cpu": 1}}, 1),
+        ({"gpu": 0.5, "max": {"gpu": 1}}, 2),
+        ({"gpu": 0, "cpu": 2, "max": {"cpu": 5}}, 2),
+        ({"max": {"gpu": 99}}, 3),
+    ],
+)
+def test_a_sweep_leaves_room_for_others(resources, slots):
+    cluster = Cluster(HEAD, A100, T4)
+    assert cluster.capacity(resources=resources).slots == slots
+    for concurrency in ("auto", 64):  # also while it lets runs wait
+        capacity = cluster.capacity(resources=resources, concurrency=concurrency)
+        most = slots if resources.get("max") != {"gpu": 99} else handed_out(capacity, capacity.gpu)
+        assert handed_out(capacity, capacity.gpu) == most
+
+
+def test_workers_without_work_count_for_what_a_sweep_occupies():
+    capacity = Cluster(A100).capacity(resources={"max": {"gpu": 1}})
+    assert capacity.allows([{"CPU": 1, "GPU": 0.25}] * 3, 0.25)
+    assert not capacity.allows([{"CPU": 1, "GPU": 0.25}] * 3, 0.5)
+    assert not capacity.allows([{"CPU": 1, "GPU": 0.25}], 1.0)
 
 
 def test_nodes_come_and_go():
