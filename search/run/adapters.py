@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 
 from anomtune.search.config import Sweep
 from anomtune.search.decide.work import Work
-from anomtune.search.run.capacity import Capacity
+from anomtune.search.run.capacity import Capacity, Slot
 from anomtune.search.run.messages import (
     Aborted,
     Assignment,
@@ -65,6 +65,7 @@ class _Run:
     Attributes:
         record: What it is.
         gpu: GPUs that it has.
+        gpu_type: Their type, where there are several.
         kind: What it shares GPUs as; ``None`` if the sweep file says how many GPUs it has.
         ran_out_with: The share with which its latest attempt ran out of memory.
         deaths: How many attempts ended with the death of their worker.
@@ -73,10 +74,16 @@ class _Run:
 
     record: AnyRecord
     gpu: float
+    gpu_type: str | None = None
     kind: Kind | None = None
     ran_out_with: float | None = None
     deaths: int = 0
     losses: int = 0
+
+    @property
+    def slot(self) -> Slot:
+        """What it has of the GPUs."""
+        return Slot(self.gpu, self.gpu_type)
 
 
 class Handout:
@@ -101,7 +108,7 @@ class Handout:
         #: Shapes of runs that are not given to Tune: others want the room that they would take.
         self._held_back: list[dict[str, float]] = []
         #: Of each shape, runs that have been given to Tune and have not taken their actor yet.
-        self._taking: Counter[float] = Counter()
+        self._taking: Counter[Slot] = Counter()
         #: Whether a run would be more than the sweep may occupy, idle actors included.
         self._too_much = False
         #: Tune's names of runs that are taken back: others want the room that they wait for.
@@ -114,7 +121,7 @@ class Handout:
             if record.cost.gpu_memory_bytes is not None:
                 self.packer.remember(kind_of(record, config.image_size), record.cost)
         self._image_size = config.image_size
-        self._handed_out: Counter[float] = Counter()
+        self._handed_out: Counter[Slot] = Counter()
         self._again: deque[_Run] = deque()
         #: What is to run now, and whose records may not be safe yet.
         self._starting: list[_Run] = []
@@ -140,14 +147,14 @@ class Handout:
     def start(self, trial_id: str) -> _Run | None:
         """Returns what is to run now under Tune's name, ``None`` if nothing can."""
         while (run := self._next()) is not None:
-            self._handed_out[run.gpu] += 1
+            self._handed_out[run.slot] += 1
             self._starting.append(run)
         while self._starting:
             self._held_back.clear()
             for run in self._starting:
                 if self.is_safe(run) and self._has_place(run):
                     self._starting.remove(run)
-                    self._taking[run.gpu] += 1
+                    self._taking[run.slot] += 1
                     self.runs[trial_id] = run
                     return run
             if self.runs or all(map(self.is_safe, self._starting)):
@@ -166,10 +173,10 @@ class Handout:
 
     def _has_place(self, run: _Run) -> bool:
         """Whether a run may begin: on an actor that has nothing to do, or on a new one."""
-        shape = self.capacity.shape(run.gpu)
-        if self.actors.idle(shape) > self._taking[run.gpu]:
+        shape = self.capacity.shape(*run.slot)
+        if self.actors.idle(shape) > self._taking[run.slot]:
             return True
-        taking = [self.capacity.shape(gpu) for gpu in self._taking.elements()]
+        taking = [self.capacity.shape(*slot) for slot in self._taking.elements()]
         if self.sharing.holds_back(shape, [*self.actors.waiting(), *taking]):
             self._held_back.append(shape)
             return False
@@ -195,7 +202,7 @@ class Handout:
     def end(self, trial_id: str) -> _Run:
         """Returns what ran under Tune's name and has ended."""
         run = self.runs.pop(trial_id)
-        self._handed_out[run.gpu] -= 1
+        self._handed_out[run.slot] -= 1
         self.tidy()
         return run
 
@@ -204,23 +211,31 @@ class Handout:
         self._again.append(run)
 
     def _next(self) -> _Run | None:
-        packs = self.capacity.packs
-        least = self.packer.smallest if packs else self.capacity.gpu
-        if not self.capacity.has_room(
-            self._handed_out, self._again[0].gpu if self._again else least
-        ):
-            return None
-        if self._again:
-            return self._again.popleft()
         if self._held_back:
             return None  # they are the next
-        record = self.work.ask()
+        types = self.capacity.gpu_types
+        if self._again:
+            run = self._again[0]
+            if run.gpu_type not in types:  # the last node of its type has gone
+                run = replace(run, gpu_type=types[0])
+            if not self.capacity.has_room(self._handed_out, run.slot):
+                return None
+            self._again.popleft()
+            return run
+        packs = self.capacity.packs
+        free = []
+        for one in types:
+            least = self.packer.smallest(one) if packs else self.capacity.gpu
+            if self.capacity.has_room(self._handed_out, Slot(least, one)):
+                free.append(one)
+        record = self.work.ask() if free else None
         if record is None:
             return None
         if not packs:
             return _Run(record, self.capacity.gpu)
         kind = kind_of(record, self._image_size)
-        return _Run(record, self.packer.share(kind), kind)
+        best = self.packer.best(kind, free)
+        return _Run(record, self.packer.share(kind, best), best, kind)
 
 
 class PoolSearcher(Searcher):  # type: ignore[misc]
@@ -251,7 +266,7 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
                 suggestion = Assignment(
                     spec=handout.make_spec(run.record, run.gpu),
                     confirm=isinstance(run.record, ConfirmRecord),
-                    shape=handout.capacity.shape(run.gpu),
+                    shape=handout.capacity.shape(*run.slot),
                 ).to_config()
             elif handout.work.remaining == 0:
                 return str(Searcher.FINISHED)
@@ -314,8 +329,8 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
         """Returns the cost of a run as its record keeps it, for the next start to learn from."""
         cost = cost.model_copy(update={"ran_out_with": run.ran_out_with})
         if run.kind is not None:
-            self._handout.packer.learn_memory(run.kind, cost)
-            self._handout.packer.learn_speed(run.kind, cost)
+            self._handout.packer.learn_memory(run.kind, cost, run.gpu_type)
+            self._handout.packer.learn_speed(run.kind, cost, run.gpu_type)
         return cost
 
     def _begin_again(self, run: _Run, reason: str, with_node: bool) -> None:
@@ -327,7 +342,9 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
             self._handout.retry(run)
 
     def _run_out_of_memory(self, run: _Run) -> None:
-        """Retries a run in the next larger share, then on a whole GPU; what that cannot hold fails.
+        """Retries a run in the next larger share, a whole GPU, then one with more memory.
+
+        What that cannot hold fails.
 
         Nothing is learned before a share has held it: a config that no GPU holds must not make
         the others take more than they need.
@@ -336,11 +353,17 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
         if run.kind is not None and run.gpu < 1:
             gpu = larger_share(run.gpu) if run.ran_out_with is None else 1.0
             self._handout.retry(replace(run, gpu=gpu, ran_out_with=run.gpu))
+        elif run.kind is not None and (larger := self._larger(run)) is not None:
+            self._handout.retry(replace(run, gpu_type=larger, ran_out_with=None))
         elif run.ran_out_with is not None:
             self._fail(run, f"{reason}, and again with {share_name(run.gpu)}")
         else:
             remedy = "; resources.gpu can give it more" if run.gpu < 1 else ""
             self._fail(run, reason + remedy)
+
+    def _larger(self, run: _Run) -> str | None:
+        handout = self._handout
+        return handout.packer.larger(run.gpu_type, handout.capacity.gpu_types)
 
     def _fail(self, run: _Run, error: str, traceback: str | None = None) -> None:
         work, record = self._handout.work, run.record
@@ -429,7 +452,7 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
             assert isinstance(report, TrialReport), report
             reported = report.result
             if run.kind is not None:
-                handout.packer.learn_memory(run.kind, reported.cost)
+                handout.packer.learn_memory(run.kind, reported.cost, run.gpu_type)
             if handout.work.report(record, reported.rung, reported.cost):
                 verdict = TrialScheduler.CONTINUE
             else:
