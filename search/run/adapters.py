@@ -7,6 +7,7 @@ every start is a fresh Tuner for what remains.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
@@ -53,6 +54,9 @@ _AGAIN, _AGAIN_ELSEWHERE = 1, 5
 #: Seconds for which a worker may have nothing to do: then others, and the autoscaler, may have what
 #: it holds.
 IDLE_SECONDS = 10.0
+
+#: Seconds between two looks at what the actors hold.
+_GLANCE = 0.1
 
 #: Says what a worker is told of a run that has so many GPUs.
 SpecMaker = Callable[[AnyRecord, float], TrialSpec]
@@ -109,6 +113,7 @@ class Handout:
         self._held_back: list[dict[str, float]] = []
         #: Of each shape, runs that have been given to Tune and have not taken their actor yet.
         self._taking: Counter[Slot] = Counter()
+        self._looked = 0.0
         #: Whether a run would be more than the sweep may occupy, idle actors included.
         self._too_much = False
         #: Tune's names of runs that are taken back: others want the room that they wait for.
@@ -168,6 +173,9 @@ class Handout:
         """Looks at what the actors hold and wait for; called in each round of Tune's loop."""
         self._taking.clear()
         self._too_much = False
+        if time.monotonic() - self._looked < _GLANCE:  # there may be thousands of actors
+            return
+        self._looked = time.monotonic()
         waiting = [*self.actors.waiting(), *self._held_back]
         self.sharing.look(self.actors.held(), waiting)
 

@@ -34,6 +34,8 @@ PATIENCE = 2.0
 BEAT = 1.0
 #: Seconds after which a claim that has not changed is that of a driver that was killed.
 EXPIRES = 15.0
+#: Seconds after which it is removed.
+_GONE = 600.0
 #: Seconds for which a worker that has begun is not given up for another sweep.
 QUANTUM = 10.0
 #: Seconds after which a reservation says anew what must go, or tries another place if nothing can.
@@ -51,6 +53,9 @@ class Board(Protocol):
     def write(self, claim: Claim) -> None:
         """Replaces one's own."""
 
+    def remove(self, name: str) -> None:
+        """Removes the claim of a driver that was killed."""
+
 
 class NobodyElse:
     """The board of a driver that has its cluster for itself."""
@@ -60,6 +65,9 @@ class NobodyElse:
         return {}
 
     def write(self, claim: Claim) -> None:
+        """Does nothing."""
+
+    def remove(self, name: str) -> None:
         """Does nothing."""
 
 
@@ -227,6 +235,9 @@ class Sharing:
         for name, claim in found.items():
             if claim.beat != self._changes[name][0]:
                 self._changes[name] = claim.beat, now
+        for name in found:
+            if now - self._changes[name][1] >= _GONE:
+                self._board.remove(name)
         self._others = {
             name: claim for name, claim in found.items() if now - self._changes[name][1] < EXPIRES
         }

@@ -124,6 +124,9 @@ class Driver:
     def write(self, claim: Claim) -> None:
         self.cluster.claims[self.name] = Claim.model_validate_json(claim.model_dump_json())
 
+    def remove(self, name: str) -> None:
+        del self.cluster.claims[name]
+
     def step(self) -> None:
         now, sharing = self.cluster.clock, self.sharing
         for actor in self.actors.values():
@@ -322,6 +325,9 @@ def test_the_claim_of_a_killed_driver_expires():
     cluster.run(EXPIRES + 10)
     assert "other" in cluster.claims
     assert first.gpus() == 2
+    first.queue += staggered(WHOLE)
+    cluster.run(600)
+    assert "other" not in cluster.claims
 
 
 def test_a_place_that_others_keep_is_not_waited_for_for_ever():
