@@ -184,13 +184,21 @@ class Handout:
         shape = self.capacity.shape(*run.slot)
         if self.actors.idle(shape) > self._taking[run.slot]:
             return True
-        taking = [self.capacity.shape(*slot) for slot in self._taking.elements()]
-        if self.sharing.holds_back(shape, [*self.actors.waiting(), *taking]):
+        if self.sharing.holds_back(shape, self._to_come()):
             self._held_back.append(shape)
             return False
-        held = [*self.actors.held().values(), *self.actors.waiting(), *taking]
-        self._too_much = not self.capacity.allows(held, run.gpu)
+        self._too_much = not self.capacity.allows(self._all_held(), run.gpu)
         return not self._too_much
+
+    def _to_come(self) -> Iterator[Mapping[str, float]]:
+        """Yields the shapes of runs that Tune has been given and that hold nothing yet."""
+        yield from self.actors.waiting()
+        yield from (self.capacity.shape(*slot) for slot in self._taking.elements())
+
+    def _all_held(self) -> Iterator[Mapping[str, float]]:
+        """Yields what the actors hold, and will hold."""
+        yield from self.actors.held().values()
+        yield from self._to_come()
 
     def _stays(self, actor: Hashable, idle: float) -> bool:
         """Whether an actor stays that has had nothing to do for so many seconds."""

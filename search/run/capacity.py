@@ -130,7 +130,7 @@ class Capacity:
         """
         if self._most != "auto" and running.total() >= self._most:
             return False
-        if not self.allows([self.shape(*other) for other in running.elements()], slot.gpu):
+        if not self.allows((self.shape(*other) for other in running.elements()), slot.gpu):
             return False
         # Which part of the cluster, or of its GPUs of this type, they take; one that fits nowhere
         # any more waits for all of it.

@@ -103,8 +103,8 @@ class _Experience:
 
     def is_slow(self, share: float, gpu_type: GpuType) -> bool:
         """Whether runs that share a GPU so are slower than one after the other."""
-        devices = [d for *d, measured in self.seconds if measured == share]
-        own = [d for d in devices if d[0] == gpu_type] or [d for d in devices if d[0] is None]
+        seen = [(name, memory) for name, memory, measured in self.seconds if measured == share]
+        own = [one for one in seen if one[0] == gpu_type] or [one for one in seen if one[0] is None]
         return share < 1 and any(self._is_slow_on(name, memory, share) for name, memory in own)
 
     def pace(self, share: float, gpu_type: GpuType) -> float | None:
