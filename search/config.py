@@ -80,19 +80,33 @@ class BudgetConfig(Settings):
         return self
 
 
+class MaxConfig(Settings):
+    """What a sweep occupies at most, all of its runs together; the rest of a cluster is for others.
+
+    Attributes:
+        cpu: CPU cores.
+        gpu: GPUs.
+    """
+
+    cpu: Annotated[int, Field(ge=1)] | None = None
+    gpu: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
 class ResourcesConfig(Settings):
-    """What one trial occupies.
+    """What one trial occupies, and all of them together at most.
 
     Attributes:
         cpu: CPU cores, also its number of threads.
         gpu: GPUs, below 1 a share of one; ``auto`` = as many trials on a GPU as its memory holds
             and its speed bears, without GPUs none.
         accelerator: The GPU type that it must be, by Ray's name for it (``A100``).
+        max: What the sweep occupies at most; default: all there is.
     """
 
     cpu: int = Field(1, ge=1)
     gpu: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     accelerator: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    max: MaxConfig = MaxConfig()
 
     @model_validator(mode="after")
     def _accelerator_is_used(self) -> Self:
@@ -100,6 +114,16 @@ class ResourcesConfig(Settings):
             raise ValueError(f"accelerator {self.accelerator} with gpu: 0; set gpu, or leave it")
         if isinstance(self.gpu, float) and self.gpu > 1 and not self.gpu.is_integer():
             raise ValueError("gpu: more than one GPU is a whole number of them")
+        return self
+
+    @model_validator(mode="after")
+    def _holds_a_trial(self) -> Self:
+        if self.max.cpu is not None and self.max.cpu < self.cpu:
+            raise ValueError(f"max.cpu: {self.max.cpu} is less than a trial's cpu: {self.cpu}")
+        one = 1.0 if self.gpu == "auto" else self.gpu
+        if self.max.gpu is not None and self.max.gpu < one:
+            wants = f"gpu: {self.gpu:g}" if self.gpu != "auto" else "whole GPU, with gpu: auto"
+            raise ValueError(f"max.gpu: {self.max.gpu:g} is less than a trial's {wants}")
         return self
 
 

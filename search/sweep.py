@@ -136,7 +136,6 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
         pool = Pool(config, plans, hashes, store.read_all(), save, winners=prepared.winners)
         if spent.search_is_over(config):
             pool.close()
-        delete_other_checkpoints(storage, {record.path for record in pool.unfinished})
         journal.catch_up(_all_records(pool, confirmed), pool.show)
         loggers.catch_up(_all_records(pool, confirmed), pool.show)
 
@@ -147,6 +146,7 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
         confirmation = Confirmation(config, pool, confirmed, save, publish)
         clock = SpentClock(storage, config, begun)
         work = _make_work(config, pool, confirmation, clock, partial(_tell_end, journal, on_event))
+        delete_other_checkpoints(storage, work.unfinished)
         if spent.confirm_is_over(config):
             confirmation.give_up()
         if work.remaining == 0:
@@ -167,7 +167,7 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
                         journal.drain()
                 finally:
                     on_event(SweepEnded())
-            delete_other_checkpoints(storage, {record.path for record in pool.unfinished})
+            delete_other_checkpoints(storage, work.unfinished)
         journal.drain()
         write_tables(config, store)
         if work.remaining:

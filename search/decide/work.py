@@ -62,6 +62,10 @@ class Confirmation:
         #: How many of these each such study has.
         self._owed: dict[StudyKey, int] = {}
         self._running: Counter[StudyKey] = Counter()
+        #: Paths of the runs that have begun and not ended, now or in an earlier start.
+        self.unfinished = {
+            run.path for runs in records.values() for run in runs if run.state == "RUNNING"
+        }
         self.take_in()
 
     @property
@@ -118,6 +122,7 @@ class Confirmation:
         record.cost.started_at = now()
         self._save(record)
         self._running[record.key] += 1
+        self.unfinished.add(record.path)
         return record
 
     def give_up(self) -> None:
@@ -160,6 +165,7 @@ class Confirmation:
         self._save(record)
         self._learn(record)
         self._running[record.key] -= 1
+        self.unfinished.discard(record.path)
         self._settle(record.key)
 
     def _learn(self, record: ConfirmRecord) -> None:
@@ -239,6 +245,11 @@ class Work:
     def remaining(self) -> int:
         """Number of runs that have not finished; confirm runs of open searches at most."""
         return self.pool.remaining + self.confirmation.remaining
+
+    @property
+    def unfinished(self) -> set[str]:
+        """Paths of the records of all runs that have begun and not ended."""
+        return {record.path for record in self.pool.unfinished} | self.confirmation.unfinished
 
     def ended_before(self) -> list[AnyRecord]:
         """Returns what earlier starts trained and scored, in the order in which it ended.

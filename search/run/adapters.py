@@ -7,8 +7,9 @@ every start is a fresh Tuner for what remains.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,13 +19,14 @@ from ray.tune.search import Searcher
 
 from anomtune.search.config import Sweep
 from anomtune.search.decide.work import Work
-from anomtune.search.run.capacity import Capacity
+from anomtune.search.run.capacity import Capacity, Slot
 from anomtune.search.run.messages import (
     Aborted,
     Assignment,
     ConfirmReport,
     Failed,
     OutOfMemory,
+    Placed,
     TrialReport,
     from_result,
 )
@@ -32,11 +34,12 @@ from anomtune.search.run.packing import Kind, Packer, kind_of, larger_share, sha
 from anomtune.search.run.ray_internals import (
     ACTOR_DIED,
     NODE_LOST,
-    ActorKeeper,
+    Actors,
     LoopWaker,
     error_text,
     go_on,
 )
+from anomtune.search.run.sharing import Sharing
 from anomtune.search.run.trial import TrialResult, TrialSpec
 from anomtune.search.store.records import AnyRecord, ConfirmRecord, ConfirmResult, Cost, TrialRecord
 from anomtune.search.store.writer import OrderedWriter
@@ -47,6 +50,13 @@ _WORKER_DIED = "the worker process died (killed, out of memory, or a crash of na
 #: How often a run is begun again when its worker died, and when its node did. Nodes come and go,
 #: but a run that takes the memory of its whole machine would end one after the other.
 _AGAIN, _AGAIN_ELSEWHERE = 1, 5
+
+#: Seconds for which a worker may have nothing to do: then others, and the autoscaler, may have what
+#: it holds.
+IDLE_SECONDS = 10.0
+
+#: Seconds between two looks at what the actors hold.
+_GLANCE = 0.1
 
 #: Says what a worker is told of a run that has so many GPUs.
 SpecMaker = Callable[[AnyRecord, float], TrialSpec]
@@ -59,6 +69,7 @@ class _Run:
     Attributes:
         record: What it is.
         gpu: GPUs that it has.
+        gpu_type: Their type, where there are several.
         kind: What it shares GPUs as; ``None`` if the sweep file says how many GPUs it has.
         ran_out_with: The share with which its latest attempt ran out of memory.
         deaths: How many attempts ended with the death of their worker.
@@ -67,10 +78,16 @@ class _Run:
 
     record: AnyRecord
     gpu: float
+    gpu_type: str | None = None
     kind: Kind | None = None
     ran_out_with: float | None = None
     deaths: int = 0
     losses: int = 0
+
+    @property
+    def slot(self) -> Slot:
+        """What it has of the GPUs."""
+        return Slot(self.gpu, self.gpu_type)
 
 
 class Handout:
@@ -86,8 +103,21 @@ class Handout:
         make_spec: SpecMaker,
         capacity: Capacity,
         records: OrderedWriter,
+        *,
+        sharing: Sharing | None = None,
     ) -> None:
         self.work = work
+        self.sharing = sharing or Sharing()
+        self.actors = Actors(self._stays)
+        #: Shapes of runs that are not given to Tune: others want the room that they would take.
+        self._held_back: list[dict[str, float]] = []
+        #: Of each shape, runs that have been given to Tune and have not taken their actor yet.
+        self._taking: Counter[Slot] = Counter()
+        self._looked = 0.0
+        #: Whether a run would be more than the sweep may occupy, idle actors included.
+        self._too_much = False
+        #: Tune's names of runs that are taken back: others want the room that they wait for.
+        self.withdrawn: set[str] = set()
         self.records = records
         self.make_spec = make_spec
         self.capacity = capacity
@@ -96,7 +126,7 @@ class Handout:
             if record.cost.gpu_memory_bytes is not None:
                 self.packer.remember(kind_of(record, config.image_size), record.cost)
         self._image_size = config.image_size
-        self._handed_out: Counter[float] = Counter()
+        self._handed_out: Counter[Slot] = Counter()
         self._again: deque[_Run] = deque()
         #: What is to run now, and whose records may not be safe yet.
         self._starting: list[_Run] = []
@@ -122,20 +152,60 @@ class Handout:
     def start(self, trial_id: str) -> _Run | None:
         """Returns what is to run now under Tune's name, ``None`` if nothing can."""
         while (run := self._next()) is not None:
-            self._handed_out[run.gpu] += 1
+            self._handed_out[run.slot] += 1
             self._starting.append(run)
         while self._starting:
+            self._held_back.clear()
             for run in self._starting:
-                if self.is_safe(run):
+                if self.is_safe(run) and self._has_place(run):
                     self._starting.remove(run)
+                    self._taking[run.slot] += 1
                     self.runs[trial_id] = run
                     return run
-            if self.runs:
+            if self.runs or all(map(self.is_safe, self._starting)):
                 return None
-            # There is nothing else to decide, and Tune would sleep for a second.
+            # There is nothing else to decide.
             self.records.settle()
             self.records.wait(1.0)
         return None
+
+    def look(self) -> None:
+        """Looks at what the actors hold and wait for; called in each round of Tune's loop."""
+        self._taking.clear()
+        self._too_much = False
+        if time.monotonic() - self._looked < _GLANCE:  # there may be thousands of actors
+            return
+        self._looked = time.monotonic()
+        waiting = [*self.actors.waiting(), *self._held_back]
+        self.sharing.look(self.actors.held(), waiting)
+
+    def _has_place(self, run: _Run) -> bool:
+        """Whether a run may begin: on an actor that has nothing to do, or on a new one."""
+        shape = self.capacity.shape(*run.slot)
+        if self.actors.idle(shape) > self._taking[run.slot]:
+            return True
+        if self.sharing.holds_back(shape, self._to_come()):
+            self._held_back.append(shape)
+            return False
+        self._too_much = not self.capacity.allows(self._all_held(), run.gpu)
+        return not self._too_much
+
+    def _to_come(self) -> Iterator[Mapping[str, float]]:
+        """Yields the shapes of runs that Tune has been given and that hold nothing yet."""
+        yield from self.actors.waiting()
+        yield from (self.capacity.shape(*slot) for slot in self._taking.elements())
+
+    def _all_held(self) -> Iterator[Mapping[str, float]]:
+        """Yields what the actors hold, and will hold."""
+        yield from self.actors.held().values()
+        yield from self._to_come()
+
+    def _stays(self, actor: Hashable, idle: float) -> bool:
+        """Whether an actor stays that has had nothing to do for so many seconds."""
+        if idle >= IDLE_SECONDS or self.sharing.gives_up(actor):
+            return False
+        # What waits could not be helped otherwise. One that has just ended its run may be for it.
+        return idle == 0.0 or not (self.sharing.uncovered or self._too_much)
 
     def is_safe(self, run: _Run) -> bool:
         """Whether the record of a run has been written as it is.
@@ -148,7 +218,7 @@ class Handout:
     def end(self, trial_id: str) -> _Run:
         """Returns what ran under Tune's name and has ended."""
         run = self.runs.pop(trial_id)
-        self._handed_out[run.gpu] -= 1
+        self._handed_out[run.slot] -= 1
         self.tidy()
         return run
 
@@ -157,21 +227,31 @@ class Handout:
         self._again.append(run)
 
     def _next(self) -> _Run | None:
-        packs = self.capacity.packs
-        least = self.packer.smallest if packs else self.capacity.gpu
-        if not self.capacity.has_room(
-            self._handed_out, self._again[0].gpu if self._again else least
-        ):
-            return None
+        if self._held_back:
+            return None  # they are the next
+        types = self.capacity.gpu_types
         if self._again:
-            return self._again.popleft()
-        record = self.work.ask()
+            run = self._again[0]
+            if run.gpu_type not in types:  # the last node of its type has gone
+                run = replace(run, gpu_type=types[0])
+            if not self.capacity.has_room(self._handed_out, run.slot):
+                return None
+            self._again.popleft()
+            return run
+        packs = self.capacity.packs
+        free = []
+        for one in types:
+            least = self.packer.smallest(one) if packs else self.capacity.gpu
+            if self.capacity.has_room(self._handed_out, Slot(least, one)):
+                free.append(one)
+        record = self.work.ask() if free else None
         if record is None:
             return None
         if not packs:
             return _Run(record, self.capacity.gpu)
         kind = kind_of(record, self._image_size)
-        return _Run(record, self.packer.share(kind), kind)
+        best = self.packer.best(kind, free)
+        return _Run(record, self.packer.share(kind, best), best, kind)
 
 
 class PoolSearcher(Searcher):  # type: ignore[misc]
@@ -202,7 +282,7 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
                 suggestion = Assignment(
                     spec=handout.make_spec(run.record, run.gpu),
                     confirm=isinstance(run.record, ConfirmRecord),
-                    shape=handout.capacity.shape(run.gpu),
+                    shape=handout.capacity.shape(*run.slot),
                 ).to_config()
             elif handout.work.remaining == 0:
                 return str(Searcher.FINISHED)
@@ -217,6 +297,10 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
             return
         run = handout.end(trial_id)
         with handout.guard():
+            if trial_id in handout.withdrawn:
+                handout.withdrawn.remove(trial_id)
+                handout.retry(run)
+                return
             if error:
                 self._begin_again(run, *handout.reasons.pop(trial_id, (_NO_REASON, False)))
                 handout.work.take_in()
@@ -233,6 +317,8 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
                     self._end_trial(run, report.result, pruned=trial_id in handout.pruned)
                 case ConfirmReport() as report:
                     self._end_confirm(run, report.result)
+                case Placed():
+                    pass  # interrupted: its record says RUNNING
                 case None:
                     self._fail(run, "the trial ended without a result")
             handout.work.take_in()
@@ -259,8 +345,8 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
         """Returns the cost of a run as its record keeps it, for the next start to learn from."""
         cost = cost.model_copy(update={"ran_out_with": run.ran_out_with})
         if run.kind is not None:
-            self._handout.packer.learn_memory(run.kind, cost)
-            self._handout.packer.learn_speed(run.kind, cost)
+            self._handout.packer.learn_memory(run.kind, cost, run.gpu_type)
+            self._handout.packer.learn_speed(run.kind, cost, run.gpu_type)
         return cost
 
     def _begin_again(self, run: _Run, reason: str, with_node: bool) -> None:
@@ -272,7 +358,9 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
             self._handout.retry(run)
 
     def _run_out_of_memory(self, run: _Run) -> None:
-        """Retries a run in the next larger share, then on a whole GPU; what that cannot hold fails.
+        """Retries a run in the next larger share, a whole GPU, then one with more memory.
+
+        What that cannot hold fails.
 
         Nothing is learned before a share has held it: a config that no GPU holds must not make
         the others take more than they need.
@@ -281,11 +369,17 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
         if run.kind is not None and run.gpu < 1:
             gpu = larger_share(run.gpu) if run.ran_out_with is None else 1.0
             self._handout.retry(replace(run, gpu=gpu, ran_out_with=run.gpu))
+        elif run.kind is not None and (larger := self._larger(run)) is not None:
+            self._handout.retry(replace(run, gpu_type=larger, ran_out_with=None))
         elif run.ran_out_with is not None:
             self._fail(run, f"{reason}, and again with {share_name(run.gpu)}")
         else:
             remedy = "; resources.gpu can give it more" if run.gpu < 1 else ""
             self._fail(run, reason + remedy)
+
+    def _larger(self, run: _Run) -> str | None:
+        handout = self._handout
+        return handout.packer.larger(run.gpu_type, handout.capacity.gpu_types)
 
     def _fail(self, run: _Run, error: str, traceback: str | None = None) -> None:
         work, record = self._handout.work, run.record
@@ -302,7 +396,6 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         super().__init__()
         self._handout = handout
         self._waker = LoopWaker(lambda: handout.records.idle, handout.records.wait)
-        self._keeper = ActorKeeper()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -312,6 +405,7 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         self._waker.attach(tune_controller)
         handout = self._handout
         with handout.guard():
+            self._share(tune_controller)
             handout.records.settle()
             for trial_id, (trial, verdict) in list(handout.verdicts.items()):
                 run = handout.runs.get(trial_id)
@@ -329,8 +423,20 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         return super().choose_trial_to_run(tune_controller)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Lets actors stay for the trials that follow."""
-        self._keeper.keep(tune_controller, trial, self._handout.capacity.slots)
+        """Decides from now on which actors stay for the trials that follow."""
+        self._handout.actors.attach(tune_controller)
+
+    def _share(self, tune_controller: Any) -> None:
+        """Takes back the runs that wait for room which others are to have."""
+        handout = self._handout
+        handout.look()
+        staying: list[Mapping[str, float]] = []
+        for trial, shape in handout.actors.without_room():
+            if trial.trial_id in handout.runs and handout.sharing.holds_back(shape, staying):
+                handout.withdrawn.add(trial.trial_id)
+                tune_controller.stop_trial(trial)
+            else:
+                staying.append(shape)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Notes why a trial could not run."""
@@ -350,16 +456,19 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         run = handout.runs.get(trial.trial_id)
         if handout.failure is not None or run is None:
             return str(TrialScheduler.STOP)
+        report = from_result(result)
+        if isinstance(report, Placed):
+            handout.sharing.place(handout.actors.actor_of(trial), report.node, report.gpus)
+            return str(TrialScheduler.CONTINUE)
         record = run.record
         if not isinstance(record, TrialRecord):  # has one result, its last, which comes elsewhere
             return str(TrialScheduler.STOP)
         verdict = TrialScheduler.STOP
         with handout.guard():
-            report = from_result(result)
             assert isinstance(report, TrialReport), report
             reported = report.result
             if run.kind is not None:
-                handout.packer.learn_memory(run.kind, reported.cost)
+                handout.packer.learn_memory(run.kind, reported.cost, run.gpu_type)
             if handout.work.report(record, reported.rung, reported.cost):
                 verdict = TrialScheduler.CONTINUE
             else:

@@ -1,8 +1,8 @@
-"""Where a long trial goes on when its worker or its driver was lost.
+"""Where a long trial or confirm run goes on when its worker or its driver was lost.
 
 After each rung that ends more than five minutes of training the worker keeps the detector and the
-results so far, in one safetensors file below ``checkpoints/``. Short trials write none: they are
-run again from their beginning. A trial that has ended needs its file no more.
+results so far, in one safetensors file below ``checkpoints/``. Short runs write none: they are
+run again from their beginning. A run that has ended needs its file no more.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         state: From `Detector.state_dict`.
-        results: What the trial has yielded up to then, as JSON.
+        results: What the run has yielded or taken up to then, as JSON.
     """
 
     state: dict[str, Tensor]
@@ -39,11 +39,11 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """Keeps the latest checkpoint of one trial.
+    """Keeps the latest checkpoint of one trial or confirm run.
 
     Args:
         storage: The sweep directory.
-        record_path: Of the trial's record.
+        record_path: Of its record.
         identity: Names the training: config, seed, images. A checkpoint of another is not used.
     """
 
@@ -88,16 +88,16 @@ class Checkpoints:
 
 
 def delete_checkpoint(storage: Storage, record_path: str) -> None:
-    """Removes the checkpoint of a trial that has ended, if it has one."""
+    """Removes the checkpoint of a run that has ended, if it has one."""
     storage.delete(_path(record_path))
 
 
 def delete_other_checkpoints(storage: Storage, unfinished: set[str]) -> None:
-    """Removes checkpoints of all but the trials that will go on, as a killed driver leaves them.
+    """Removes checkpoints of all but the runs that will go on, as a killed driver leaves them.
 
     Args:
         storage: The sweep directory.
-        unfinished: Record paths of the trials that have begun and not ended.
+        unfinished: Record paths of the runs that have begun and not ended.
     """
     if not unfinished:
         storage.delete_folder(_FOLDER)

@@ -12,12 +12,14 @@ import sys
 import tempfile
 from typing import Any
 
+import ray
 from ray import cloudpickle, tune
 
 from anomtune.registry import registrations
 from anomtune.search.config import Sweep
 from anomtune.search.decide.work import Work
 from anomtune.search.run.adapters import Handout, PoolScheduler, PoolSearcher, SpecMaker
+from anomtune.search.run.board import ray_board
 from anomtune.search.run.capacity import Capacity
 from anomtune.search.run.messages import Assignment
 from anomtune.search.run.process import (
@@ -26,7 +28,8 @@ from anomtune.search.run.process import (
     terminate_as_interrupt,
     unchanged_process,
 )
-from anomtune.search.run.ray_internals import SWITCHES
+from anomtune.search.run.ray_internals import SWITCHES, LiveNode, live_nodes
+from anomtune.search.run.sharing import Sharing
 from anomtune.search.run.worker import TrialActor
 from anomtune.search.store.writer import OrderedWriter
 
@@ -52,20 +55,28 @@ def run_work(
     """
     if work.remaining == 0:
         return
-    handout = Handout(config, work, make_spec, capacity, records)
     scratch = tempfile.mkdtemp(prefix="anomtune-")
     try:
         with (
             unchanged_process(SWITCHES),
             muted(logging.CRITICAL, "ray.tune"),  # what it says of trials, the records say better
-            rare_full_collections() as handout.tidy,
+            rare_full_collections() as tidy,
             terminate_as_interrupt(),
+            ray_board() as board,
         ):
+            handout = Handout(
+                config, work, make_spec, capacity, records, sharing=Sharing(_nodes, board)
+            )
+            handout.tidy = tidy
             _tuner(handout, scratch).fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if handout.failure is not None:
         raise handout.failure
+
+
+def _nodes() -> list[LiveNode]:
+    return live_nodes(ray.nodes())
 
 
 def _tuner(handout: Handout, scratch: str) -> tune.Tuner:

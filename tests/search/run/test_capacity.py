@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from anomtune.errors import SweepError
 from anomtune.search.config import parse_sweep
-from anomtune.search.run.capacity import Capacity, count_slots
+from anomtune.search.run.capacity import Capacity, Slot, count_slots
 from anomtune.search.run.packing import SHARES
 from tests.search.conftest import sweep_dict
 
@@ -36,9 +36,9 @@ class Cluster:
 
 def handed_out(capacity: Capacity, gpu: float) -> int:
     """How many runs with so many GPUs are handed out before there is no more room."""
-    running: Counter[float] = Counter()
-    while capacity.has_room(running, gpu):
-        running[gpu] += 1
+    running: Counter[Slot] = Counter()
+    while capacity.has_room(running, Slot(gpu)):
+        running[Slot(gpu)] += 1
     return running.total()
 
 
@@ -93,11 +93,44 @@ def test_a_cluster_that_holds_no_run_is_an_error(nodes, resources, message):
         ({"accelerator": "A100", "gpu": 0}, "resources: accelerator A100 with gpu: 0"),
         ({"gpu": 1.5}, "resources: gpu: more than one GPU is a whole number"),
         ({"accelerator": "../A100"}, r"resources\.accelerator: "),
+        ({"cpu": 4, "max": {"cpu": 2}}, "resources: max.cpu: 2 is less than a trial's cpu: 4"),
+        ({"gpu": 2, "max": {"gpu": 1}}, "resources: max.gpu: 1 is less than a trial's gpu: 2"),
+        ({"max": {"gpu": 0.5}}, "max.gpu: 0.5 is less than a trial's whole GPU, with gpu: auto"),
+        ({"max": {"gpus": 2}}, "resources.max.gpus: unknown key"),
+        ({"max": {"cpu": 0}}, r"resources\.max\.cpu: "),
+        ({"max": 0.5}, r"resources\.max: "),
     ],
 )
 def test_resources_that_cannot_be_are_refused(resources, message):
     with pytest.raises(SweepError, match=message):
         parse_sweep(sweep_dict(resources=resources), "test")
+
+
+@pytest.mark.parametrize(
+    ("resources", "slots"),
+    [
+        ({"gpu": 0, "max": {"cpu": 5}}, 5),
+        ({"max": {"gpu": 2}}, 2),
+        ({"max": {"gpu": 2, "cpu": 1}}, 1),
+        ({"gpu": 0.5, "max": {"gpu": 1}}, 2),
+        ({"gpu": 0, "cpu": 2, "max": {"cpu": 5}}, 2),
+        ({"max": {"gpu": 99}}, 3),
+    ],
+)
+def test_a_sweep_leaves_room_for_others(resources, slots):
+    cluster = Cluster(HEAD, A100, T4)
+    assert cluster.capacity(resources=resources).slots == slots
+    for concurrency in ("auto", 64):  # also while it lets runs wait
+        capacity = cluster.capacity(resources=resources, concurrency=concurrency)
+        most = slots if resources.get("max") != {"gpu": 99} else handed_out(capacity, capacity.gpu)
+        assert handed_out(capacity, capacity.gpu) == most
+
+
+def test_workers_without_work_count_for_what_a_sweep_occupies():
+    capacity = Cluster(A100).capacity(resources={"max": {"gpu": 1}})
+    assert capacity.allows([{"CPU": 1, "GPU": 0.25}] * 3, 0.25)
+    assert not capacity.allows([{"CPU": 1, "GPU": 0.25}] * 3, 0.5)
+    assert not capacity.allows([{"CPU": 1, "GPU": 0.25}], 1.0)
 
 
 def test_nodes_come_and_go():
@@ -113,7 +146,7 @@ def test_nodes_come_and_go():
     cluster.clock = 6.0
     assert handed_out(capacity, 1.0) == 0
     assert capacity.packs  # waits for GPUs to come back
-    assert not capacity.has_room(Counter({1.0: 1}), 1.0)
+    assert not capacity.has_room(Counter({Slot(1.0): 1}), Slot(1.0))
 
 
 def test_gpus_that_come_late_are_used():
@@ -147,13 +180,39 @@ def test_a_cluster_that_grows_from_nothing_is_shown_a_run():
 @given(st.lists(st.sampled_from(SHARES), max_size=40))
 def test_what_is_handed_out_never_exceeds_the_gpus(shares):
     capacity = Cluster({"CPU": 64.0, "GPU": 3.0}).capacity()
-    running: Counter[float] = Counter()
-    for share in shares:
-        if capacity.has_room(running, share):
-            running[share] += 1
-    assert sum(share * number for share, number in running.items()) <= 3 + 1e-6
-    assert not capacity.has_room(Counter({1.0: 2, 1 / 3: 3}), 1 / 8)
-    assert capacity.has_room(Counter({1.0: 2, 1 / 3: 2}), 1 / 3)
+    running: Counter[Slot] = Counter()
+    for slot in map(Slot, shares):
+        if capacity.has_room(running, slot):
+            running[slot] += 1
+    assert sum(slot.gpu * number for slot, number in running.items()) <= 3 + 1e-6
+    whole, third = Slot(1.0), Slot(1 / 3)
+    assert not capacity.has_room(Counter({whole: 2, third: 3}), Slot(1 / 8))
+    assert capacity.has_room(Counter({whole: 2, third: 2}), third)
+
+
+def test_each_type_of_gpu_has_its_own_room():
+    capacity = Cluster(HEAD, A100, T4).capacity()
+    assert capacity.gpu_types == ("A100", "T4")
+    assert capacity.shape(0.5, "T4") == {"CPU": 1, "GPU": 0.5, "accelerator_type:T4": 0.001}
+    running = Counter({Slot(1.0, "T4"): 1})
+    assert not capacity.has_room(running, Slot(1 / 8, "T4"))
+    assert capacity.has_room(running, Slot(1.0, "A100"))
+    running[Slot(1.0, "A100")] = 2
+    assert not capacity.has_room(running, Slot(1.0, "A100"))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources"),
+    [
+        ([HEAD, T4, T4], {}),
+        ([HEAD], {}),
+        ([A100, T4], {"gpu": 1}),
+        ([A100, T4], {"accelerator": "T4"}),
+        ([A100, T4, {"CPU": 4.0, "GPU": 1.0}], {}),  # who asks for a type never has the last one
+    ],
+)
+def test_where_types_make_no_difference_none_is_asked_for(nodes, resources):
+    assert Cluster(*nodes).capacity(resources=resources).gpu_types == (None,)
 
 
 def test_slots_of_thirds():

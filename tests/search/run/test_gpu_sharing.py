@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -44,7 +45,7 @@ class Engine:
         self.simulation = simulation
         pool = simulation.pool(config)
         work = Work(config, pool, Confirmation(config, pool, {}, lambda record: None))
-        nodes = [{"CPU": 16.0, "GPU": float(gpus)}]
+        nodes = [{"CPU": 16.0, "GPU": float(gpus)}] if isinstance(gpus, int) else gpus
         capacity = Capacity(config, lambda: nodes)
         self.records = records or OrderedWriter(2, 100)
         self.handout = Handout(config, work, self._spec, capacity, self.records)
@@ -86,8 +87,8 @@ class Engine:
         result = self._result(name, peak, step)
         self.scheduler.on_trial_result(None, SimpleNamespace(trial_id=name), result)
 
-    def complete(self, name: str, peak: float, seconds: float = 1.0) -> None:
-        result = self._result(name, peak, 4, facts=FACTS, seconds=seconds)
+    def complete(self, name: str, peak: float, seconds: float = 1.0, device: int = 16) -> None:
+        result = self._result(name, peak, 4, facts=FACTS, seconds=seconds, device=device)
         self.searcher.on_trial_complete(name, result)
         assert self.handout.failure is None
 
@@ -98,13 +99,13 @@ class Engine:
     def record(self, number: int):
         return self.simulation.records()[StudyKey("a", "toy")][number]
 
-    def _result(self, name, peak, step, facts=None, seconds=1.0):
+    def _result(self, name, peak, step, *, facts=None, seconds=1.0, device=16):
         cost = Cost(
             train_seconds=seconds * step,
             iterations=step,
             peak_memory_bytes=int(peak * GIB),
             gpu=self.handout.runs[name].gpu,
-            gpu_memory_bytes=16 * GIB,
+            gpu_memory_bytes=device * GIB,
         )
         rung = Rung(step=step, auroc=0.5, auroc_low=0, auroc_high=1)
         return to_result(TrialReport(result=TrialResult(rung=rung, cost=cost, facts=facts)))
@@ -185,7 +186,7 @@ def test_a_config_that_no_gpu_holds_fails_with_its_reason_and_changes_nothing(en
     assert failed.state == "FAIL"
     assert failed.error == "out of GPU memory with 1/3 of a GPU, and again with a whole GPU"
     assert failed.traceback is None
-    assert sweep.handout.packer.smallest == 1 / 4
+    assert sweep.handout.packer.smallest() == 1 / 4
 
 
 @pytest.mark.parametrize(
@@ -201,6 +202,48 @@ def test_there_is_no_retry_where_there_is_no_larger_share(engine, gpu, reason):
     started = sweep.start()
     sweep.run_out("0")
     assert sweep.record(numbers(started)[0]).error == reason
+
+
+SMALL = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:T4": 1.0}
+LARGE = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:A100": 1.0}
+
+
+def types(sweep: Engine) -> list[str | None]:
+    return [run.gpu_type for run in sweep.handout.runs.values()]
+
+
+def test_each_type_of_gpu_is_tried_and_has_its_own_share(engine):
+    sweep = engine(gpus=[SMALL, LARGE])
+    assert gpus(sweep.start()) == [1, 1]
+    assert sorted(types(sweep)) == ["A100", "T4"]
+    memory = {"A100": 80, "T4": 16}
+    for name, run in list(sweep.handout.runs.items()):
+        slow = 2.0 if run.gpu_type == "A100" else 1.0
+        sweep.complete(name, peak=5, device=memory[run.gpu_type], seconds=slow)
+    sweep.start()
+    shares = {(run.gpu_type, run.gpu) for run in sweep.handout.runs.values()}
+    assert shares == {("A100", 1 / 8), ("T4", 1 / 2)}
+    assert types(sweep).count("T4") == 2
+
+
+def test_a_run_that_a_small_gpu_does_not_hold_is_retried_on_a_larger_type(engine):
+    sweep = engine(gpus=[SMALL, LARGE])
+    sweep.start()
+    memory = {"A100": 80, "T4": 16}
+    for name, run in list(sweep.handout.runs.items()):
+        sweep.complete(name, peak=12, device=memory[run.gpu_type])
+    started = sweep.start()
+    name = next(n for n, run in sweep.handout.runs.items() if run.gpu_type == "T4")
+    number = int(started[name].record_path.rpartition("/")[2])
+    sweep.run_out(name)
+    assert sweep.record(number).state == "RUNNING"
+    for other, run in list(sweep.handout.runs.items()):
+        sweep.complete(other, peak=12, device=memory[run.gpu_type])
+    again = sweep.start()
+    (name,) = [n for n, spec in again.items() if spec.record_path.endswith(f"{number:05}")]
+    assert sweep.handout.runs[name].slot == (1, "A100")
+    sweep.run_out(name)
+    assert sweep.record(number).state == "FAIL"
 
 
 def test_one_config_without_memory_does_not_end_the_packing_of_others(engine):
@@ -345,3 +388,38 @@ def test_a_sweep_on_gpus_that_are_not_there(tmp_path, toy_data):
         for one in runs
         for two in runs
     )
+
+
+@pytest.mark.ray
+def test_a_run_that_wants_a_whole_gpu_has_one_while_small_ones_fill_all(
+    tmp_path, toy_data, make_sweep, simulation
+):
+    """A first run of another size of images, which nothing is known of, among shares of 1/4."""
+    simulation.categories = ("plate",)
+    changes = {
+        "trials": 48, "confirm": 0, "sampler": "random", "pruner": "none", "scoring": "paper",
+        "methods": {
+            "toy": {"space": {"side": {"choices": [0, 48]}}, "fixed": {"seconds": 0.25}}
+        },
+        "dataset": {"name": "folder", "root": str(toy_data), "categories": ["plate"]},
+    }  # fmt: skip
+
+    def sides(seed: int) -> list[int]:
+        pool = simulation.pool(make_sweep(**changes, seed=seed))
+        return [pool.ask().params["side"] for _ in range(10)]
+
+    seed = next(seed for seed in itertools.count() if sides(seed).index(48) == 9)
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep_dict(toy_data, **changes, seed=seed)))
+    script = Path(__file__).parent / "gpu_sweep.py"
+    environment = os.environ | {"FAKE_GPU_LOG": str(tmp_path / "log"), "FAKE_CPUS": "8"}
+    command = [sys.executable, str(script), str(tmp_path / "sweep.json"), str(tmp_path / "out")]
+    subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[3])
+
+    runs = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert len(runs) == 48
+    runs.sort(key=lambda run: run["begin"])
+    first = next(index for index, run in enumerate(runs) if run["side"] == 48)
+    assert runs[first]["share"] == 1
+    assert {run["share"] for run in runs[2:first]} == {1 / 4}
+    # It was the tenth. Those that begin before it are few: in `PATIENCE` and a run's length.
+    assert first <= 9 + 18

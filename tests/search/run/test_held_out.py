@@ -21,12 +21,14 @@ from anomtune.models.base import Detector
 from anomtune.models.layers.evidence import Evidence
 from anomtune.registry import METHODS, METRICS
 from anomtune.search.config import parse_sweep
+from anomtune.search.decide.work import Confirmation, Work
 from anomtune.search.detector.devices import as_images
 from anomtune.search.detector.predict import load_model
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.metrics.metric import BUILT_IN, register_metric
 from anomtune.search.results.leaderboard import compile_leaderboard
 from anomtune.search.run import held_out as held_out_module
+from anomtune.search.run.checkpoint import SECONDS_VARIABLE
 from anomtune.search.run.held_out import run_confirm
 from anomtune.search.run.trial import TrialSpec
 from anomtune.search.source import DatasetConfig
@@ -313,6 +315,57 @@ def test_held_out_images_are_resized_as_the_method_wants(tmp_path, make_spec, mo
         file = Image.open(tmp_path / "data" / "plate" / key)
         expected = file.resize((32, 32), Image.Resampling.LANCZOS)
         np.testing.assert_array_equal(image, np.asarray(expected))
+
+
+def test_a_lost_run_goes_on_from_its_checkpoint_with_the_same_result(
+    tmp_path, toy_data, make_spec, monkeypatch
+) -> None:
+    """And it opens the held-out images once, when it has trained to its end."""
+    (whole,) = run_confirm(make_spec(toy_data))
+    monkeypatch.setenv(SECONDS_VARIABLE, "0")
+    opened, fitted = [], []
+    toy = METHODS.get("toy")
+    fit = toy.fit
+
+    def load(*args, **options):
+        opened.append(sum(fitted))
+        return load_test_split(*args, **options)
+
+    def lose(self, images, iterations):
+        if sum(fitted) == 4 and not (tmp_path / "lost").exists():
+            (tmp_path / "lost").touch()
+            raise KeyboardInterrupt
+        fitted.append(iterations)
+        return fit(self, images, iterations)
+
+    monkeypatch.setattr(held_out_module, "load_test_split", load)
+    monkeypatch.setattr(toy, "fit", lose)
+    with pytest.raises(KeyboardInterrupt):
+        list(run_confirm(make_spec(toy_data)))
+    assert opened == []
+    (found,) = run_confirm(make_spec(toy_data))
+    assert fitted == [2, 2, 2, 2], "it did not go on where it was"
+    assert opened == [8]
+    assert found.model_dump(exclude={"cost"}) == whole.model_dump(exclude={"cost"})
+    assert found.cost.iterations == 8
+
+
+def test_checkpoints_of_confirm_runs_that_will_go_on_are_kept(make_sweep, simulation) -> None:
+    config = make_sweep(confirm={"top": 1, "seeds": [1, 2]}, trials=1)
+    pool = simulation.run(config)
+    runs: dict[str, ConfirmRecord] = {}
+
+    def confirmation(records):
+        def save(record):
+            runs[record.path] = record.model_copy()
+
+        return Confirmation(config, pool, records, save)
+
+    first = confirmation({})
+    begun, other = first.ask(), first.ask()
+    first.finish(other, None, error="simulated")
+    again = confirmation({begun.key: list(runs.values())})
+    assert again.unfinished == {begun.path} == Work(config, pool, again).unfinished
 
 
 @pytest.mark.parametrize("keep", [False, True])

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anomtune.search.config import parse_sweep
-from anomtune.search.run.capacity import Capacity
+from anomtune.search.run.capacity import Capacity, Slot
 from anomtune.search.run.packing import (
     CONTEXT_BYTES,
     MARGIN,
@@ -68,7 +68,7 @@ def test_the_smallest_share_that_holds_the_peak_with_a_margin(peak, share):
 
 
 def test_without_a_measurement_a_run_has_a_whole_gpu():
-    assert Packer().share(KIND) == Packer().smallest == 1
+    assert Packer().share(KIND) == Packer().smallest() == 1
     on_a_cpu = Cost(peak_memory_bytes=GIB, gpu=1.0)
     assert after(on_a_cpu).share(KIND) == 1
     assert after(cost(1)).share(KIND._replace(backbone="resnet50")) == 1
@@ -91,7 +91,7 @@ def test_a_share_that_was_not_enough_is_not_given_again():
     assert packer.share(KIND) == 1 / 4
     packer.learn_memory(KIND, Cost(gpu_memory_bytes=16 * GIB, ran_out_with=1 / 4))
     assert packer.share(KIND) == 1 / 3
-    assert packer.smallest == 1 / 3
+    assert packer.smallest() == 1 / 3
 
 
 @pytest.mark.parametrize(("slower", "share"), [(3.9, 1 / 4), (4.1, 1 / 3)])
@@ -141,12 +141,60 @@ def test_what_an_earlier_start_learned_is_learned_from_its_records(seen):
     for item in seen:
         resumed.remember(KIND, Cost.model_validate_json(item.model_dump_json()))
     assert resumed.share(KIND) == after(*seen).share(KIND)
-    assert resumed.smallest == after(*seen).smallest
+    assert resumed.smallest() == after(*seen).smallest()
 
 
 def test_records_of_before_still_load():
     old = '{"train_seconds": 1.5, "peak_memory_bytes": 7, "started_at": null}'
     assert Cost.model_validate_json(old).gpu is None
+
+
+def learned(packer: Packer, gpu_type: str, *seen: Cost) -> None:
+    for item in seen:
+        packer.learn_memory(KIND, item, gpu_type)
+        packer.learn_speed(KIND, item, gpu_type)
+
+
+def test_memory_and_speed_are_learned_of_each_type_of_gpu():
+    packer = Packer()
+    assert packer.share(KIND, "A100") == packer.share(KIND, "T4") == 1
+    learned(packer, "A100", cost(6, device=80))
+    assert packer.share(KIND, "A100") == 1 / 8
+    assert packer.share(KIND, "T4") == 1, "its memory is not known"
+    learned(packer, "T4", cost(5, device=16, seconds=4))  # less: another implementation
+    assert packer.share(KIND, "T4") == 1 / 2
+    assert packer.share(KIND, "A100") == 1 / 8, "the smaller GPU decides for the larger one"
+    assert (packer.smallest("T4"), packer.smallest("A100")) == (1 / 2, 1 / 8)
+    # On one type two slow each other down, on the other they do not; both have as much memory.
+    learned(packer, "H100", cost(5, device=16))
+    learned(packer, "T4", *[cost(5, device=16, share=1 / 2, seconds=9)] * 2)
+    learned(packer, "H100", *[cost(5, device=16, share=1 / 2, seconds=1.5)] * 2)
+    assert (packer.share(KIND, "T4"), packer.share(KIND, "H100")) == (1, 1 / 2)
+
+
+def test_what_earlier_starts_learned_counts_until_a_type_has_its_own_experience():
+    packer = Packer()
+    packer.remember(KIND, cost(5, device=16))
+    assert packer.share(KIND, "A100") == 1 / 2
+    learned(packer, "A100", cost(5, device=80))
+    assert packer.share(KIND, "A100") == 1 / 8
+
+
+def test_a_run_takes_the_fastest_type_that_holds_it():
+    packer, both = Packer(), ("A100", "T4")
+    assert packer.best(KIND, both) == "A100"
+    learned(packer, "A100", cost(12, device=80, seconds=1))
+    assert packer.best(KIND, both) == "T4", "one that was not tried comes first"
+    learned(packer, "T4", cost(12, device=16, seconds=3))
+    learned(packer, "A100", *[cost(12, device=80, share=1 / 4, seconds=2)] * 2)
+    assert packer.best(KIND, both) == "A100"
+    assert packer.best(KIND, ["T4"]) == "T4"
+    learned(packer, "A100", cost(40, device=80))
+    packer.learn_memory(KIND, Cost(gpu_memory_bytes=16 * GIB, ran_out_with=1.0), "T4")
+    assert packer.best(KIND, both) == "A100"
+    assert packer.larger("T4", both) == "A100"
+    assert packer.larger("A100", both) is None
+    assert Packer().larger(None, (None,)) is None
 
 
 def test_backbone_and_image_size_make_the_kind():
@@ -199,9 +247,9 @@ class Device:
         waiting: list[Job] = []
         running: list[Job] = []
         while jobs or again or waiting or running:
-            handed_out = Counter(job.share for job in waiting + running)
-            least = self.packer.smallest if packed and not again else 1.0
-            if (jobs or again) and self.capacity.has_room(handed_out, least):
+            handed_out = Counter(Slot(job.share) for job in waiting + running)
+            least = self.packer.smallest() if packed and not again else 1.0
+            if (jobs or again) and self.capacity.has_room(handed_out, Slot(least)):
                 job = again.pop() if again else jobs.pop(0)
                 if packed and job.attempts == 0:
                     job.share = self.packer.share(job.kind)

@@ -27,7 +27,7 @@ from anomtune.search.run.ray_internals import (
     STARTER,
     SWITCHES,
     TEMPORARY_FOLDER,
-    ActorKeeper,
+    Actors,
     LiveNode,
     error_text,
     live_nodes,
@@ -139,21 +139,72 @@ def test_tunes_loop_waits_for_workers_and_goes_on_with_a_trial_so():
     assert "TrialScheduler.NOOP:\n            pass" in action
 
 
-def test_tune_keeps_actors_for_trials_that_are_not_chosen_yet():
+def test_tune_keeps_actors_as_it_is_told():
     from ray.tune.execution.tune_controller import TuneController
     from ray.tune.utils.object_cache import _ObjectCache
 
-    assert "_actor_cache" in inspect.getsource(TuneController)
-    controller = SimpleNamespace(_actor_cache=_ObjectCache(may_keep_one=True))
-    cache, whole, half = controller._actor_cache, "a core", "half a GPU"
-    assert cache.cache_object(whole, 1)
-    assert not cache.cache_object(whole, 2), "two trials end together: by itself it keeps one"
-    keeper = ActorKeeper()
-    for _ in range(3):
-        keeper.keep(controller, SimpleNamespace(placement_group_factory=whole), 2)
-    assert cache.cache_object(whole, 2)
-    assert not cache.cache_object(whole, 3)
+    source = inspect.getsource(TuneController)
+    for call in (".cache_object(", ".flush_cached_objects(\n", ".pop_cached_object("):
+        assert f"_actor_cache{call}" in source, call
+    asks = inspect.getsource(TuneController._maybe_update_trial_queue)
+    assert "_update_trial_queue(blocking=not dont_wait_for_trial)" in asks
+    cache = _ObjectCache(may_keep_one=True)
+    updates = []
+    controller = SimpleNamespace(
+        _actor_cache=cache, _update_trial_queue=lambda *, blocking: updates.append(blocking)
+    )
+    clock, told = SimpleNamespace(now=0.0), []
+
+    def stays(actor: object, idle: float) -> bool:
+        told.append((actor, idle))
+        return actor != "unwanted" and idle < 10
+
+    actors = Actors(stays, lambda: clock.now)
+    for _ in range(2):
+        actors.attach(controller)
+    controller._update_trial_queue(blocking=True)
+    assert updates == [False], "it would sleep, and end no actor meanwhile"
+    whole = type("Key", (), {"bundles": [{"CPU": 1.0}]})()
+    assert cache.cache_object(whole, "one")
+    assert not cache.cache_object(whole, "unwanted")
+    clock.now = 6.0
+    assert cache.cache_object(whole, "two")
+    assert actors.idle({"CPU": 1.0}) == cache.num_cached_objects == 2
+    assert actors.idle({"CPU": 2.0}) == 0
     assert list(cache.flush_cached_objects()) == []
-    keeper.keep(controller, SimpleNamespace(placement_group_factory=half), 4)
-    assert list(cache.flush_cached_objects()) == [1, 2], "their resources are wanted otherwise"
-    assert cache.total_max_objects == 4
+    clock.now = 11.0
+    assert list(cache.flush_cached_objects()) == ["one"]
+    assert cache.pop_cached_object(whole) == "two"
+    assert cache.num_cached_objects == 0
+    assert cache.cache_object(whole, "two")
+    assert list(cache.flush_cached_objects(force_all=True)) == ["two"]
+
+
+def test_what_actors_hold_and_what_waits_for_room_is_found_in_tune():
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.air.execution.resources.placement_group import PlacementGroupResourceManager
+
+    manager = RayActorManager(resource_manager=PlacementGroupResourceManager())
+    assert manager._live_actors_to_ray_actors_resources == {}
+    assert manager._pending_actors_to_attrs == {}
+    assert manager._resource_manager._request_to_staged_pgs == {}
+    controller = SimpleNamespace(
+        _actor_manager=manager,
+        _actor_cache=SimpleNamespace(),
+        _update_trial_queue=None,
+        _actor_to_trial={"a": "trial"},
+    )
+    actors = Actors(lambda actor, idle: True)
+    actors.attach(controller)
+    key = type("Key", (), {"bundles": [{"CPU": 1.0, "GPU": 0.5}]})()
+    manager._live_actors_to_ray_actors_resources["b"] = (
+        "handle",
+        SimpleNamespace(resource_request=key),
+    )
+    manager._resource_manager._request_to_staged_pgs[key] = {"group", "other"}
+    manager._pending_actors_to_attrs["a"] = "class", {}, key
+    assert actors.held() == {"b": key.bundles[0]}
+    assert actors.waiting() == [key.bundles[0]] * 2
+    assert actors.without_room() == [("trial", key.bundles[0])]
+    for trial in list(manager._live_actors_to_ray_actors_resources):
+        del manager._live_actors_to_ray_actors_resources[trial]

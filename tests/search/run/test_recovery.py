@@ -179,3 +179,27 @@ def test_a_killed_worker_goes_on_from_its_last_rung(tmp_path, toy_data, sweep_fi
     assert record["state"] == "COMPLETE", "it began again, which this toy does not stand"
     assert [rung["step"] for rung in record["curve"]] == [1, 2, 3, 4]
     assert not (tmp_path / "sweep/checkpoints").exists()
+
+
+def test_a_killed_confirm_run_goes_on_from_its_last_checkpoint(
+    tmp_path, toy_data, sweep_file, monkeypatch
+):
+    monkeypatch.setenv(SECONDS_VARIABLE, "0")
+    marker, directory = tmp_path / "died", tmp_path / "sweep"
+    fixed = {"behaviour": "die_halfway", "marker": str(marker)}
+    dataset = {"name": "folder", "root": str(toy_data), "categories": ["ring"]}
+    config = sweep_dict(
+        trials=1, methods={"toy": {"fixed": fixed}}, dataset=dataset, scoring="paper"
+    )
+    for confirm in (0, {"top": 1, "seeds": [1]}):
+        marker.unlink(missing_ok=True)
+        sweep_file.write_text(yaml.safe_dump(config | {"confirm": confirm}))
+        driver = start(sweep_file, directory)
+        assert driver.wait(300) == 0, driver.err
+        assert marker.exists(), "nothing was killed"
+    (trial,) = read_records(directory).values()
+    (run,) = (json.loads(path.read_text()) for path in directory.glob("confirm/ring/toy/*.json"))
+    assert run["state"] == "COMPLETE", "it began again, which this toy does not stand"
+    assert run["val_auroc"] == trial["curve"][-1]["auroc"], "the toy knows no seed"
+    assert run["test"]["n_normal"] == 3
+    assert not (directory / "checkpoints").exists()
