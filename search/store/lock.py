@@ -13,10 +13,11 @@ mark, and believes that it owns the directory if it is still there.
 An owner that was stopped for long, or cut off, may have been followed without knowing it. It looks
 at its mark before each write, and can be stopped between the look and the write. So the records
 are written with `DirectoryLock.replace`: what is replaced must be what this owner has read or
-written last. Whatever a follower has written stays. What is left is a record that nobody has
-written since: it may get one more change of its former owner, as if that one had come in time.
-What follows from records (curves, tables, models) is looked at the mark for, and no more: it can
-be made again, and the next start of the sweep does.
+written last. Whatever a follower has written stays. What is left is a record that the follower
+has not written yet: a change of its former owner may still come through. That owner looks at its
+mark once more, tells nobody of the change and ends, and the follower replaces it. For what follows
+from records (curves, tables, models) the mark is looked at and no more: it can be made again, and
+the next start of the sweep does.
 """
 
 from __future__ import annotations
@@ -121,6 +122,12 @@ class DirectoryLock:
             StorageError: If another driver has taken the directory, or the storage refuses.
         """
         self._lock.check()
+        written = self._replace(path, content, tag, durable=durable)
+        # Nobody is told of what a follower may not have read: if it is ours now, it was then.
+        self._lock.check()
+        return written
+
+    def _replace(self, path: str, content: bytes, tag: str | None, *, durable: bool) -> str | None:
         if not self._lock.decided:
             self._storage.write(path, content, durable=durable)
             return None
