@@ -4,20 +4,23 @@ pyarrow opens any of them. obstore, an extra for S3, does the same with fewer re
 read by one, where pyarrow asks three times), says which version of a file it has seen, and
 replaces that version and no other: what a lease that the store itself decides is made of.
 
-Both try again what a store refuses for a while (429, 5xx such as ``503 SlowDown``) and what the
-network loses, for longer and longer: pyarrow as Amazon's SDK does by itself, up to ten times within
-half a minute and without jitter, which a URI cannot change; obstore as said below.
+What a store refuses for a while (429, 5xx such as ``503 SlowDown``), and what the network loses, is
+tried again for a minute, after random times with a growing limit. obstore does so by itself.
+pyarrow does what Amazon's SDK does: it gives up after six seconds and about thirty requests, and a
+URI cannot change that; so the whole is done again here.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 if TYPE_CHECKING:
@@ -30,15 +33,24 @@ Stamp = tuple[int | str, ...]
 
 #: How long is waited before a request is made again: a random time, whose limit grows from the
 #: first to the second number of seconds. A request fails after the third.
-_FIRST, _LONGEST, _LAST = 0.1, 15.0, 180.0
-#: A store that refuses each second request would else end a sweep sooner than that.
-_TRIES = 30
+_FIRST, _LONGEST, _LAST = 0.1, 5.0, 60.0
+#: More than there is time for.
+_TRIES = 100
+
+#: What Amazon's SDK says when it has given up what may go better later.
+_LATER = re.compile(
+    "SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|NETWORK_CONNECTION"
+    r"|HTTP status (429|5\d\d)"
+)
 
 #: Parameters of a URI that both libraries understand; with another, pyarrow opens it.
 _PARAMETERS = {"endpoint_override", "scheme", "region", "allow_delayed_open"}
 
 #: Where Amazon's tools keep credentials, beside the environment and the roles of machines.
 _KEPT = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
+
+
+T = TypeVar("T")
 
 
 class ChangedError(Exception):
@@ -69,13 +81,16 @@ class ArrowObjects:
 
     def read(self, path: str) -> Version:
         """Returns a file."""
+        return Version(_patiently(lambda: self._read(path)), None)
+
+    def _read(self, path: str) -> bytes:
         while True:
             with self._fs.open_input_stream(self._full(path)) as stream:
                 content = bytes(stream.readall())
                 # An object's length is asked for first: of one that is replaced by a longer one
                 # at that moment, only the beginning would be read.
                 if stream.metadata() == self._metadata(path):
-                    return Version(content, None)
+                    return content
 
     def _metadata(self, path: str) -> dict[bytes, bytes]:
         """Returns what an object store says of an object; its tag tells versions apart."""
@@ -84,8 +99,12 @@ class ArrowObjects:
 
     def write(self, path: str, content: bytes) -> None:
         """Replaces a file, whatever version it is in."""
-        with self._fs.open_output_stream(self._full(path)) as stream:
-            stream.write(content)  # an object appears when its upload is complete
+
+        def upload() -> None:
+            with self._fs.open_output_stream(self._full(path)) as stream:
+                stream.write(content)  # an object appears when its upload is complete
+
+        _patiently(upload)
 
     def files(self, folder: str) -> Iterator[tuple[str, Stamp]]:
         """Yields the files below a folder, from the root."""
@@ -93,21 +112,21 @@ class ArrowObjects:
 
         selector = fs.FileSelector(self._full(folder), allow_not_found=True, recursive=True)
         prefix = len(self._root) + 1
-        for info in self._fs.get_file_info(selector):
+        for info in _patiently(lambda: self._fs.get_file_info(selector)):
             if info.is_file:
                 yield info.path[prefix:], (info.mtime_ns or 0, info.size)
 
     def copy(self, source: str, target: str) -> None:
         """Puts a file, as it is, in the place of another."""
-        self._fs.copy_file(self._full(source), self._full(target))
+        _patiently(lambda: self._fs.copy_file(self._full(source), self._full(target)))
 
     def delete(self, path: str) -> None:
         """Removes a file."""
-        self._fs.delete_file(self._full(path))
+        _patiently(lambda: self._fs.delete_file(self._full(path)))
 
     def delete_folder(self, path: str) -> None:
         """Removes the files below a folder."""
-        self._fs.delete_dir(self._full(path))
+        _patiently(lambda: self._fs.delete_dir(self._full(path)))
 
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root
@@ -261,6 +280,19 @@ def _keeps_credentials() -> bool:
     return any(
         Path(os.environ.get(name, usual)).expanduser().exists() for name, usual in _KEPT.items()
     )
+
+
+def _patiently(request: Callable[[], T]) -> T:
+    """Makes a request of pyarrow, again and again while it may go better later."""
+    end, limit = time.monotonic() + _LAST, _FIRST
+    while True:
+        try:
+            return request()
+        except OSError as error:
+            if not _LATER.search(str(error)) or time.monotonic() >= end:
+                raise
+        time.sleep(random.uniform(0, limit))  # noqa: S311 - no secret
+        limit = min(2 * limit, _LONGEST)
 
 
 @contextmanager

@@ -139,6 +139,7 @@ def running_proxy(server) -> Iterator[Proxy]:
 @pytest.fixture
 def proxy(running_proxy, credentials) -> Proxy:
     """A proxy that only counts, from now on."""
-    running_proxy.set(slow_down=0.0, cut=0.0, latency=0.0, conditional="atomic", seed=0)
+    quiet = {"slow_down": 0.0, "status": 503, "cut": 0.0, "latency": 0.0}
+    running_proxy.set(**quiet, conditional="atomic", seed=0)
     running_proxy.look()
     return running_proxy

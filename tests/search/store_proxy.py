@@ -33,7 +33,8 @@ class _State:
     """What the proxy does, and what it has seen.
 
     Attributes:
-        slow_down: The share of requests that are refused with 503 SlowDown.
+        slow_down: The share of requests that are refused with SlowDown.
+        status: Of such an answer.
         cut: The share whose connection is cut before the answer, when the server has done them.
         latency: Seconds that each request takes longer.
         conditional: ``atomic`` passes conditions on, one such put at a time; ``ignored`` takes
@@ -46,6 +47,7 @@ class _State:
     def __init__(self, upstream: str) -> None:
         self.upstream = upstream
         self.slow_down = self.cut = self.latency = 0.0
+        self.status = 503
         self.conditional = "atomic"
         self.dice = random.Random(0)
         self.counts: dict[str, int] = {}
@@ -111,7 +113,7 @@ def _handler(state: _State) -> type[BaseHTTPRequestHandler]:
             if state.latency:
                 time.sleep(state.latency)
             if refuse:
-                self._answer(503, [("Content-Type", "application/xml")], _SLOW_DOWN)
+                self._answer(state.status, [("Content-Type", "application/xml")], _SLOW_DOWN)
                 return
             conditional = self.command == "PUT" and any(map(self.headers.get, _CONDITIONS))
             if conditional and state.conditional == "refused":

@@ -31,6 +31,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent.parent))
 
+import tests.conftest  # noqa: F401 - lets the toy method be found
 from anomtune.errors import StorageError
 from anomtune.search.journal import Journal
 from anomtune.search.store import lock, objects, segments

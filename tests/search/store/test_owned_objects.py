@@ -295,13 +295,26 @@ def test_a_store_that_is_throttled_loses_nothing(proxy, conditional, monkeypatch
     assert [(r.number, r.state) for r in trials] == [(n, "COMPLETE") for n in range(12)]
 
 
-def test_a_store_that_refuses_for_ever_is_an_error_in_a_line(proxy, monkeypatch):
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_store_that_refuses_for_ever_is_an_error_in_a_line(proxy, monkeypatch, status):
     monkeypatch.setattr(objects, "_TRIES", 2)
     storage = Storage(folder(proxy.address))
-    proxy.set(slow_down=1.0)
+    proxy.set(slow_down=1.0, status=status)
     with pytest.raises(StorageError, match="cannot write: Please reduce your request rate"):
         storage.write("a", b"1")
     assert proxy.look()["counts"] == {"PUT": 3}
+
+
+def test_pyarrow_is_patient_too(proxy, monkeypatch):
+    """It gives up after six seconds by itself."""
+    monkeypatch.setattr(storage_module, "tagged_objects", lambda *_: "no")
+    storage = Storage(folder(proxy.address))
+    proxy.set(slow_down=1.0)
+    threading.Timer(8.0, proxy.set, kwargs={"slow_down": 0.0}).start()
+    storage.write("a", b"1")
+    assert proxy.look()["refused"] > 30
+    with pytest.raises(StorageError, match="bucket does not exist"):
+        Storage(storage.location.replace("bucket/", "bukket/")).write("a", b"1")
 
 
 @pytest.mark.ray
