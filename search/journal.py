@@ -120,12 +120,13 @@ class Journal:
         """Waits until all is written.
 
         Raises:
-            StorageError: If it could not be.
+            StorageError: If it could not be, or another driver has taken the directory.
         """
         self.records.drain()
         self._behind.drain()
         self._write_segments()
         self._behind.drain()
+        self._lock.check()
 
     def _write(self, record: AnyRecord, shown: AnyRecord) -> None:
         self._store.write(record)

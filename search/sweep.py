@@ -145,7 +145,7 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
             journal.follow(model_folder(key), partial(_place_winner, config, store, key, trials))
 
         confirmation = Confirmation(config, pool, confirmed, save, publish)
-        clock = SpentClock(storage, config, begun)
+        clock = SpentClock(storage, config, begun, check=lock.check)
         work = _make_work(config, pool, confirmation, clock, partial(_tell_end, journal, on_event))
         if spent.confirm_is_over(config):
             confirmation.give_up()

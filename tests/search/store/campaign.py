@@ -230,6 +230,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--server", help="host and port of another S3 server than moto")
     options = parser.parse_args()
+    _processes.set_forkserver_preload(["tests.search.store.campaign"])
     os.environ |= {
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",

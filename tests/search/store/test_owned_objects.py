@@ -21,6 +21,7 @@ from tests.driver import Driver
 from tests.search.conftest import sweep_dict
 from tests.search.object_store import credentials, folder, place, proxy, running_proxy, server
 from tests.search.results.test_tensorboard import toy_record
+from tests.search.store.campaign import Case
 
 pytestmark = pytest.mark.slow
 
@@ -315,6 +316,13 @@ def test_pyarrow_is_patient_too(proxy, monkeypatch):
     assert proxy.look()["refused"] > 30
     with pytest.raises(StorageError, match="bucket does not exist"):
         Storage(storage.location.replace("bucket/", "bukket/")).write("a", b"1")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_drivers_that_are_killed_and_stopped_lose_nothing(proxy, seed):
+    case = Case(proxy, seed)
+    case.run()
+    assert case.violations == []
 
 
 @pytest.mark.ray
