@@ -5,18 +5,16 @@ What is decided of a trial is acted on when its own record is safe; `OrderedWrit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
-from typing import Any
 
 from anomtune.search.decide.plan import SearchPlan
 from anomtune.search.results.tensorboard import CurveWriter
 from anomtune.search.run.checkpoint import delete_checkpoint
 from anomtune.search.store.lock import DirectoryLock
 from anomtune.search.store.records import AnyRecord, RecordStore, StudyKey, TrialRecord
-from anomtune.search.store.storage import Storage
 from anomtune.search.store.writer import OrderedWriter
 
 #: How many records, and curves, are written at once; pyarrow sends to an object store with eight
@@ -34,7 +32,7 @@ class Journal:
     writes anew.
 
     Args:
-        storage: The sweep directory.
+        store: The records of the sweep directory, with its owner.
         lock: Is asked whether the directory is still ours before anything is written.
         plans: How each study is searched.
         tell: Told of each change when it is safe, in order, by the thread that settles `records`.
@@ -45,16 +43,15 @@ class Journal:
 
     def __init__(
         self,
-        storage: Storage,
+        store: RecordStore,
         lock: DirectoryLock,
         plans: Mapping[StudyKey, SearchPlan],
         tell: Callable[[AnyRecord], object] = lambda record: None,
     ) -> None:
-        self._storage = storage
+        self._store = store
         self._lock = lock
         self._tell = tell
-        self._store = RecordStore(storage)
-        self._curves = CurveWriter(storage, plans)
+        self._curves = CurveWriter(store.storage, plans)
         self.records = OrderedWriter(_RECORDS, _UNSAFE)
         self._behind = OrderedWriter(_CURVES, _BEHIND)
         self._open = ExitStack()
@@ -81,6 +78,8 @@ class Journal:
         if ended:
             self._ending.add(path)
         self.records.then(partial(self._tell, shown), path)
+        if ended and (segments := self._store.segments) is not None and segments.full:
+            self._write_segments()
 
     def follow(self, name: str, work: Callable[[], object]) -> None:
         """Lets something be done behind the records, when all that was written before it is safe.
@@ -99,7 +98,7 @@ class Journal:
     def catch_up(
         self, records: Iterable[AnyRecord], show: Callable[[AnyRecord], AnyRecord]
     ) -> None:
-        """Writes the curves anew that an earlier start has not come to.
+        """Writes the curves and the segments anew that an earlier start has not come to.
 
         Args:
             records: All there are.
@@ -108,32 +107,54 @@ class Journal:
         ended = [record for record in records if record.state != "RUNNING"]
         ended.sort(key=lambda record: record.cost.finished_at or "")
         # So many others may have ended, and be safe, while a record waited, and then its curve.
-        for record in ended[-self.records.most - self._behind.most - 1 :]:
-            self._behind.put(record.path, partial(self._make_whole, show(record)))
+        late = ended[-self.records.most - self._behind.most - 1 :]
+        late = [record for record in late if not self._store.is_in_segment(record)]
+        for record in late:
+            self._behind.put(record.path, partial(self._make_whole, record, show(record)))
+        for record in ended[: -self.records.most - self._behind.most - 1]:
+            if not self._store.is_in_segment(record):
+                self._store.gather(record)
+        self._write_segments([record.path for record in late])
 
     def drain(self) -> None:
         """Waits until all is written.
 
         Raises:
-            StorageError: If it could not be.
+            StorageError: If it could not be, or another driver has taken the directory.
         """
         self.records.drain()
         self._behind.drain()
+        self._write_segments()
+        self._behind.drain()
+        self._lock.check()
 
     def _write(self, record: AnyRecord, shown: AnyRecord) -> None:
-        self._lock.check()
         self._store.write(record)
-        self._behind.put(record.path, partial(self._follow, shown))
+        self._behind.put(record.path, partial(self._follow, record, shown))
 
-    def _make_whole(self, record: Any) -> None:
-        if not self._curves.is_whole(record):
-            self._follow(record)
+    def _make_whole(self, record: AnyRecord, shown: AnyRecord) -> None:
+        if not self._curves.is_whole(shown):
+            self._follow(record, shown)
+        else:
+            self._store.gather(record)
 
-    def _follow(self, record: Any) -> None:
+    def _follow(self, record: AnyRecord, shown: AnyRecord) -> None:
         self._lock.check()
-        self._curves.update(record)
+        self._curves.update(shown)
         if record.state != "RUNNING":
-            delete_checkpoint(self._storage, record.path)
+            delete_checkpoint(self._store.storage, record.path)
+            # Last: of a record in a segment the next start knows that all this is done.
+            self._store.gather(record)
+
+    def _write_segments(self, after: Collection[str] = ()) -> None:
+        """Lets what has been gathered be written."""
+        if (segments := self._store.segments) is not None:
+
+            def write() -> None:
+                self._lock.check()
+                segments.write()
+
+            self._behind.put("segments", write, after)
 
     def __enter__(self) -> Journal:
         # The records end first: they put what follows them.

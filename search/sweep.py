@@ -124,8 +124,8 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
     # Nothing has been written so far, and nothing will be if the directory has another owner.
     with DirectoryLock(storage, partial(_note, on_event)) as lock, ExitStack() as stack:
         check_directory(storage, config)
-        store = RecordStore(storage)
-        journal, loggers, times = stack.enter_context(_told(config, storage, lock, plans, on_event))
+        store = RecordStore(storage, lock)
+        journal, loggers, times = stack.enter_context(_told(config, store, lock, plans, on_event))
 
         def save(record: AnyRecord) -> None:
             journal.write(record, pool.show(record))
@@ -144,7 +144,7 @@ def _run(sweep: Sweep, storage: Storage, address: str | None, on_event: Observer
             journal.follow(model_folder(key), partial(_place_winner, config, store, key, trials))
 
         confirmation = Confirmation(config, pool, confirmed, save, publish)
-        clock = SpentClock(storage, config, begun)
+        clock = SpentClock(storage, config, begun, check=lock.check)
         work = _make_work(config, pool, confirmation, clock, partial(_tell_end, journal, on_event))
         delete_other_checkpoints(storage, work.unfinished)
         if spent.confirm_is_over(config):
@@ -238,7 +238,7 @@ def _note(on_event: Observer, text: str) -> None:
 @contextmanager
 def _told(
     config: Sweep,
-    storage: Storage,
+    store: RecordStore,
     lock: DirectoryLock,
     plans: Mapping[StudyKey, SearchPlan],
     on_event: Observer,
@@ -252,8 +252,8 @@ def _told(
         _tell(record, on_event)
 
     with (
-        open_loggers(config, storage, partial(_note, on_event)) as loggers,
-        Journal(storage, lock, plans, tell) as journal,
+        open_loggers(config, store.storage, partial(_note, on_event)) as loggers,
+        Journal(store, lock, plans, tell) as journal,
     ):
         yield journal, loggers, times
 

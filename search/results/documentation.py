@@ -30,6 +30,7 @@ models/<category>/<method>/                      the winner: config.yaml, weight
 trials.parquet, leaderboard.parquet              compiled from the records
 tensorboard/<category>/<method>/<number>/        curves, hyperparameters, heat maps
 scorings/, held_out.json, spent.json             what was judged, counted and spent
+segments/                                        many records in one file, in an object store
 loggers.json                                     what has been sent
 searched.json                                    of each study, whether it searches anything
 owner.json, .lock                                which process runs it

@@ -21,7 +21,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +51,9 @@ _EVENT_FILE = "events.out.tfevents.0.anomtune"
 #: Between two points of a ROC curve, in per mille. TensorBoard keeps 1000 points of a scalar.
 _ROC_SPACING = 2
 
+#: Between two parts of the curve of a running trial, in an object store.
+_SECONDS = 30.0
+
 #: Metrics that are no column of TensorBoard's table: there is enough to read.
 _LEFT_OUT = {"auroc", "aupro_per_image", "accuracy"}
 
@@ -60,25 +65,38 @@ class _Written:
     """What the event file of a running trial has.
 
     Attributes:
-        rungs: AUROCs with the paper's scoring, by which a rung is known again.
+        rungs: AUROCs with the paper's scoring, by which a rung is known again; ``None`` before the
+            first part.
         parts: How many parts were added one by one.
+        at: When the last one was, of `CurveWriter`'s clock.
     """
 
-    rungs: tuple[float, ...] = ()
+    rungs: tuple[float, ...] | None = ()
     parts: int = 0
+    at: float = -math.inf
 
 
 class CurveWriter:
     """Writes the event files of a sweep: a folder per study, below it a folder per run.
 
+    In an object store, where each part of a curve is a request, a running trial gets one at most
+    every half a minute, with all rungs since the last; its end writes the rest.
+
     Args:
         storage: The sweep directory.
         plans: How each study is searched.
+        clock: Seconds.
     """
 
-    def __init__(self, storage: Storage, plans: Mapping[StudyKey, SearchPlan]) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        plans: Mapping[StudyKey, SearchPlan],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._storage = storage
         self._plans = plans
+        self._clock = clock
         self._written: dict[str, _Written] = {}
 
     def update(self, record: AnyRecord) -> None:
@@ -99,21 +117,32 @@ class CurveWriter:
         path, new = _folder(record), []
         written = self._written.get(record.path)
         rungs = tuple(map(_paper_auroc, record.curve))
-        if written is None or written.rungs != rungs[: len(written.rungs)]:  # begun, or again
+        if written is None and record.state == "RUNNING" and self._storage.local_root is None:
+            # What an earlier start has left is deleted when there is something in its place.
+            self._written[record.path] = _Written(None, at=self._clock())
+            return
+        if written is not None and record.state == "RUNNING" and not self._is_due(written):
+            return
+        had = None if written is None else written.rungs
+        if written is None or had is None or had != rungs[: len(had)]:  # begun, or again
             if self._storage.list(path, ""):  # an object store is asked less than to delete
                 self._storage.delete_folder(path)
-            written = _Written()
+            had, written = (), _Written()
             new += self._start(record, "search", f"{record.key}/{record.number:05d}")
-        for rung in record.curve[len(written.rungs) :]:
+        for rung in record.curve[len(had) :]:
             values = [*_scalars(_rung_figures(rung)), *_histograms(rung)]
             new.append(events.event(values, rung.step))
         if record.state != "RUNNING":
             new.append(events.session_end("failure" if record.state == "FAIL" else "success"))
             self._written.pop(record.path, None)
         else:
-            self._written[record.path] = _Written(rungs, written.parts + bool(new))
+            at = self._clock() if new else written.at
+            self._written[record.path] = _Written(rungs, written.parts + bool(new), at)
         if new:
             self._storage.append(f"{path}/{_EVENT_FILE}", events.encode(new), written.parts)
+
+    def _is_due(self, written: _Written) -> bool:
+        return self._storage.local_root is not None or self._clock() >= written.at + _SECONDS
 
     def _update_confirmed(self, record: ConfirmRecord) -> None:
         """Writes all of a completed run at once: what an earlier start left of it is replaced."""

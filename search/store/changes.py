@@ -1,7 +1,7 @@
 """What is new among the records of a sweep: each is read when it has changed, and never else.
 
 On a disk a folder that has not changed is not even listed: looking at a sweep of 1,000 trials that
-rests costs a look at each of its folders.
+rests costs a look at each of its folders. In an object store the first look reads segments.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from anomtune.errors import SweepError
+from anomtune.search.store.objects import Stamp
 from anomtune.search.store.records import (
     AnyRecord,
     ConfirmRecord,
@@ -18,7 +19,7 @@ from anomtune.search.store.records import (
     StudyKey,
     TrialRecord,
 )
-from anomtune.search.store.storage import Stamp
+from anomtune.search.store.segments import read_segments
 
 
 @dataclass
@@ -89,12 +90,13 @@ class RecordChanges:
         storage = self._store.storage
         # An object store is asked once for all studies, which costs a request per 1,000 files.
         listed = {} if storage.local_root else {name: self._by_folder(name) for name in kinds}
+        known = self._in_segments(listed)
         for key in keys:
             for name, kind in kinds.items():
                 path = f"{name}/{key}"
                 folder = self._folders.setdefault(path, _Folder(kind, key))
                 found = listed[name].get(path, {}) if listed else self._list(path, folder)
-                if found is not None and (changes := self._read(folder, found)):
+                if found is not None and (changes := self._read(folder, found, known)):
                     yield changes
 
     def again(self, key: StudyKey) -> None:
@@ -108,6 +110,17 @@ class RecordChanges:
             found[path.rpartition("/")[0]][path] = stamp
         return found
 
+    def _in_segments(self, listed: dict[str, dict[str, dict[str, Stamp]]]) -> dict[str, bytes]:
+        """Returns what segments hold of the files that have not been read as they are now."""
+        known: dict[str, bytes] = {}
+        for name, folders in listed.items():
+            new: dict[str, Stamp] = {}
+            for path, found in folders.items():
+                read = self._folders[path].files if path in self._folders else {}
+                new |= {file: stamp for file, stamp in found.items() if read.get(file) != stamp}
+            known |= read_segments(self._store.storage, name, new)
+        return known
+
     def _list(self, path: str, folder: _Folder) -> dict[str, Stamp] | None:
         """Returns the files of a folder, ``None`` if they are as they were."""
         stamp = self._store.storage.folder_stamp(path)
@@ -117,13 +130,15 @@ class RecordChanges:
         folder.stamp, folder.settled = stamp, same
         return self._store.storage.stamps(path, ".json")
 
-    def _read(self, folder: _Folder, found: dict[str, Stamp]) -> Changes:
+    def _read(self, folder: _Folder, found: dict[str, Stamp], known: dict[str, bytes]) -> Changes:
         storage = self._store.storage
         changes = Changes(folder.key)
         changes.gone = [name.removesuffix(".json") for name in folder.files.keys() - found.keys()]
         new = sorted(name for name, one in found.items() if folder.files.get(name) != one)
         folder.settled, settled = False, folder.settled
-        for name, content in zip(new, storage.read_many(new), strict=True):
+        single = storage.read_many(name for name in new if name not in known)
+        for name in new:
+            content = known.pop(name) if name in known else next(single)
             if content is None:  # it has gone since
                 found.pop(name)
                 continue

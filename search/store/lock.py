@@ -4,6 +4,20 @@ On a disk the kernel keeps the lock. An object store has none, nor have some net
 there the owner leaves a mark, ``owner.json``, and renews it every few seconds. Who finds the mark
 of another watches it for a while; if it does not change, its owner is gone. Nobody's clock is
 compared with another's.
+
+Where versions of files have tags (`Storage.has_tags`), and the store heeds them, the store decides:
+a mark is made if there is none, and renewed or taken if it is the one that was seen. Of two
+newcomers one is refused. Elsewhere a newcomer waits a second, for another one to overwrite its
+mark, and believes that it owns the directory if it is still there.
+
+An owner that was stopped for long, or cut off, may have been followed without knowing it. It looks
+at its mark before each write, and can be stopped between the look and the write. So the records
+are written with `DirectoryLock.replace`: what is replaced must be what this owner has read or
+written last. Whatever a follower has written stays. What is left is a record that the follower
+has not written yet: a change of its former owner may still come through. That owner looks at its
+mark once more, tells nobody of the change and ends, and the follower replaces it. For what follows
+from records (curves, tables, models) the mark is looked at and no more: it can be made again, and
+the next start of the sweep does.
 """
 
 from __future__ import annotations
@@ -30,6 +44,7 @@ with suppress(ImportError):
     import fcntl
 
 from anomtune.errors import StorageError
+from anomtune.search.store.objects import ChangedError, Version
 from anomtune.search.store.storage import Storage
 
 _MARK = "owner.json"
@@ -45,6 +60,11 @@ _LEASE = 3 * _BEAT
 _PATIENCE = 5 * _BEAT
 #: Seconds between leaving a mark and believing it, for another newcomer to overwrite it.
 _SETTLE = 1.0
+
+#: How often a record is written anew that is not what its owner knows.
+_TRIES = 10
+
+_HEEDS_NONE = "the store heeds no conditions of a write (If-Match, If-None-Match)"
 
 
 class DirectoryLock:
@@ -86,6 +106,45 @@ class DirectoryLock:
         """
         self._lock.check()
 
+    def replace(self, path: str, content: bytes, tag: str | None, *, durable: bool) -> str | None:
+        """Writes a file that nobody but the owner writes, if it is still ours.
+
+        Args:
+            path: Where, relative to the root.
+            content: The whole new content.
+            tag: Of the version that the owner knows, ``None`` if of none.
+            durable: As in `Storage.write`.
+
+        Returns:
+            The tag of what was written, ``None`` if there are none.
+
+        Raises:
+            StorageError: If another driver has taken the directory, or the storage refuses.
+        """
+        self._lock.check()
+        written = self._replace(path, content, tag, durable=durable)
+        # Nobody is told of what a follower may not have read: if it is ours now, it was then.
+        self._lock.check()
+        return written
+
+    def _replace(self, path: str, content: bytes, tag: str | None, *, durable: bool) -> str | None:
+        if not self._lock.decided:
+            self._storage.write(path, content, durable=durable)
+            return None
+        for _ in range(_TRIES):
+            try:
+                return self._storage.replace(path, content, tag)
+            except ChangedError:
+                found = self._storage.read_version(path)
+                if found is not None and found.content == content:
+                    return found.tag  # by us: the store's answer was lost
+                # Another's, who has been followed, or has followed us: the mark says which.
+                self._lock.renew()
+                tag = None if found is None else found.tag
+        raise StorageError(
+            f"{self._storage.location}/{path}: others write it; only one sweep may use a directory"
+        )
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -102,6 +161,9 @@ class _NoKernelLocksError(Exception):
 
 class _FileLock:
     """The kernel's lock on a file, which goes with its process."""
+
+    #: Whether the store decides on versions.
+    decided = False
 
     def __init__(self, storage: Storage) -> None:
         assert storage.local_root is not None
@@ -127,6 +189,8 @@ class _FileLock:
     def check(self) -> None:
         """Does nothing: nobody can take the lock from a live process."""
 
+    renew = check
+
     def release(self) -> None:
         if not (self._root / "sweep.yaml").exists():  # no sweep began: leave nothing behind
             for name in (_MARK, ".lock"):
@@ -149,27 +213,46 @@ def _has_kernel_locks(folder: Path) -> bool:
 
 
 class _Lease:
-    """A mark that its owner renews."""
+    """A mark that its owner renews.
+
+    Attributes:
+        decided: Whether the store decides whose it is.
+    """
 
     def __init__(self, storage: Storage, note: Callable[[str], object]) -> None:
         self._storage = storage
         self._note = note
         self._mark: dict[str, Any] = {**_who(), "token": uuid.uuid4().hex, "beat": 0}
+        #: Of the mark as it was seen last.
+        self._tag: str | None = None
+        #: Says whose the directory is, once it is another's.
+        self._lost: StorageError | None = None
         self._renewed = 0.0
         self._renewing = threading.Lock()
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True)
+        self.decided = False
 
     def acquire(self) -> None:
-        self._wait_for_owner()
-        self._write()
-        time.sleep(_SETTLE)
-        self.renew()
+        undecided = _why_undecided(self._storage)
+        self.decided = undecided is None
+        if undecided and self._storage.local_root is None:
+            self._note(f"{undecided}: the directory is locked by waiting")
+        while True:
+            self._wait_for_owner()
+            try:
+                self._write()
+                break
+            except ChangedError:
+                """Another newcomer was faster: its mark is watched now."""
+        if not self.decided:
+            time.sleep(_SETTLE)
+            self.renew()
         self._heart.start()
 
     def _wait_for_owner(self) -> None:
         """Returns when the directory has no live owner."""
-        found = _read_mark(self._storage)
+        found = self._look()
         # The same machine: whether that process lives need not be guessed.
         if "token" not in found or _is_dead(found):
             return
@@ -180,7 +263,7 @@ class _Lease:
         end = time.monotonic() + _PATIENCE
         while time.monotonic() < end:
             time.sleep(_BEAT / 3)
-            now = _read_mark(self._storage)
+            now = self._look()
             if "token" not in now:
                 return
             if now != found:
@@ -198,16 +281,40 @@ class _Lease:
             StorageError: If it is another's by now, or the storage refuses.
         """
         with self._renewing:
-            found = _read_mark(self._storage)
-            if found.get("token") != self._mark["token"]:
-                self._renewed = 0.0  # nothing more is written
-                raise _owned(self._storage, found)
-            self._mark["beat"] += 1
-            self._write()
+            if self._lost is not None:
+                raise self._lost
+            # Where the store decides, the mark need not be looked at: it is what we wrote, or the
+            # store refuses.
+            if not self.decided:
+                self._see_ours()
+            while True:
+                self._mark["beat"] += 1
+                try:
+                    self._write()
+                    return
+                except ChangedError:  # another's, or ours, of which the answer was lost
+                    self._see_ours()
+
+    def _see_ours(self) -> None:
+        found = self._look()
+        if found.get("token") != self._mark["token"]:
+            self._renewed = 0.0  # nothing more is written
+            self._lost = _owned(self._storage, found)
+            raise self._lost
+
+    def _look(self) -> dict[str, Any]:
+        """Returns the mark as it is now, which is what `_write` replaces."""
+        found = self._storage.read_version(_MARK)
+        self._tag = None if found is None else found.tag
+        return _understood(found)
 
     def _write(self) -> None:
         begin = time.time()
-        self._storage.write(_MARK, json.dumps(self._mark).encode())
+        content = json.dumps(self._mark).encode()
+        if self.decided:
+            self._tag = self._storage.replace(_MARK, content, self._tag)
+        else:
+            self._storage.write(_MARK, content)
         self._renewed = begin
 
     def _beat(self) -> None:
@@ -222,8 +329,31 @@ class _Lease:
             self.renew()
             if self._storage.read("sweep.yaml") is None:  # no sweep began: leave nothing behind
                 self._storage.delete(_MARK)
-            else:
-                self._storage.write(_MARK, json.dumps(_who()).encode())
+                return
+            self._mark = _who()
+            with suppress(ChangedError):
+                self._write()
+
+
+def _why_undecided(storage: Storage) -> str | None:
+    """Returns why the store does not decide whose a mark is, ``None`` if it does."""
+    if not storage.has_tags:
+        return storage.without_tags or "the file system has no locks"
+    probe = f".probe-{uuid.uuid4().hex}"  # the mark of another must not be put at risk
+    try:
+        storage.replace(probe, b"0", None)
+    except StorageError as error:
+        if "mplemented" not in str(error):  # 501, in the words of a store that knows no conditions
+            raise
+        return _HEEDS_NONE
+    try:
+        for wrong in (None, f'"{"0" * 32}"'):
+            with suppress(ChangedError):
+                storage.replace(probe, b"1", wrong)
+                return _HEEDS_NONE
+    finally:
+        storage.delete(probe)
+    return None
 
 
 @dataclass(frozen=True)
@@ -308,8 +438,12 @@ def _is_dead(mark: dict[str, Any]) -> bool:
 
 def _read_mark(storage: Storage) -> dict[str, Any]:
     """Returns the owner's mark, empty if there is none or it cannot be understood."""
+    return _understood(storage.read_version(_MARK))
+
+
+def _understood(found: Version | None) -> dict[str, Any]:
     try:
-        mark = json.loads(storage.read(_MARK) or b"{}")
+        mark = json.loads(found.content if found else b"{}")
     except ValueError:
         return {}
     return mark if isinstance(mark, dict) else {}

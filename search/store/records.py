@@ -10,7 +10,7 @@ import io
 import json
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -22,7 +22,9 @@ from anomtune.errors import SweepError
 from anomtune.models.training.report import Histogram
 from anomtune.search.store.held_out import DomainFigures, Example, HeldOutScores
 from anomtune.search.store.judged import Judged
+from anomtune.search.store.lock import DirectoryLock
 from anomtune.search.store.part import MessageText, Part
+from anomtune.search.store.segments import SegmentWriter, read_segments
 from anomtune.search.store.storage import Storage
 
 #: Where configs come from that won nowhere else: trial 0, and what the sampler suggests.
@@ -240,15 +242,51 @@ R = TypeVar("R", TrialRecord, ConfirmRecord)
 
 
 class RecordStore:
-    """Writes and reads the records of a sweep directory."""
+    """Writes and reads the records of a sweep directory.
 
-    def __init__(self, storage: Storage) -> None:
+    Args:
+        storage: The directory.
+        owner: Of who writes records while others may try to: its lock.
+
+    Attributes:
+        storage: The same.
+        segments: Gathers records that have ended for those who read them all; only of an owner,
+            and where files have tags.
+    """
+
+    def __init__(self, storage: Storage, owner: DirectoryLock | None = None) -> None:
         self.storage = storage
+        self._owner = owner
+        writes = owner is not None and storage.has_tags
+        self.segments = SegmentWriter(storage) if writes else None
+        #: Of the files as this owner knows them.
+        self._tags: dict[str, str] = {}
+        #: Paths of records, without extension, that are in a segment.
+        self._in_segments: set[str] = set()
 
     def write(self, record: AnyRecord) -> None:
-        """Replaces a record; a finished one is flushed to the disk."""
+        """Replaces a record; a finished one is flushed to the disk.
+
+        Raises:
+            StorageError: If the storage refuses, or another driver has taken the directory.
+        """
+        path, durable = f"{record.path}.json", record.state != "RUNNING"
         content = record.model_dump_json(indent=1).encode()
-        self.storage.write(f"{record.path}.json", content, durable=record.state != "RUNNING")
+        if self._owner is None:
+            self.storage.write(path, content, durable=durable)
+            return
+        tag = self._owner.replace(path, content, self._tags.get(path), durable=durable)
+        if tag is not None:
+            self._tags[path] = tag
+
+    def gather(self, record: AnyRecord) -> None:
+        """Lets a record that has ended, and that this owner has written or read, into a segment."""
+        if self.segments is not None and (tag := self._tags.get(f"{record.path}.json")):
+            self.segments.add(f"{record.path}.json", tag, record.model_dump_json().encode())
+
+    def is_in_segment(self, record: AnyRecord) -> bool:
+        """Whether a record was found in a segment, and all that follows from it is done."""
+        return record.path in self._in_segments
 
     def read_all(self) -> dict[StudyKey, list[TrialRecord]]:
         """Returns the record of every trial, by study and in order of number.
@@ -286,13 +324,33 @@ class RecordStore:
 
     def _read(self, folder: str, kind: type[R]) -> dict[StudyKey, list[R]]:
         studies: dict[StudyKey, list[R]] = defaultdict(list)
-        paths = self.storage.list(folder, ".json")
-        for path, content in zip(paths, self.storage.read_many(paths), strict=True):
+        for path, content in self._contents(folder):
             if not content:  # the machine lost power while the trial ran: it is run again
                 continue
             record = self.parse(path, content, kind)
             studies[record.key].append(record)
         return dict(studies)
+
+    def _contents(self, folder: str) -> Iterator[tuple[str, bytes | None]]:
+        """Yields the files of records below a folder, in order of their paths."""
+        if not self.storage.has_tags:
+            paths = self.storage.list(folder, ".json")
+            yield from zip(paths, self.storage.read_many(paths), strict=True)
+            return
+        stamps = self.storage.stamps(folder, ".json")
+        # Of one study alone, segments hold too much else.
+        known = {} if "/" in folder else read_segments(self.storage, folder, stamps)
+        single = self.storage.read_versions(sorted(stamps.keys() - known.keys()))
+        for path in sorted(stamps):
+            if path in known:
+                if self._owner is not None:
+                    self._tags[path] = str(stamps[path][0])
+                    self._in_segments.add(path.removesuffix(".json"))
+                yield path, known.pop(path)
+            elif (version := next(single)) is not None:
+                if self._owner is not None:
+                    self._tags[path] = str(version.tag)
+                yield path, version.content
 
     def parse(self, path: str, content: bytes, kind: type[R]) -> R:
         """Returns the record that a file holds.

@@ -62,6 +62,7 @@ class SpentClock:
         config: The sweep.
         begun: When this start began, of ``clock``.
         clock: Seconds.
+        check: Raises StorageError if the directory is another's by now, whose clock goes on.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class SpentClock:
         config: Sweep,
         begun: float,
         clock: Callable[[], float] = time.monotonic,
+        check: Callable[[], object] = lambda: None,
     ) -> None:
         self._storage = storage
+        self._check = check
         self._hours = None if config.budget is None else config.budget.hours
         self._begun = begun
         self._clock = clock
@@ -117,5 +120,6 @@ class SpentClock:
 
     def _write(self, **changes: float | None) -> None:
         with self._writing:
+            self._check()
             self._kept = self._kept.model_copy(update={"seconds": self.seconds(), **changes})
             self._storage.write(_NAME, self._kept.model_dump_json().encode())

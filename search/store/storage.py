@@ -9,21 +9,22 @@ import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from anomtune.datasets.io.uri import has_secrets, is_uri, mask_uri
 from anomtune.errors import StorageError
 from anomtune.files import TEMPORARY, check_writable, temporary_name, write_whole
 from anomtune.names import leaves, plain_name, utf8
-
-if TYPE_CHECKING:
-    from pyarrow import fs
+from anomtune.search.store.objects import (
+    ArrowObjects,
+    Objects,
+    Stamp,
+    TaggedObjects,
+    Version,
+    tagged_objects,
+)
 
 #: Files that are read at the same time from an object store, where each waits for the network.
 _STREAMS = 32
-
-#: Tells a file, or a folder, from what it was before.
-Stamp = tuple[int, ...]
 
 
 class Storage:
@@ -51,9 +52,15 @@ class Storage:
         #: The root as a local path, ``None`` on an object store. pyarrow takes no name that is
         #: not UTF-8, and every file system has some.
         self.local_root: Path | None = None
+        self._objects: Objects
+        #: Why files of an object store have no tags, if they have none.
+        self.without_tags: str | None = None
         if is_uri(self.location):
-            self._fs, self._root, local = _opened(self.location)
-            self.local_root = Path(plain_name(self._root)) if local else None
+            opened = _opened(self.location)
+            if isinstance(opened, Path):
+                self.local_root = opened
+            else:
+                self._objects, self.without_tags = opened
             return
         try:
             self.local_root = Path(_as_given(self.location)).resolve()
@@ -62,33 +69,32 @@ class Storage:
 
     def read(self, path: str) -> bytes | None:
         """Returns a file's content, ``None`` if there is no such file."""
+        found = self.read_version(path)
+        return None if found is None else found.content
+
+    def read_version(self, path: str) -> Version | None:
+        """Returns the same with the tag of the version that was read, if the storage has tags."""
         try:
             if (local := self._local(path)) is not None:
-                return local.read_bytes()
-            while True:
-                with self._fs.open_input_stream(self._full(path)) as stream:
-                    content = bytes(stream.readall())
-                    # An object's length is asked for first: of one that is replaced by a longer
-                    # one at that moment, only the beginning would be read.
-                    if stream.metadata() == self._metadata(path):
-                        return content
+                return Version(local.read_bytes(), None)
+            return self._objects.read(path)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise self._unusable("read", path, error) from error
 
-    def _metadata(self, path: str) -> dict[bytes, bytes]:
-        """Returns what an object store says of an object; its tag tells versions apart."""
-        with self._fs.open_input_stream(self._full(path)) as stream:
-            return dict(stream.metadata())
-
     def read_many(self, paths: Iterable[str]) -> Iterator[bytes | None]:
         """Yields the content of many files in their order, as `read` returns it."""
+        for found in self.read_versions(paths):
+            yield None if found is None else found.content
+
+    def read_versions(self, paths: Iterable[str]) -> Iterator[Version | None]:
+        """Yields the same with tags, as `read_version` returns them."""
         if self.local_root is not None:
-            yield from map(self.read, paths)
+            yield from map(self.read_version, paths)
             return
         with ThreadPoolExecutor(_STREAMS) as pool:
-            yield from pool.map(self.read, paths)
+            yield from pool.map(self.read_version, paths)
 
     def write(self, path: str, content: bytes, *, durable: bool = False) -> None:
         """Replaces a file: a reader sees the old content or the new, whatever is killed when.
@@ -105,10 +111,36 @@ class Storage:
             if (local := self._local(path)) is not None:
                 write_whole(local, content, durable=durable)
                 return
-            with self._fs.open_output_stream(self._full(path)) as stream:
-                stream.write(content)  # an object appears when its upload is complete
+            self._objects.write(path, content)
         except OSError as error:
             raise self._unusable("write", path, error) from error
+
+    def replace(self, path: str, content: bytes, tag: str | None) -> str:
+        """Replaces one version of a file and no other; of a storage that has tags.
+
+        Args:
+            path: Where, relative to the root.
+            content: The whole new content.
+            tag: Of the version; ``None`` if there is to be no such file yet.
+
+        Returns:
+            The tag of what was written.
+
+        Raises:
+            ChangedError: If it is in another version; see `TaggedObjects.replace`.
+            StorageError: If the storage refuses.
+        """
+        self._check(path)
+        assert isinstance(self._objects, TaggedObjects)
+        try:
+            return self._objects.replace(path, content, tag)
+        except OSError as error:
+            raise self._unusable("write", path, error) from error
+
+    @property
+    def has_tags(self) -> bool:
+        """Whether versions of files have tags, so that one of them can be replaced."""
+        return self.local_root is None and isinstance(self._objects, TaggedObjects)
 
     def check_writable(self) -> None:
         """Makes sure that files can be written, before the work that they are to hold.
@@ -156,7 +188,7 @@ class Storage:
         try:
             if (local := self._local(path)) is not None:
                 return sorted(name for name, _ in _walk(local, path, suffix))
-            return sorted(name for name, _ in self._objects(path, suffix))
+            return sorted(name for name, _ in self._below(path, suffix))
         except OSError as error:
             raise self._unusable("list", path, error) from error
 
@@ -172,21 +204,15 @@ class Storage:
             if (local := self._local(path)) is not None:
                 found = ((name, _stamp(entry)) for name, entry in _walk(local, path, suffix))
                 return {name: stamp for name, stamp in found if stamp is not None}
-            return {
-                name: (info.mtime_ns or 0, info.size) for name, info in self._objects(path, suffix)
-            }
+            return dict(self._below(path, suffix))
         except OSError as error:
             raise self._unusable("list", path, error) from error
 
-    def _objects(self, path: str, suffix: str) -> Iterator[tuple[str, fs.FileInfo]]:
+    def _below(self, path: str, suffix: str) -> Iterator[tuple[str, Stamp]]:
         """Yields the files below a folder of an object store, from the root."""
-        from pyarrow import fs  # noqa: PLC0415 - a local model is used without pyarrow
-
-        selector = fs.FileSelector(self._full(path), allow_not_found=True, recursive=True)
-        prefix = len(self._root) + 1
-        for info in self._fs.get_file_info(selector):
-            if info.is_file and _is(info.base_name, suffix):
-                yield info.path[prefix:], info
+        for name, stamp in self._objects.files(path):
+            if _is(name.rpartition("/")[2], suffix):
+                yield name, stamp
 
     def folder_stamp(self, path: str) -> Stamp | None:
         """Returns what changes when a file of a folder appears, goes or is replaced.
@@ -209,22 +235,29 @@ class Storage:
     def move_folder(self, source: str, target: str) -> None:
         """Puts a folder in the place of another, if it is there.
 
-        On an object store, which cannot move, its files are copied one by one, in order of name.
+        On an object store, which cannot move, its files are copied one by one, in order of name,
+        over those that are there: a driver that has lost the directory, and comes when they have
+        been moved, finds none, and has deleted nothing.
         """
         files = self.list(source, "")
         if not files:
             return
-        self.delete_folder(target)
         old, new = self._local(source), self._local(target)
+        if old is not None and new is not None:
+            self.delete_folder(target)
         try:
             if old is not None and new is not None:
                 new.parent.mkdir(parents=True, exist_ok=True)
                 old.rename(new)
                 return
-            for path in files:
-                self._fs.copy_file(self._full(path), self._full(target + path[len(source) :]))
+            moved = {path: target + path[len(source) :] for path in files}
+            for path, to in moved.items():
+                self._objects.copy(path, to)
         except OSError as error:
             raise self._unusable("move", source, error) from error
+        for path in self.list(target, ""):
+            if path not in moved.values():
+                self.delete(path)
         self.delete_folder(source)
 
     def delete(self, path: str) -> None:
@@ -233,7 +266,7 @@ class Storage:
             if (local := self._local(path)) is not None:
                 local.unlink()
             else:
-                self._fs.delete_file(self._full(path))
+                self._objects.delete(path)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -245,7 +278,7 @@ class Storage:
             if (local := self._local(path)) is not None:
                 shutil.rmtree(local)
             else:
-                self._fs.delete_dir(self._full(path))
+                self._objects.delete_folder(path)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -264,11 +297,6 @@ class Storage:
         self._check(path)
         return None if self.local_root is None else self.local_root / plain_name(path)
 
-    def _full(self, path: str) -> str:
-        """Returns a path below the root as pyarrow takes it."""
-        self._check(path)
-        return f"{self._root}/{path}" if path else self._root
-
     def _check(self, path: str) -> None:
         if leaves(path):
             raise StorageError(f"{path}: leaves the sweep directory {self.location}")
@@ -282,15 +310,20 @@ class Storage:
         )
 
 
-def _opened(uri: str) -> tuple[fs.FileSystem, str, bool]:
-    """Returns a file system, the path in it that a URI names, and whether it is the local one."""
+def _opened(uri: str) -> Path | tuple[Objects, str | None]:
+    """Returns the local path that a URI names, or its files, and why they have no tags."""
     from pyarrow import ArrowException, fs  # noqa: PLC0415 - a local model is used without pyarrow
 
     try:
         found, path = fs.FileSystem.from_uri(_with_options(uri))
     except (ArrowException, ValueError, OSError) as error:
         raise _not_usable(uri, error) from None
-    return found, path, isinstance(found, fs.LocalFileSystem)
+    if isinstance(found, fs.LocalFileSystem):
+        return Path(plain_name(path))
+    tagged = tagged_objects(uri, getattr(found, "region", None))
+    if isinstance(tagged, TaggedObjects):
+        return tagged, None
+    return ArrowObjects(found, path), tagged
 
 
 def _not_usable(location: str, error: Exception) -> StorageError:

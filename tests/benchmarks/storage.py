@@ -36,7 +36,7 @@ from anomtune.search.run.capacity import Capacity
 from anomtune.search.run.messages import Assignment, TrialReport, to_result
 from anomtune.search.run.trial import TrialResult, TrialSpec
 from anomtune.search.store.lock import DirectoryLock
-from anomtune.search.store.records import AnyRecord, Cost, TrialRecord
+from anomtune.search.store.records import AnyRecord, Cost, RecordStore, TrialRecord
 from anomtune.search.store.storage import Storage
 from tests.benchmarks.scale import FACTS, make_plans, make_pool, rung, steps, sweep
 
@@ -52,6 +52,7 @@ class Nowhere(Storage):
     def __init__(self) -> None:
         super().__init__(tempfile.gettempdir())
         self.local_root = None
+        self._objects = None
         self._files: dict[str, bytes] = {}
 
     def read(self, path: str) -> bytes | None:
@@ -151,7 +152,10 @@ def measure(storage: Storage, seconds: float) -> tuple[float, float]:
     """Returns decisions per second and utilisation."""
     config = sweep(200, categories=4).model_copy(update={"concurrency": SLOTS})
     plans = make_plans(config)
-    with DirectoryLock(storage) as lock, Journal(storage, lock, plans) as journal:
+    with (
+        DirectoryLock(storage) as lock,
+        Journal(RecordStore(storage, lock), lock, plans) as journal,
+    ):
 
         def save(record: AnyRecord) -> None:
             shown = pool.read(record) if isinstance(record, TrialRecord) else record

@@ -8,8 +8,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
+
+from tests.search import store_proxy
 
 _SERVER = """
 from moto.server import ThreadedMotoServer
@@ -48,27 +52,94 @@ class Server:
         self._process.communicate("")
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[Server]:
-    pytest.importorskip("moto.server", reason="needs moto[server], an S3 server for tests")
+class Proxy:
+    """What stands before a server, in a process of its own; see `store_proxy`.
+
+    Args:
+        upstream: Host and port of the server.
+
+    Attributes:
+        address: Host and port.
+    """
+
+    def __init__(self, upstream: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, store_proxy.__file__, upstream],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.address = self._process.stdout.readline().strip()
+
+    def set(self, **changes: object) -> None:
+        """Changes what it does; see its state."""
+        requests.put(self._control, json=changes, timeout=10).raise_for_status()
+
+    def look(self) -> dict[str, Any]:
+        """Returns what it has seen since the last look."""
+        found: dict[str, Any] = requests.get(self._control, timeout=10).json()
+        return found
+
+    @property
+    def _control(self) -> str:
+        return f"http://{self.address}{store_proxy.CONTROL}"
+
+    def end(self) -> None:
+        self._process.communicate("")
+
+
+def make_bucket(address: str) -> None:
+    """Makes the bucket that the tests use."""
     import boto3
 
-    running = Server(tmp_path_factory.mktemp("s3") / "log")
     boto3.client(
         "s3",
-        endpoint_url=f"http://{running.address}",
+        endpoint_url=f"http://{address}",
         region_name="us-east-1",
         aws_access_key_id="key",
         aws_secret_access_key="secret",
     ).create_bucket(Bucket="bucket")
+
+
+def folder(address: str) -> str:
+    """Returns the URI of a folder that nothing is in."""
+    return f"s3://bucket/{uuid.uuid4().hex}?endpoint_override={address}&scheme=http"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    pytest.importorskip("moto.server", reason="needs moto[server], an S3 server for tests")
+    running = Server(tmp_path_factory.mktemp("s3") / "log")
+    make_bucket(running.address)
     yield running
     running.end()
 
 
 @pytest.fixture
-def place(server, monkeypatch) -> str:
-    """The URI of a folder that nothing is in."""
+def credentials(monkeypatch) -> None:
+    """What the server takes."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # no request may leave this machine
-    return f"s3://bucket/{uuid.uuid4().hex}?endpoint_override={server.address}&scheme=http"
+
+
+@pytest.fixture
+def place(server, credentials) -> str:
+    """The URI of a folder that nothing is in."""
+    return folder(server.address)
+
+
+@pytest.fixture(scope="module")
+def running_proxy(server) -> Iterator[Proxy]:
+    running = Proxy(server.address)
+    yield running
+    running.end()
+
+
+@pytest.fixture
+def proxy(running_proxy, credentials) -> Proxy:
+    """A proxy that only counts, from now on."""
+    quiet = {"slow_down": 0.0, "status": 503, "cut": 0.0, "latency": 0.0}
+    running_proxy.set(**quiet, conditional="atomic", seed=0)
+    running_proxy.look()
+    return running_proxy

@@ -29,7 +29,8 @@ def storage(tmp_path: Path) -> Storage:
 @contextmanager
 def journal(storage: Storage, told: list | None = None) -> Iterator[Journal]:
     tell = (lambda record: None) if told is None else told.append
-    with Journal(storage, DirectoryLock(storage), TOY_PLANS, tell) as opened:
+    lock = DirectoryLock(storage)
+    with Journal(RecordStore(storage, lock), lock, TOY_PLANS, tell) as opened:
         yield opened
 
 

@@ -130,7 +130,8 @@ def start(tmp_path, monkeypatch, make_sweep) -> Callable[..., bool]:
         monkeypatch.setattr(RecordStore, "write", mortal)
         simulation.save, simulation.records = save, RecordStore(storage).read_all
         try:
-            with Journal(storage, DirectoryLock(storage), simulation.plans(config)) as journal:
+            lock = DirectoryLock(storage)
+            with Journal(RecordStore(storage, lock), lock, simulation.plans(config)) as journal:
                 engine = Engine(config, simulation, gpus=0, records=journal.records)
                 Workers(engine, config, RecordStore(storage), seed).run()
         except StorageError:

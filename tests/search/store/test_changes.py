@@ -35,9 +35,9 @@ class Reading(Storage):
         self.read_paths: list[str] = []
         self.listed: list[str] = []
 
-    def read(self, path):
+    def read_version(self, path):
         self.read_paths.append(path)
-        return super().read(path)
+        return super().read_version(path)
 
     def stamps(self, path, suffix):
         self.listed.append(path)

@@ -1,0 +1,312 @@
+"""The files of an object store, by one of two libraries.
+
+pyarrow opens any of them. obstore, an extra for S3, does the same with fewer requests (a file is
+read by one, where pyarrow asks three times), says which version of a file it has seen, and
+replaces that version and no other: what a lease that the store itself decides is made of.
+
+What a store refuses for a while (429, 5xx such as ``503 SlowDown``), and what the network loses, is
+tried again for a minute, after random times with a growing limit. obstore does so by itself.
+pyarrow does what Amazon's SDK does: it gives up after six seconds and about thirty requests, and a
+URI cannot change that; so the whole is done again here.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+if TYPE_CHECKING:
+    from obstore import UpdateVersion
+    from obstore.store import S3CredentialProvider, S3Store
+    from pyarrow import fs
+
+#: Tells a file, or a folder, from what it was before.
+Stamp = tuple[int | str, ...]
+
+#: How long is waited before a request is made again: a random time, whose limit grows from the
+#: first to the second number of seconds. A request fails after the third.
+_FIRST, _LONGEST, _LAST = 0.1, 5.0, 60.0
+#: More than there is time for.
+_TRIES = 100
+
+#: What Amazon's SDK says when it has given up what may go better later.
+_LATER = re.compile(
+    "SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|NETWORK_CONNECTION"
+    r"|HTTP status (429|5\d\d)"
+)
+
+#: Parameters of a URI that both libraries understand; with another, pyarrow opens it.
+_PARAMETERS = {"endpoint_override", "scheme", "region", "allow_delayed_open"}
+
+#: Where Amazon's tools keep credentials, beside the environment and the roles of machines.
+_KEPT = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
+
+
+T = TypeVar("T")
+
+
+class ChangedError(Exception):
+    """A file is not in the version that was to be replaced."""
+
+
+class Version(NamedTuple):
+    """A file as it was read.
+
+    Attributes:
+        content: All of it.
+        tag: Names this version of it; ``None`` where the library does not tell.
+    """
+
+    content: bytes
+    tag: str | None
+
+
+class ArrowObjects:
+    """The files below a folder of a pyarrow filesystem that is not the local one.
+
+    Its methods raise OSError, and FileNotFoundError where there is no such file.
+    """
+
+    def __init__(self, filesystem: fs.FileSystem, root: str) -> None:
+        self._fs = filesystem
+        self._root = root
+
+    def read(self, path: str) -> Version:
+        """Returns a file."""
+        return Version(_patiently(lambda: self._read(path)), None)
+
+    def _read(self, path: str) -> bytes:
+        while True:
+            with self._fs.open_input_stream(self._full(path)) as stream:
+                content = bytes(stream.readall())
+                # An object's length is asked for first: of one that is replaced by a longer one
+                # at that moment, only the beginning would be read.
+                if stream.metadata() == self._metadata(path):
+                    return content
+
+    def _metadata(self, path: str) -> dict[bytes, bytes]:
+        """Returns what an object store says of an object; its tag tells versions apart."""
+        with self._fs.open_input_stream(self._full(path)) as stream:
+            return dict(stream.metadata())
+
+    def write(self, path: str, content: bytes) -> None:
+        """Replaces a file, whatever version it is in."""
+
+        def upload() -> None:
+            with self._fs.open_output_stream(self._full(path)) as stream:
+                stream.write(content)  # an object appears when its upload is complete
+
+        _patiently(upload)
+
+    def files(self, folder: str) -> Iterator[tuple[str, Stamp]]:
+        """Yields the files below a folder, from the root."""
+        from pyarrow import fs  # noqa: PLC0415 - a local model is used without pyarrow
+
+        selector = fs.FileSelector(self._full(folder), allow_not_found=True, recursive=True)
+        prefix = len(self._root) + 1
+        for info in _patiently(lambda: self._fs.get_file_info(selector)):
+            if info.is_file:
+                yield info.path[prefix:], (info.mtime_ns or 0, info.size)
+
+    def copy(self, source: str, target: str) -> None:
+        """Puts a file, as it is, in the place of another."""
+        _patiently(lambda: self._fs.copy_file(self._full(source), self._full(target)))
+
+    def delete(self, path: str) -> None:
+        """Removes a file."""
+        _patiently(lambda: self._fs.delete_file(self._full(path)))
+
+    def delete_folder(self, path: str) -> None:
+        """Removes the files below a folder."""
+        _patiently(lambda: self._fs.delete_dir(self._full(path)))
+
+    def _full(self, path: str) -> str:
+        return f"{self._root}/{path}" if path else self._root
+
+
+class TaggedObjects:
+    """The files below a folder of an S3 bucket, each version of which has a tag.
+
+    Its methods raise OSError, and FileNotFoundError where there is no such file.
+    """
+
+    def __init__(self, store: S3Store) -> None:
+        self._store = store
+
+    def read(self, path: str) -> Version:
+        """Returns a file."""
+        import obstore  # noqa: PLC0415 - an extra
+
+        with _as_os_errors():
+            found = obstore.get(self._store, path)
+            return Version(bytes(found.bytes()), found.meta["e_tag"])
+
+    def write(self, path: str, content: bytes) -> None:
+        """Replaces a file, whatever version it is in."""
+        import obstore  # noqa: PLC0415 - an extra
+
+        with _as_os_errors():
+            try:
+                obstore.put(self._store, path, content)
+            except FileNotFoundError as error:  # no such bucket: nothing else can be missing
+                raise OSError(_reason(error)) from None
+
+    def replace(self, path: str, content: bytes, tag: str | None) -> str:
+        """Writes a file if it is in a version; ``None`` if there is to be none. Returns its tag.
+
+        Raises:
+            ChangedError: If it is in another. It may be this very content: a store has then done
+                what it was asked for, and its answer was lost.
+            OSError: If the store refuses.
+        """
+        import obstore  # noqa: PLC0415 - an extra
+        from obstore.exceptions import (  # noqa: PLC0415
+            AlreadyExistsError,
+            PreconditionError,
+        )
+
+        with _as_os_errors():
+            try:
+                # The type asks for the version too, which S3 does not tell and obstore not take.
+                mode = "create" if tag is None else cast("UpdateVersion", {"e_tag": tag})
+                return str(obstore.put(self._store, path, content, mode=mode)["e_tag"])
+            except (AlreadyExistsError, PreconditionError):
+                raise ChangedError(path) from None
+            except FileNotFoundError as error:
+                if tag is None:  # no such bucket
+                    raise OSError(_reason(error)) from None
+                raise ChangedError(path) from None
+
+    def files(self, folder: str) -> Iterator[tuple[str, Stamp]]:
+        """Yields the files below a folder, from the root."""
+        import obstore  # noqa: PLC0415 - an extra
+
+        with _as_os_errors():
+            for found in obstore.list(self._store, prefix=folder or None, chunk_size=1000):
+                for one in found:
+                    # An empty object that has a folder's name is what pyarrow keeps folders with.
+                    if one["size"] or "." in one["path"].rpartition("/")[2]:
+                        yield one["path"], (str(one["e_tag"]),)
+
+    def copy(self, source: str, target: str) -> None:
+        """Puts a file, as it is, in the place of another."""
+        import obstore  # noqa: PLC0415 - an extra
+
+        with _as_os_errors():
+            obstore.copy(self._store, source, target)
+
+    def delete(self, path: str) -> None:
+        """Removes a file."""
+        import obstore  # noqa: PLC0415 - an extra
+
+        with _as_os_errors():
+            obstore.delete(self._store, path)
+
+    def delete_folder(self, path: str) -> None:
+        """Removes the files below a folder."""
+        import obstore  # noqa: PLC0415 - an extra
+
+        found = [name for name, _ in self.files(path)]
+        with _as_os_errors():
+            if found:
+                obstore.delete(self._store, found)
+
+
+Objects = ArrowObjects | TaggedObjects
+
+
+def tagged_objects(uri: str, region: str | None) -> TaggedObjects | str:
+    """Returns the files below an S3 URI as obstore has them, or why it does not.
+
+    Credentials are looked for where pyarrow looks for them.
+
+    Args:
+        uri: As pyarrow takes it.
+        region: Of the bucket, as pyarrow has found it.
+    """
+    parts = urlsplit(uri)
+    options = dict(parse_qsl(parts.query))
+    if parts.scheme != "s3":
+        return f"{parts.scheme}:// knows no lock that anomtune uses"
+    if unknown := sorted(options.keys() - _PARAMETERS):
+        return f"the parameter {unknown[0]} is for pyarrow alone"
+    try:
+        from obstore.store import S3Store  # noqa: PLC0415 - an extra
+    except ImportError:
+        return "obstore is not installed (pip install 'anomtune[s3]')"
+    provider: S3CredentialProvider | None = None
+    endpoint = options.get("endpoint_override")
+    if "AWS_ACCESS_KEY_ID" not in os.environ and _keeps_credentials():
+        try:
+            from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415
+        except ImportError:
+            return "boto3, which reads the credentials, is not installed (anomtune[s3] has it)"
+        try:
+            provider = Boto3CredentialProvider()
+        except ValueError:
+            """There is a file, but no credentials are in it: the machine may have a role."""
+    if endpoint and "://" not in endpoint:
+        endpoint = f"{options.get('scheme', 'https')}://{endpoint}"
+    store = S3Store(
+        parts.netloc,
+        # Else a URI that ends with a slash would name other files than pyarrow does.
+        prefix=unquote(parts.path).strip("/") or None,
+        region=region or None,
+        endpoint=endpoint,
+        credential_provider=provider,
+        client_options={"allow_http": True, "timeout": timedelta(seconds=60)},
+        retry_config={
+            "max_retries": _TRIES,
+            "retry_timeout": timedelta(seconds=_LAST),
+            "backoff": {
+                "init_backoff": timedelta(seconds=_FIRST),
+                "max_backoff": timedelta(seconds=_LONGEST),
+                "base": 2,
+            },
+        },
+    )
+    return TaggedObjects(store)
+
+
+def _keeps_credentials() -> bool:
+    return any(
+        Path(os.environ.get(name, usual)).expanduser().exists() for name, usual in _KEPT.items()
+    )
+
+
+def _patiently(request: Callable[[], T]) -> T:
+    """Makes a request of pyarrow, again and again while it may go better later."""
+    end, limit = time.monotonic() + _LAST, _FIRST
+    while True:
+        try:
+            return request()
+        except OSError as error:
+            if not _LATER.search(str(error)) or time.monotonic() >= end:
+                raise
+        time.sleep(random.uniform(0, limit))  # noqa: S311 - no secret
+        limit = min(2 * limit, _LONGEST)
+
+
+@contextmanager
+def _as_os_errors() -> Iterator[None]:
+    from obstore.exceptions import BaseError  # noqa: PLC0415 - an extra
+
+    try:
+        yield
+    except (BaseError, ValueError) as error:  # ValueError: a name that obstore does not take
+        raise OSError(_reason(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    """Returns what an error says, in the words of the store if it has any, in one line."""
+    text = str(error)
+    said = re.search(r"<Message>(.*?)</Message>", text, re.DOTALL)
+    return " ".join((said[1] if said else text.splitlines()[0]).split())
