@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,11 +19,12 @@ import ray
 from ray._private import services, utils
 from ray.exceptions import AuthenticationError
 
-from anomtune.errors import SweepError
+from anomtune.errors import INTERRUPTED, SweepError
 from anomtune.names import readable
 from anomtune.search.run.process import muted, no_interrupt_lost, unchanged_process
 from anomtune.search.run.ray_internals import (
     COMMAND_LINE,
+    HEAD_PATIENCE,
     LONGEST_SOCKET,
     STARTER,
     SWITCHES,
@@ -33,6 +36,11 @@ from anomtune.search.run.ray_internals import (
 _LONGEST_PATH = 103 if sys.platform == "darwin" else 107
 #: Folders that are short, and nearly everywhere.
 _SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - what is made there is its owner's alone
+
+#: In this part of the time after which Ray ends a process whose head has gone, we do.
+_SOONER = 0.5
+#: How often the head is looked for in that time.
+_LOOKS = 20
 
 
 @contextmanager
@@ -59,9 +67,51 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         try:
             with _group_of_their_own(), _command_line_in_utf8(), no_interrupt_lost():
                 _start(address, folder)
-            yield
+            with _ended_with_head(address):
+                yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _ended_with_head(address: str | None) -> Iterator[None]:
+    """Ends this process, as one that was interrupted, when the head of its cluster has gone.
+
+    Ray does so too, but with exit code 1, which says that a sweep has finished. Nothing can be
+    ended in order any more: whatever Ray is asked waits for the head. The records are safe.
+    """
+    if address is None:
+        yield
+        return
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    name, usual = HEAD_PATIENCE
+    pause = _SOONER * float(os.environ.get(name, usual)) / _LOOKS
+    ended = threading.Event()
+
+    def watch() -> None:
+        missed = 0
+        while not ended.wait(pause):
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=pause).close()
+                missed = 0
+            except OSError:
+                missed += 1
+            if missed == _LOOKS:
+                print(
+                    f"anomtune: the head of the Ray cluster at {address} has gone; start the "
+                    "cluster, and then the same command, which goes on from here",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(INTERRUPTED)
+
+    thread = threading.Thread(target=watch, name="head-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager

@@ -39,6 +39,9 @@ JOB_STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 #: Set in every process that a raylet starts: the raylet's own, whose environment is the node's.
 RAYLET_PID = "RAY_RAYLET_PID"
 
+#: Read for the seconds after which a process ends that finds no head, and what they are else.
+HEAD_PATIENCE = ("RAY_gcs_rpc_server_reconnect_timeout_s", "60")
+
 #: Read for the folder of Ray's sockets, before the system's ``TMPDIR``.
 TEMPORARY_FOLDER = "RAY_TMPDIR"
 #: The longest socket below it, as Ray names it, but for the number of the process.

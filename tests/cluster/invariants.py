@@ -13,13 +13,19 @@ import safetensors.numpy
 from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from anomtune.datasets.splits.split import load_search_split
+from anomtune.errors import StorageError
+from anomtune.search.config import Sweep
 from anomtune.search.decide.confirm import choose, kept_seed, to_confirm
 from anomtune.search.decide.scoring import read_studies
+from anomtune.search.detector.devices import as_images
 from anomtune.search.detector.saved import load_detector
 from anomtune.search.results.leaderboard import write_tables
+from anomtune.search.results.result import open_sweep
 from anomtune.search.results.tensorboard_internals import says_the_end
 from anomtune.search.results.winners import model_folder
 from anomtune.search.store.directory import read_sweep
+from anomtune.search.store.lock import DirectoryLock, OwnerWatch
 from anomtune.search.store.records import (
     AnyRecord,
     ConfirmRecord,
@@ -43,6 +49,10 @@ _TOP = {
     "trials",
     "trials.parquet",
 }
+#: What the same sweep need not come to again: times, and the memory of a process.
+_MEASURED = {"train_seconds", "image_ms", "peak_memory_bytes", "created_at"}
+#: Of a trial, what its config and its images alone decide.
+_DECIDED = ("category", "method", "number", "seed", "state", "params")
 
 
 def finished_records(directory: Path) -> dict[str, bytes]:
@@ -64,7 +74,10 @@ def violations(directory: Path, before: dict[str, bytes]) -> Iterator[str]:
         before: Records that had ended before, and their content then.
     """
     config, store = read_sweep(directory)
+    yield from _locked(directory, store)
     yield from _changed(directory, before)
+    if not open_sweep(directory).finished:
+        yield "is not finished, it says"
     yield from _left_over(directory)
     trials, runs = read_studies(store), store.read_confirmed()
     wanted = {
@@ -99,13 +112,51 @@ def violations(directory: Path, before: dict[str, bytes]) -> Iterator[str]:
                 yield f"{run.path}: no held-out scores"
             if run.state == "COMPLETE":
                 yield from _wrong_scores(store, run)
-                for folder in ("confirm", "roc"):
-                    curve = f"tensorboard/{key}/{folder}/{run.number:05d}-{run.seed}"
-                    if not list(directory.glob(f"{curve}/*tfevents*")):
-                        yield f"{curve}: nothing there"
+                yield from _wrong_confirm_curves(directory, run)
         _, winner = choose(records, of_study, config.confirm)
-        yield from _wrong_model(directory, key, winner.runs if winner else (), config.confirm)
+        yield from _wrong_model(directory, key, winner.runs if winner else (), config, store)
     yield from _wrong_tables(directory, store)
+
+
+def differences(directory: Path, other: Path) -> Iterator[str]:
+    """Yields in what a finished sweep differs from another of the same file, measured times aside.
+
+    Args:
+        directory: Local path.
+        other: Local path.
+    """
+    boards = [pq.read_table(folder / "leaderboard.parquet") for folder in (directory, other)]
+    found, expected = (
+        board.select([name for name in board.column_names if name not in _MEASURED])
+        for board in boards
+    )
+    for name in expected.column_names:
+        if not found.column(name).equals(expected.column(name)):
+            values = found.column(name).to_pylist(), expected.column(name).to_pylist()
+            yield f"leaderboard: {name} {values[0]}, untroubled {values[1]}"
+    trials = [_decided(folder) for folder in (directory, other)]
+    if trials[0] != trials[1]:
+        yield f"trials {trials[0]}, untroubled {trials[1]}"
+
+
+def _decided(directory: Path) -> list[tuple[object, ...]]:
+    records = [
+        json.loads(path.read_text()) for path in sorted(directory.glob("trials/*/*/0*.json"))
+    ]
+    return [
+        (*(record[name] for name in _DECIDED), [rung["auroc"] for rung in record["curve"]])
+        for record in records
+    ]
+
+
+def _locked(directory: Path, store: RecordStore) -> Iterator[str]:
+    if OwnerWatch(store.storage).look().alive:
+        yield "owner.json: says that the sweep has a live owner"
+    try:
+        with DirectoryLock(store.storage):
+            pass
+    except StorageError as error:
+        yield f"cannot be locked: {error}"
 
 
 def _changed(directory: Path, before: dict[str, bytes]) -> Iterator[str]:
@@ -146,17 +197,42 @@ def _is_whole(path: Path) -> bool:
     return bool(content)
 
 
+def _events(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Returns the steps and values of every scalar of a run, as TensorBoard reads them."""
+    found = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {
+        tag: [(event.step, event.value) for event in found.Scalars(tag)]
+        for tag in found.Tags()["scalars"]
+    }
+
+
 def _wrong_curve(directory: Path, record: TrialRecord) -> Iterator[str]:
     """Yields what TensorBoard would not show of a trial as it was."""
     folder = directory / f"tensorboard/{record.key}/{record.number:05d}"
-    found = EventAccumulator(str(folder)).Reload()
-    tag = "auroc/validation"
-    shown = [event.step for event in found.Scalars(tag)] if tag in found.Tags()["scalars"] else []
-    if shown != [rung.step for rung in record.curve]:
-        yield f"{folder.relative_to(directory)}: shows rungs {shown}"
+    found = _events(folder)
+    shown = found.get("auroc/validation", [])
+    expected = [(rung.step, np.float32(rung.auroc)) for rung in record.curve]
+    if shown != expected:
+        yield f"{folder.relative_to(directory)}: shows {shown}, not {expected}"
+    for tag, points in found.items():
+        steps = [step for step, _ in points]
+        if steps != sorted(set(steps)):
+            yield f"{folder.relative_to(directory)}: {tag} has steps {steps}"
     files = sorted(folder.glob("*tfevents*"))
     if not files or not says_the_end(files[-1].read_bytes()):
         yield f"{folder.relative_to(directory)}: has no end"
+
+
+def _wrong_confirm_curves(directory: Path, run: ConfirmRecord) -> Iterator[str]:
+    """Yields what TensorBoard would not show of a confirm run as it was."""
+    name = f"{run.number:05d}-{run.seed}"
+    figures = _events(directory / f"tensorboard/{run.key}/confirm/{name}")
+    if [value for _, value in figures.get("auroc/confirmed", [])] != [np.float32(run.val_auroc)]:
+        yield f"tensorboard: {run.path} confirmed {figures.get('auroc/confirmed')}"
+    curves = _events(directory / f"tensorboard/{run.key}/roc/{name}")
+    steps = [step for points in curves.values() for step, _ in points]
+    if steps != list(range(0, 1001, 2)):
+        yield f"tensorboard: the ROC curve of {run.path} has {len(steps)} points"
 
 
 def _wrong_trial(store: RecordStore, record: TrialRecord, rungs: int) -> Iterator[str]:
@@ -183,7 +259,11 @@ def _wrong_scores(store: RecordStore, record: AnyRecord) -> Iterator[str]:
 
 
 def _wrong_model(
-    directory: Path, key: StudyKey, runs: tuple[ConfirmRecord, ...], confirm: object
+    directory: Path,
+    key: StudyKey,
+    runs: tuple[ConfirmRecord, ...],
+    config: Sweep,
+    store: RecordStore,
 ) -> Iterator[str]:
     folder = directory / model_folder(key)
     if not runs:
@@ -191,13 +271,26 @@ def _wrong_model(
             yield f"{folder.name}: a model of no winner"
         return
     try:
-        _, saved = load_detector(folder)
+        detector, saved = load_detector(folder)
     except Exception as error:  # noqa: BLE001 - whatever a user would see
         yield f"{key}: the model cannot be loaded: {error}"
         return
-    run = next(run for run in runs if run.seed == kept_seed(confirm))  # type: ignore[arg-type]
+    run = next(run for run in runs if run.seed == kept_seed(config.confirm))
     if saved.hyperparameters != run.params or saved.seed != run.seed:
         yield f"{key}: the model is not the winner's"
+        return
+    split = load_search_split(
+        config.dataset.open(),
+        key.category,
+        config.image_size,
+        config.validation,
+        input_size=detector.input_size,
+        resize=detector.hyperparameters.resize,
+    )
+    scores = detector.score(as_images(split.validation, "cpu")).numpy()
+    (kept,) = store.read_scores([run])
+    if kept is None or not np.allclose(scores, kept, rtol=1e-3, atol=1e-5):
+        yield f"{key}: the model scores {scores}, its run scored {kept}"
 
 
 def _wrong_tables(directory: Path, store: RecordStore) -> Iterator[str]:

@@ -66,6 +66,6 @@ def _stand_in(server: socket.socket, script: str) -> NoReturn:
 
 
 if "ANOMTUNE_TEST_FAULTS" in os.environ:
-    import spoiled_writes  # noqa: F401 - of tests/cluster/injected
+    import injected_faults  # noqa: F401 - of tests/cluster/injected
 if SOCKET in os.environ and (_of_ray := _script()) and (_server := _connect(os.environ[SOCKET])):
     _stand_in(_server, _of_ray)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from anomtune.errors import SweepError
 from anomtune.search.run import ray_cluster as module
 from anomtune.search.run.ray_cluster import ray_cluster
+from anomtune.search.run.ray_internals import HEAD_PATIENCE
 
 
 @pytest.mark.parametrize(
@@ -103,3 +107,46 @@ def test_ray_is_as_it_was_when_it_has_started(monkeypatch, started):
         assert module.services.ConsolePopen is before[0]
     assert started["command"] == "M\\xfc"
     assert started["starter"] == {"process_group": 0}
+
+
+@pytest.fixture
+def head(monkeypatch):
+    """A head that can go away, and the exit codes of this process that it brings about."""
+    import ray
+
+    exits: list[int] = []
+
+    def leave(code):
+        exits.append(code)
+        raise SystemExit  # of the thread alone
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    context = SimpleNamespace(gcs_address=f"127.0.0.1:{listener.getsockname()[1]}")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(module.os, "_exit", leave)
+    monkeypatch.setenv(HEAD_PATIENCE[0], "1")
+    yield listener, exits
+    listener.close()
+
+
+def test_a_process_whose_head_goes_away_ends_as_interrupted(head, capsys):
+    listener, exits = head
+    with ray_cluster("10.0.0.1:6379"):
+        time.sleep(0.7)
+        assert exits == []
+        listener.close()
+        end = time.monotonic() + 30
+        while not exits and time.monotonic() < end:
+            time.sleep(0.01)
+    assert exits == [3]
+    assert "the head of the Ray cluster at 10.0.0.1:6379 has gone" in capsys.readouterr().err
+
+
+def test_a_ray_of_this_machine_is_not_looked_for(head):
+    listener, exits = head
+    listener.close()
+    with ray_cluster(None):
+        time.sleep(0.7)
+    assert exits == []
