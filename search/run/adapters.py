@@ -154,6 +154,8 @@ class Handout:
         while (run := self._next()) is not None:
             self._handed_out[run.slot] += 1
             self._starting.append(run)
+            if not self._has_place(run):
+                break  # nor has what would follow it
         while self._starting:
             self._held_back.clear()
             for run in self._starting:

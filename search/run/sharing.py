@@ -308,20 +308,26 @@ class Sharing:
 
     def _drop(self) -> None:
         """Forgets the places of runs that wait no more."""
+        if self._surplus(self._reserved):
+            # Where the most is left to be given up the run has not begun.
+            for reservation in self._surplus(sorted(self._reserved, key=self._left, reverse=True)):
+                self._forget(reservation)
+
+    def _surplus(self, reserved: Iterable[Reservation]) -> list[Reservation]:
+        """Returns the last of some reservations: more than runs wait, or than it is entitled to."""
         wanted: Counter[tuple[float, float]] = Counter()
         for shape, number in self._waiting.items():
             wanted[size(dict(shape))] += number
         kept: list[tuple[float, float]] = []
-        # Where the most is left to be given up the run has not begun.
-        for reservation in sorted(self._reserved, key=self._left, reverse=True):
-            wanted[reservation.needs] -= 1
-            own = self._reserved[reservation]
-            if wanted[reservation.needs] < 0 or not (
-                own or self._entitled(reservation.needs, kept)
-            ):
-                self._forget(reservation)
+        surplus = []
+        for reservation in reserved:
+            needs, own = reservation.needs, self._reserved[reservation]
+            wanted[needs] -= 1
+            if wanted[needs] < 0 or not (own or self._entitled(needs, kept)):
+                surplus.append(reservation)
             elif not own:
-                kept.append(reservation.needs)
+                kept.append(needs)
+        return surplus
 
     def _left(self, reservation: Reservation) -> float:
         """Returns how much is still held, in its place, by what is to go."""

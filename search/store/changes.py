@@ -136,9 +136,10 @@ class RecordChanges:
         changes.gone = [name.removesuffix(".json") for name in folder.files.keys() - found.keys()]
         new = sorted(name for name, one in found.items() if folder.files.get(name) != one)
         folder.settled, settled = False, folder.settled
-        single = storage.read_many(name for name in new if name not in known)
+        single = storage.read_many([name for name in new if name not in known])
         for name in new:
-            content = known.pop(name) if name in known else next(single)
+            copied = name in known
+            content = known.pop(name) if copied else next(single)
             if content is None:  # it has gone since
                 found.pop(name)
                 continue
@@ -147,9 +148,9 @@ class RecordChanges:
             try:
                 record: AnyRecord
                 if folder.kind is TrialRecord:
-                    record = self._store.parse(name, content, TrialRecord)
+                    record = self._store.parse(name, content, TrialRecord, copied=copied)
                 else:
-                    record = self._store.parse(name, content, ConfirmRecord)
+                    record = self._store.parse(name, content, ConfirmRecord, copied=copied)
                 changes.records.append(record)
             except SweepError as error:
                 changes.unreadable[name] = str(error)

@@ -64,8 +64,6 @@ _SETTLE = 1.0
 #: How often a record is written anew that is not what its owner knows.
 _TRIES = 10
 
-_HEEDS_NONE = "the store heeds no conditions of a write (If-Match, If-None-Match)"
-
 
 class DirectoryLock:
     """Makes one process the owner of a sweep directory, as a context manager.
@@ -339,21 +337,9 @@ def _why_undecided(storage: Storage) -> str | None:
     """Returns why the store does not decide whose a mark is, ``None`` if it does."""
     if not storage.has_tags:
         return storage.without_tags or "the file system has no locks"
-    probe = f".probe-{uuid.uuid4().hex}"  # the mark of another must not be put at risk
-    try:
-        storage.replace(probe, b"0", None)
-    except StorageError as error:
-        if "mplemented" not in str(error):  # 501, in the words of a store that knows no conditions
-            raise
-        return _HEEDS_NONE
-    try:
-        for wrong in (None, f'"{"0" * 32}"'):
-            with suppress(ChangedError):
-                storage.replace(probe, b"1", wrong)
-                return _HEEDS_NONE
-    finally:
-        storage.delete(probe)
-    return None
+    if storage.heeds_conditions():
+        return None
+    return "the store heeds no conditions of a write (If-Match, If-None-Match)"
 
 
 @dataclass(frozen=True)

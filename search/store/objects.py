@@ -16,8 +16,9 @@ import os
 import random
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
@@ -34,8 +35,8 @@ Stamp = tuple[int | str, ...]
 #: How long is waited before a request is made again: a random time, whose limit grows from the
 #: first to the second number of seconds. A request fails after the third.
 _FIRST, _LONGEST, _LAST = 0.1, 5.0, 60.0
-#: More than there is time for.
-_TRIES = 100
+#: More than there is time for; and how many are enough to ask what a store knows.
+_TRIES, _FEW = 100, 5
 
 #: What Amazon's SDK says when it has given up what may go better later.
 _LATER = re.compile(
@@ -136,10 +137,14 @@ class TaggedObjects:
     """The files below a folder of an S3 bucket, each version of which has a tag.
 
     Its methods raise OSError, and FileNotFoundError where there is no such file.
+
+    Args:
+        open_store: Returns the bucket; its requests are made again so many times at most.
     """
 
-    def __init__(self, store: S3Store) -> None:
-        self._store = store
+    def __init__(self, open_store: Callable[[int], S3Store]) -> None:
+        self._store = open_store(_TRIES)
+        self._hasty = open_store(_FEW)
 
     def read(self, path: str) -> Version:
         """Returns a file."""
@@ -167,17 +172,52 @@ class TaggedObjects:
                 what it was asked for, and its answer was lost.
             OSError: If the store refuses.
         """
+        return self._replace(self._store, path, content, tag)
+
+    def heeds_conditions(self) -> bool:
+        """Whether the store does what `replace` asks of it, or knows no conditions."""
+        probe = f".probe-{uuid.uuid4().hex}"  # no file that is there must be put at risk
+        for store in (self._hasty, self._store):
+            try:
+                return self._is_refused(store, probe)
+            except OSError as error:
+                # 501 says that the store knows none. obstore asks again even then.
+                if "mplemented" in str(error):
+                    return False
+                if store is self._store:
+                    raise
+            finally:
+                with suppress(OSError):
+                    self.delete(probe)
+        raise AssertionError
+
+    def _is_refused(self, store: S3Store, probe: str) -> bool:
+        """Whether a file is not written in the version of another, nor made twice."""
+        with suppress(ChangedError):
+            self._replace(store, probe, b"0", f'"{"0" * 32}"')
+            return False
+        # This may be refused too: when it was done, and the answer was lost.
+        with suppress(ChangedError):
+            self._replace(store, probe, b"0", None)
+        with suppress(ChangedError):
+            self._replace(store, probe, b"0", None)
+            return False
+        return True
+
+    @staticmethod
+    def _replace(store: S3Store, path: str, content: bytes, tag: str | None) -> str:
         import obstore  # noqa: PLC0415 - an extra
         from obstore.exceptions import (  # noqa: PLC0415
             AlreadyExistsError,
             PreconditionError,
         )
 
+        # The type asks for the version too, which S3 does not tell and obstore not take.
+        known = cast("UpdateVersion", {"e_tag": tag})
         with _as_os_errors():
             try:
-                # The type asks for the version too, which S3 does not tell and obstore not take.
-                mode = "create" if tag is None else cast("UpdateVersion", {"e_tag": tag})
-                return str(obstore.put(self._store, path, content, mode=mode)["e_tag"])
+                found = obstore.put(store, path, content, mode="create" if tag is None else known)
+                return str(found["e_tag"])
             except (AlreadyExistsError, PreconditionError):
                 raise ChangedError(path) from None
             except FileNotFoundError as error:
@@ -255,25 +295,26 @@ def tagged_objects(uri: str, region: str | None) -> TaggedObjects | str:
             """There is a file, but no credentials are in it: the machine may have a role."""
     if endpoint and "://" not in endpoint:
         endpoint = f"{options.get('scheme', 'https')}://{endpoint}"
-    store = S3Store(
-        parts.netloc,
-        # Else a URI that ends with a slash would name other files than pyarrow does.
-        prefix=unquote(parts.path).strip("/") or None,
-        region=region or None,
-        endpoint=endpoint,
-        credential_provider=provider,
-        client_options={"allow_http": True, "timeout": timedelta(seconds=60)},
-        retry_config={
-            "max_retries": _TRIES,
-            "retry_timeout": timedelta(seconds=_LAST),
-            "backoff": {
-                "init_backoff": timedelta(seconds=_FIRST),
-                "max_backoff": timedelta(seconds=_LONGEST),
-                "base": 2,
+    return TaggedObjects(
+        lambda tries: S3Store(
+            parts.netloc,
+            # Else a URI that ends with a slash would name other files than pyarrow does.
+            prefix=unquote(parts.path).strip("/") or None,
+            region=region or None,
+            endpoint=endpoint,
+            credential_provider=provider,
+            client_options={"allow_http": True, "timeout": timedelta(seconds=60)},
+            retry_config={
+                "max_retries": tries,
+                "retry_timeout": timedelta(seconds=_LAST),
+                "backoff": {
+                    "init_backoff": timedelta(seconds=_FIRST),
+                    "max_backoff": timedelta(seconds=_LONGEST),
+                    "base": 2,
+                },
             },
-        },
+        )
     )
-    return TaggedObjects(store)
 
 
 def _keeps_credentials() -> bool:

@@ -324,18 +324,22 @@ class RecordStore:
 
     def _read(self, folder: str, kind: type[R]) -> dict[StudyKey, list[R]]:
         studies: dict[StudyKey, list[R]] = defaultdict(list)
-        for path, content in self._contents(folder):
+        for path, content, copied in self._contents(folder):
             if not content:  # the machine lost power while the trial ran: it is run again
                 continue
-            record = self.parse(path, content, kind)
+            record = self.parse(path, content, kind, copied=copied)
             studies[record.key].append(record)
         return dict(studies)
 
-    def _contents(self, folder: str) -> Iterator[tuple[str, bytes | None]]:
-        """Yields the files of records below a folder, in order of their paths."""
+    def _contents(self, folder: str) -> Iterator[tuple[str, bytes | None, bool]]:
+        """Yields the files of records below a folder in order of their paths.
+
+        With each its content, and whether that is the copy of a segment.
+        """
         if not self.storage.has_tags:
             paths = self.storage.list(folder, ".json")
-            yield from zip(paths, self.storage.read_many(paths), strict=True)
+            for path, content in zip(paths, self.storage.read_many(paths), strict=True):
+                yield path, content, False
             return
         stamps = self.storage.stamps(folder, ".json")
         # Of one study alone, segments hold too much else.
@@ -346,23 +350,30 @@ class RecordStore:
                 if self._owner is not None:
                     self._tags[path] = str(stamps[path][0])
                     self._in_segments.add(path.removesuffix(".json"))
-                yield path, known.pop(path)
+                yield path, known.pop(path), True
             elif (version := next(single)) is not None:
                 if self._owner is not None:
                     self._tags[path] = str(version.tag)
-                yield path, version.content
+                yield path, version.content, False
 
-    def parse(self, path: str, content: bytes, kind: type[R]) -> R:
+    def parse(self, path: str, content: bytes, kind: type[R], *, copied: bool = False) -> R:
         """Returns the record that a file holds.
 
         Args:
             path: Of the file, from the root.
             content: Of the file.
             kind: What it should hold.
+            copied: Whether the content is the copy of a segment: if that is not the record, the
+                file itself is read.
 
         Raises:
             SweepError: If it holds no record, or another's.
         """
+        if copied:
+            try:
+                return self.parse(path, content, kind)
+            except SweepError:
+                content = self.storage.read(path) or b""
         try:
             record = kind.model_validate_json(content)
         except ValidationError as error:

@@ -137,6 +137,18 @@ class Storage:
         except OSError as error:
             raise self._unusable("write", path, error) from error
 
+    def heeds_conditions(self) -> bool:
+        """Whether the store does what `replace` asks of it, or knows no conditions.
+
+        Raises:
+            StorageError: If the storage refuses.
+        """
+        assert isinstance(self._objects, TaggedObjects)
+        try:
+            return self._objects.heeds_conditions()
+        except OSError as error:
+            raise self._unusable("write", "", error) from error
+
     @property
     def has_tags(self) -> bool:
         """Whether versions of files have tags, so that one of them can be replaced."""

@@ -24,7 +24,8 @@ CONTROL = "/-proxy-"
 _SLOW_DOWN = b"""<?xml version="1.0" encoding="UTF-8"?>
 <Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"""
 _NOT_IMPLEMENTED = b"""<?xml version="1.0" encoding="UTF-8"?>
-<Error><Code>NotImplemented</Code><Message>A header implies what is not there.</Message></Error>"""
+<Error><Code>NotImplemented</Code>
+<Message>A header you provided implies functionality that is not implemented</Message></Error>"""
 
 _CONDITIONS = ("If-Match", "If-None-Match")
 

@@ -29,6 +29,7 @@ from anomtune.search.run.messages import (
     to_result,
 )
 from anomtune.search.run.packing import CONTEXT_BYTES, SHARES, memory_limit
+from anomtune.search.run.sharing import Sharing
 from anomtune.search.run.trial import TrialResult, TrialSpec, open_trial
 from anomtune.search.store.records import Cost, RecordStore, Rung, StudyKey
 from anomtune.search.store.storage import Storage
@@ -76,6 +77,7 @@ class Engine:
 
     def start_what_can(self) -> dict[str, TrialSpec]:
         started = {}
+        self.handout.look()
         while isinstance(suggestion := self.searcher.suggest(str(self.serial)), dict):
             assignment = Assignment.of(suggestion)
             assert assignment.shape.get("GPU", 0) == assignment.spec.gpu
@@ -139,6 +141,54 @@ def test_the_first_runs_have_whole_gpus_and_the_next_what_they_need(engine):
     sweep.complete("0", peak=2)
     assert gpus(sweep.start()) == [1 / 4] * 4
     assert sweep.record(0).cost.gpu == 1
+
+
+class HoldsBack(Sharing):
+    """Others want the room, until ``wanted`` is taken away."""
+
+    wanted = True
+
+    def holds_back(self, shape, beside=()):
+        return self.wanted
+
+
+def test_a_run_that_is_held_back_is_the_next_and_no_other_is_begun(engine):
+    sweep = engine(gpus=3)
+    sweep.handout.sharing = sharing = HoldsBack()
+    for _ in range(3):
+        assert sweep.start() == {}
+    assert [record.number for record in sweep.simulation.records()[StudyKey("a", "toy")]] == [0]
+    sharing.wanted = False
+    assert numbers(sweep.start()) == [0, 1, 2]
+
+
+def test_a_run_that_is_taken_back_is_begun_again_and_has_lost_nothing(engine):
+    sweep = engine()
+    assert numbers(sweep.start()) == [0, 1]
+    sweep.handout.sharing = sharing = HoldsBack()
+    stopped = []
+
+    def stop_trial(trial) -> None:
+        stopped.append(trial.trial_id)
+        sweep.searcher.on_trial_complete(trial.trial_id)
+
+    shape = sweep.handout.capacity.shape(1.0)
+    sweep.handout.actors.without_room = lambda: [(SimpleNamespace(trial_id="1"), shape)]
+    sweep.scheduler._share(SimpleNamespace(stop_trial=stop_trial))
+    assert stopped == ["1"]
+    assert sweep.record(1).state == "RUNNING"
+    assert sweep.start() == {}
+    sharing.wanted = False
+    again = sweep.start()
+    assert numbers(again) == [1]
+    assert sweep.handout.runs[next(iter(again))].deaths == 0
+
+
+def test_a_sweep_takes_no_more_gpus_than_it_may(engine):
+    sweep = engine(gpus=4, resources={"max": {"gpu": 1}})
+    assert gpus(sweep.start()) == [1]
+    sweep.complete("0", peak=2)
+    assert gpus(sweep.start()) == [1 / 4] * 4
 
 
 def test_a_later_start_goes_on_packed(engine):

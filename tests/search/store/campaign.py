@@ -137,7 +137,7 @@ class Case:
                 else:
                     driver.join()
             elif driver.exitcode:
-                self._wrong(f"a driver ended with {driver.exitcode}: {self._notes()[-1]}")
+                self._wrong(f"a driver ended with {driver.exitcode}: {self._notes()[-1:]}")
             # One that has been followed for a while, or is about to be.
             if self._stopped and dice.random() < 0.5:
                 self._wake(self._stopped.pop(0))
@@ -149,7 +149,7 @@ class Case:
             self._wake(self._stopped.pop(0))
         last.join(60)
         if last.exitcode not in (0, _FOLLOWED):
-            self._wrong(f"the last driver ended with {last.exitcode}: {self._notes()[-1]}")
+            self._wrong(f"the last driver ended with {last.exitcode}: {self._notes()[-1:]}")
         while self._stopped:
             self._wake(self._stopped.pop(0))
         self._proxy.set(slow_down=0.0, cut=0.0, latency=0.0)
