@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import socket
 import tempfile
@@ -45,6 +46,16 @@ _LEASE = 3 * _BEAT
 _PATIENCE = 5 * _BEAT
 #: Seconds between leaving a mark and believing it, for another newcomer to overwrite it.
 _SETTLE = 1.0
+
+
+def _clock() -> float:
+    """Returns seconds that also pass while the machine sleeps.
+
+    On Linux they are of a clock that nobody sets; the time of day may be set back by hours, and an
+    owner that was stopped meanwhile would believe its mark to be fresh.
+    """
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.time() if boot is None else time.clock_gettime(boot)
 
 
 class DirectoryLock:
@@ -155,7 +166,7 @@ class _Lease:
         self._storage = storage
         self._note = note
         self._mark: dict[str, Any] = {**_who(), "token": uuid.uuid4().hex, "beat": 0}
-        self._renewed = 0.0
+        self._renewed = -math.inf
         self._renewing = threading.Lock()
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True)
@@ -187,8 +198,7 @@ class _Lease:
                 raise _owned(self._storage, now)
 
     def check(self) -> None:
-        # Wall-clock time also counts while the machine sleeps.
-        if time.time() - self._renewed > _LEASE:
+        if _clock() - self._renewed > _LEASE:
             self.renew()
 
     def renew(self) -> None:
@@ -200,13 +210,13 @@ class _Lease:
         with self._renewing:
             found = _read_mark(self._storage)
             if found.get("token") != self._mark["token"]:
-                self._renewed = 0.0  # nothing more is written
+                self._renewed = -math.inf  # nothing more is written
                 raise _owned(self._storage, found)
             self._mark["beat"] += 1
             self._write()
 
     def _write(self) -> None:
-        begin = time.time()
+        begin = _clock()
         self._storage.write(_MARK, json.dumps(self._mark).encode())
         self._renewed = begin
 
