@@ -119,7 +119,7 @@ def _draw_starts(generator: random.Random, *, can_fill: bool) -> list[tuple[str,
     ending = {kind: weight for kind, weight in ENDING.items() if can_fill or kind != "full"}
     starts = []
     for last in [*[False] * generator.choice([1, 1, 2]), True]:
-        wanted = generator.choice([1, 2]) if last else generator.choice([0, 1, 2])
+        wanted = generator.choice([1, 2, 2]) if last else generator.choice([1, 1, 2])
         kinds = generator.choices([*BORNE], [*BORNE.values()], k=wanted)
         if not last:
             kinds += generator.choices([*ending], [*ending.values()])

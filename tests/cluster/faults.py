@@ -130,7 +130,7 @@ def main() -> None:
     _go_apart()
     end = time.monotonic() + 60 * options.minutes
     earlier = read_log(options.log) if options.log else []
-    rows: list[dict[str, str]] = []
+    rows, commit = list[dict[str, str]](), _commit()
     master = options.seed or secrets.token_hex(3)
     if earlier and not options.seed:
         master = earlier[-1]["seed"].partition("/")[0]
@@ -155,7 +155,7 @@ def main() -> None:
                 " ".join(outcome.struck),
                 f"{seconds:.1f}",
                 str(len(outcome.wrong)),
-                _commit(),
+                commit,
             ]
             rows.append(dict(zip(COLUMNS, values, strict=True)))
             if options.log:

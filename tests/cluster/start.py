@@ -201,7 +201,7 @@ class Start:
     def _moment(self) -> _Fault:
         """Waits for a time of the sweep, any or a certain one."""
         chance, wait = self._generator.random(), self._generator.uniform(0, 0.4)
-        written = self._generator.randint(0, 5)
+        written = self._generator.randint(0, 4)
         confirm = self._sweep["confirm"]
         if chance < 0.3 and confirm and confirm["top"]:
             yield from self._until(lambda: self._written("confirm") > 0)
@@ -286,11 +286,12 @@ class Start:
 
     def _kill_worker(self) -> _Fault:
         yield from self._moment()
-        cluster = self._grounds.cluster
-        yield from self._until(lambda: bool(cluster.workers(busy=True)))
-        if workers := cluster.workers(busy=True):
-            self._strike("worker")
-            self._generator.choice(workers).kill()
+        workers = list[psutil.Process]()
+        while not workers:
+            yield
+            workers = self._grounds.cluster.workers("ResourceTrainable.train")
+        self._strike("worker")
+        self._generator.choice(workers).kill()
 
     def _kill_node(self) -> _Fault:
         yield from self._moment()
