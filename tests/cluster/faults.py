@@ -91,9 +91,15 @@ def _grounds() -> Iterator[Grounds]:
 
 
 def _commit() -> str:
-    git = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    """Returns which code is struck: the commit, with a plus if the code is not that any more."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(PROJECT), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "*.py")
+    return git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
 
 
 def read_log(log: Path) -> list[dict[str, str]]:
