@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types format docs site benchmark clean
+.PHONY: demo test faults check lint types format docs site benchmark clean
 
 demo: $(VENV)/.demo
 	$(BIN)/anomtune sweep
@@ -14,6 +14,10 @@ test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ray" -n auto --dist worksteal
 	$(BIN)/python -m pytest -m ray -n 2 --dist load --maxschedchunk 1
+
+# Sweeps struck by random faults, other ones each time; what is printed repeats a case.
+faults: $(VENV)/.dev
+	$(BIN)/python tests/cluster/faults.py --cases 40
 
 # The habit of every few minutes: lint, types, and the tests that take no time.
 check: lint

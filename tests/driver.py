@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["anomtune.cli.main", "anomtune.search.sweep"])
+_PROCESSES.set_forkserver_preload(["anomtune.cli.main", "anomtune.search.sweep", "frozen"])
 
 
 class Driver:

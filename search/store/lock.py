@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import socket
 import tempfile
@@ -63,6 +64,16 @@ _SETTLE = 1.0
 
 #: How often a record is written anew that is not what its owner knows.
 _TRIES = 10
+
+
+def _clock() -> float:
+    """Returns seconds that also pass while the machine sleeps.
+
+    On Linux they are of a clock that nobody sets; the time of day may be set back by hours, and an
+    owner that was stopped meanwhile would believe its mark to be fresh.
+    """
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.time() if boot is None else time.clock_gettime(boot)
 
 
 class DirectoryLock:
@@ -225,7 +236,7 @@ class _Lease:
         self._tag: str | None = None
         #: Says whose the directory is, once it is another's.
         self._lost: StorageError | None = None
-        self._renewed = 0.0
+        self._renewed = -math.inf
         self._renewing = threading.Lock()
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True)
@@ -241,8 +252,8 @@ class _Lease:
             try:
                 self._write()
                 break
-            except ChangedError:
-                """Another newcomer was faster: its mark is watched now."""
+            except ChangedError:  # another newcomer was faster: its mark is watched now
+                pass
         if not self.decided:
             time.sleep(_SETTLE)
             self.renew()
@@ -268,8 +279,7 @@ class _Lease:
                 raise _owned(self._storage, now)
 
     def check(self) -> None:
-        # Wall-clock time also counts while the machine sleeps.
-        if time.time() - self._renewed > _LEASE:
+        if _clock() - self._renewed > _LEASE:
             self.renew()
 
     def renew(self) -> None:
@@ -296,7 +306,7 @@ class _Lease:
     def _see_ours(self) -> None:
         found = self._look()
         if found.get("token") != self._mark["token"]:
-            self._renewed = 0.0  # nothing more is written
+            self._renewed = -math.inf  # nothing more is written
             self._lost = _owned(self._storage, found)
             raise self._lost
 
@@ -307,7 +317,7 @@ class _Lease:
         return _understood(found)
 
     def _write(self) -> None:
-        begin = time.time()
+        begin = _clock()
         content = json.dumps(self._mark).encode()
         if self.decided:
             self._tag = self._storage.replace(_MARK, content, self._tag)

@@ -3,14 +3,16 @@
 What a case is stands in `case.py`, what must hold of what it leaves in `invariants.py`. A case is
 made by its seed. With ``--log`` the campaign goes on where that table ends, and adds to it.
 
-Run: python tests/cluster/faults.py [--cases 40 | --minutes 8] [--seed 0] [--log campaign.csv]
+Run: python tests/cluster/faults.py [--cases 40 | --minutes 8] [--seed SEED] [--log campaign.csv]
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import multiprocessing.util
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -56,6 +58,7 @@ def _grounds() -> Iterator[Grounds]:
     """Prepares all that cases need, and removes it."""
     with tempfile.TemporaryDirectory(prefix="at", ignore_cleanup_errors=True) as folder:
         scratch = Path(folder)
+        multiprocessing.util.get_temp_dir()  # for this process, elsewhere than for drivers
         path = map(str, (INJECTED, PLUGIN, FORKS))
         os.environ |= {
             "ANOMTUNE_CACHE": str(scratch / "cache"),
@@ -88,9 +91,15 @@ def _grounds() -> Iterator[Grounds]:
 
 
 def _commit() -> str:
-    git = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    """Returns which code is struck: the commit, with a plus if the code is not that any more."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(PROJECT), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "*.py")
+    return git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
 
 
 def read_log(log: Path) -> list[dict[str, str]]:
@@ -120,14 +129,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=10**6)
     parser.add_argument("--minutes", type=float, default=10**6)
-    parser.add_argument("--seed", default="0")
+    parser.add_argument("--seed", help="of all cases; default: that of the log, else any")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--log", type=Path, help="a table that is gone on with")
     options = parser.parse_args()
     _go_apart()
     end = time.monotonic() + 60 * options.minutes
     earlier = read_log(options.log) if options.log else []
-    rows: list[dict[str, str]] = []
+    rows, commit = list[dict[str, str]](), _commit()
+    master = options.seed or secrets.token_hex(3)
+    if earlier and not options.seed:
+        master = earlier[-1]["seed"].partition("/")[0]
     first, longest = options.first + len(earlier), 10.0
     with _grounds() as grounds:
         from tests.cluster.case import Case
@@ -136,7 +148,7 @@ def main() -> None:
             begin = time.monotonic()
             if begin + longest > end:
                 break
-            seed = f"{options.seed}/{number}"
+            seed = f"{master}/{number}"
             case = Case(grounds, seed)
             outcome = case.run()
             seconds = time.monotonic() - begin
@@ -149,7 +161,7 @@ def main() -> None:
                 " ".join(outcome.struck),
                 f"{seconds:.1f}",
                 str(len(outcome.wrong)),
-                _commit(),
+                commit,
             ]
             rows.append(dict(zip(COLUMNS, values, strict=True)))
             if options.log:

@@ -100,9 +100,12 @@ class LocalCluster:
         self._server.kill()
         self._server.wait()
 
-    def workers(self, *, busy: bool = False) -> list[psutil.Process]:
-        """Returns the processes that run, or may run, what drivers want: not Ray's agents."""
-        pattern = r"^ray::ResourceTrainable\.train" if busy else r"^ray::(?!\w*Agent)"
+    def workers(self, doing: str = "") -> list[psutil.Process]:
+        """Returns the processes that run what drivers want, or what begins with a certain name.
+
+        Those of Ray's own, and those that wait for a job, are not among them.
+        """
+        pattern = rf"^ray::(?!\w*Agent|IDLE){doing}"
         found = []
         for process in psutil.Process(self._server.pid).children():
             with suppress(psutil.NoSuchProcess):

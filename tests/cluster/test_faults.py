@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ pytestmark = pytest.mark.ray
 
 def test_a_few_random_faults_leave_no_trace() -> None:
     script = Path(__file__).with_name("faults.py")
-    command = [sys.executable, str(script), "--cases", "4", "--seed", secrets.token_hex(3)]
+    command = [sys.executable, str(script), "--cases", "4"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr[-2000:]}"
     assert done.stdout.rstrip().endswith(" 0 violations")

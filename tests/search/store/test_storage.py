@@ -92,7 +92,10 @@ def test_one_owner_at_a_time(tmp_path):
         pass
 
 
-def test_a_file_system_without_locks_has_one_owner_all_the_same(tmp_path, monkeypatch):
+@pytest.fixture
+def no_locks(monkeypatch):
+    """A file system without locks, where everything takes no time."""
+
     def flock(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
@@ -102,12 +105,26 @@ def test_a_file_system_without_locks_has_one_owner_all_the_same(tmp_path, monkey
         monkeypatch.setattr(lock, name, seconds)
     # As on different machines, where nobody can see whether the other's process lives.
     monkeypatch.setattr(lock, "_machine", lambda: None)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_a_file_system_without_locks_has_one_owner_all_the_same(tmp_path):
     another = DirectoryLock(Storage(tmp_path / "sweep"))
     with DirectoryLock(Storage(tmp_path / "sweep")) as owner:
         owner.check()
         with pytest.raises(StorageError, match="another sweep owns"):
             another.__enter__()
     assert list((tmp_path / "sweep").iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_an_owner_that_was_stopped_notices_though_the_clock_was_set_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock._Lease, "_beat", lambda self: None)
+    real = time.time
+    with DirectoryLock(Storage(tmp_path)) as owner, DirectoryLock(Storage(tmp_path)):
+        monkeypatch.setattr(time, "time", lambda: real() - 3600)
+        with pytest.raises(StorageError, match="another sweep owns"):
+            owner.check()
 
 
 def test_errors_name_file_reason_and_remedy(tmp_path):
