@@ -1,4 +1,4 @@
-"""What is audited and installed by hash is what ``pyproject.toml`` asks for; ``make lock`` writes it."""
+"""What is audited, and installed by hash, is what ``pyproject.toml`` asks for (`make lock`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ EXTRAS = PROJECT_FILE["optional-dependencies"]
 AUTOSCALER = re.findall(r"^\w.*$", (FOLDER / "autoscaler.in").read_text(), re.MULTILINE)
 #: What each file is compiled from.
 WANTED = {
-    "all.txt": [*PROJECT_FILE["dependencies"], *(line for extra in EXTRAS.values() for line in extra)],
+    "all.txt": [
+        *PROJECT_FILE["dependencies"],
+        *(line for extra in EXTRAS.values() for line in extra),
+    ],
     "image.txt": [*PROJECT_FILE["dependencies"], *AUTOSCALER],
 }
 
