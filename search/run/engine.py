@@ -10,9 +10,12 @@ import logging
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray import cloudpickle, tune
+from ray.tune.execution import class_cache
 
 from anomtune.registry import registrations
 from anomtune.search.config import Sweep
@@ -26,7 +29,7 @@ from anomtune.search.run.process import (
     terminate_as_interrupt,
     unchanged_process,
 )
-from anomtune.search.run.ray_internals import SWITCHES
+from anomtune.search.run.ray_internals import PROPAGATED, SWITCHES
 from anomtune.search.run.worker import TrialActor
 from anomtune.search.store.writer import OrderedWriter
 
@@ -60,12 +63,27 @@ def run_work(
             muted(logging.CRITICAL, "ray.tune"),  # what it says of trials, the records say better
             rare_full_collections() as handout.tidy,
             terminate_as_interrupt(),
+            _keys_kept_back(),
         ):
             _tuner(handout, scratch).fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if handout.failure is not None:
         raise handout.failure
+
+
+@contextmanager
+def _keys_kept_back() -> Iterator[None]:
+    """Keeps Tune from writing keys of this process's environment onto command lines of workers.
+
+    The nodes have their own: a Ray of this machine inherits them.
+    """
+    given = getattr(class_cache, PROPAGATED)
+    setattr(class_cache, PROPAGATED, {name for name in given if not name.startswith("AWS_")})
+    try:
+        yield
+    finally:
+        setattr(class_cache, PROPAGATED, given)
 
 
 def _tuner(handout: Handout, scratch: str) -> tune.Tuner:

@@ -238,11 +238,6 @@ def _write_weights(folder: Path) -> None:
     save_file(_tensors(), folder / "net.safetensors")
 
 
-def _read_all_weights(folder: Path) -> None:
-    for name in ("net.pth", "old.pth", "net.safetensors"):
-        read_weights(folder / name)
-
-
 # Images
 
 
@@ -466,30 +461,30 @@ def _read_cache(folder: Path) -> None:
 
 
 READERS = (
-    Reader("sweep file", "*.yaml", _write_sweep_file, _read_sweep_file, 5),
-    Reader("training config", "*.yaml", _write_spec, _read_spec_file, 4),
-    Reader("sweep.yaml", "sweep.yaml", _write_sweep_directory, _read_sweep_directory, 1),
-    Reader("trial records", "trials/**/*.json", _write_sweep_directory, _read_sweep_directory, 4),
+    Reader("sweep file", "*.yaml", _write_sweep_file, _read_sweep_file, 2),
+    Reader("training config", "*.yaml", _write_spec, _read_spec_file, 0.8),
+    Reader("sweep.yaml", "sweep.yaml", _write_sweep_directory, _read_sweep_directory, 0.3),
+    Reader("trial records", "trials/**/*.json", _write_sweep_directory, _read_sweep_directory, 1.2),
     Reader(
-        "confirm records", "confirm/**/*.json", _write_sweep_directory, _read_sweep_directory, 2
+        "confirm records", "confirm/**/*.json", _write_sweep_directory, _read_sweep_directory, 0.6
     ),
-    Reader("scores, labels", "**/*.np*", _write_sweep_directory, _read_sweep_directory, 2),
-    Reader("small files", "*.json", _write_sweep_directory, _read_small_files, 2),
-    Reader("scorings", "scorings/**/*.json", _write_sweep_directory, _read_sweep_directory, 1),
-    Reader("records, watched", "**/*.json", _write_sweep_directory, _watch, 0.5),
-    Reader("report", "**/*.[jnp]*", _write_sweep_directory, _report, 0.1),
-    Reader("model folder", "*", _write_toy_model, _read_model, 2),
-    Reader("weights of a model", "*.safetensors", _write_model, _read_any_weights, 0.7),
-    Reader("checkpoint", "**/*.safetensors", _write_checkpoint, _read_checkpoint, 12),
-    Reader("weights files", "*", _write_weights, _read_all_weights, 4, MEMORY, asks=True),
+    Reader("scores, labels", "**/*.np*", _write_sweep_directory, _read_sweep_directory, 0.5),
+    Reader("small files", "*.json", _write_sweep_directory, _read_small_files, 0.5),
+    Reader("scorings", "scorings/**/*.json", _write_sweep_directory, _read_sweep_directory, 0.3),
+    Reader("records, watched", "**/*.json", _write_sweep_directory, _watch, 0.2),
+    Reader("report", "**/*.[jnp]*", _write_sweep_directory, _report, 0.02),
+    Reader("model folder", "*", _write_toy_model, _read_model, 0.4),
+    Reader("weights of a model", "*.safetensors", _write_model, _read_any_weights, 0.1),
+    Reader("checkpoint", "**/*.safetensors", _write_checkpoint, _read_checkpoint, 20),
+    Reader("weights files", "*", _write_weights, _each(read_weights), 2, MEMORY, asks=True),
     Reader("image", "*", _write_images, _each(read_rgb), 16, IMAGE_MEMORY, asks=True),
-    Reader("mask", "*", _write_masks, _each(read_mask), 10, IMAGE_MEMORY, asks=True),
+    Reader("mask", "*", _write_masks, _each(read_mask), 9, IMAGE_MEMORY, asks=True),
     Reader("CSV table", "*.csv", _write_csv, _table("parts.csv"), 8),
     Reader("Parquet table", "*.parquet", _write_parquet, _table("parts.parquet"), 8),
-    Reader("COCO file", "*.json", _write_coco, _table("parts.json"), 12),
-    Reader("IDX of MNIST", "*", _write_idx, _read_idx, 6),
-    Reader("CIFAR batches", "*", _write_cifar, _read_cifar, 8),
-    Reader("MNIST-M arrays", "*.npz", _write_mnist_m, _read_mnist_m, 6),
-    Reader("lists of downloads", "*", _write_lists, _read_lists, 8),
-    Reader("cache", "**/*.[jnbs]*", _read_cache, _read_cache, 1.5),
+    Reader("COCO file", "*.json", _write_coco, _table("parts.json"), 14),
+    Reader("IDX of MNIST", "*", _write_idx, _read_idx, 2.5),
+    Reader("CIFAR batches", "*", _write_cifar, _read_cifar, 7),
+    Reader("MNIST-M arrays", "*.npz", _write_mnist_m, _read_mnist_m, 2),
+    Reader("lists of downloads", "*", _write_lists, _read_lists, 9),
+    Reader("cache", "**/*.[jnbs]*", _read_cache, _read_cache, 0.5),
 )
