@@ -112,9 +112,18 @@ def read_yaml(text: str, origin: str) -> Any:
         raise SweepError(f"{origin}: {error}") from None
     except (yaml.YAMLError, ValueError, LookupError, ArithmeticError) as error:
         # All but the first: a date or a number that does not exist, as `!!int x`.
-        raise SweepError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise SweepError(f"{origin}: not valid YAML: {_said(error)}") from None
     except RecursionError:
         raise SweepError(f"{origin}: not valid YAML: nested too deep") from None
+
+
+def _said(error: Exception) -> str:
+    """Returns what is wrong and where, without the lines of the file, which may hold a secret."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    said = [text for text in (error.context, error.problem) if text]
+    return " ".join(f"{', '.join(said)}, line {mark.line + 1}, column {mark.column + 1}".split())
 
 
 def read_yaml_file(path: str | os.PathLike[str], what: str, *, hint: str = "") -> Any:

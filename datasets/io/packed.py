@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomtune.bounded import read_at_most
-from anomtune.errors import DataError, ImageError
+from anomtune.errors import DataError, ImageError, one_line
 
 U8 = npt.NDArray[np.uint8]
 
@@ -66,7 +66,7 @@ class PackedError(DataError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return one_line(f"{self.path}: {self.reason}")
 
 
 def read_idx_pair(images: Path, labels: Path) -> Packed:

@@ -347,7 +347,10 @@ class RecordStore:
         name = "held_out" if record.paper is None or not paper else "paper_held_out"
         arrays = _arrays(self.storage.read(f"{record.path}.npz"))
         try:
-            return HeldOutScores(arrays["labels"], arrays[name])
+            labels, scores = _of_kind(arrays["labels"], "iu"), _of_kind(arrays[name], "f")
+            if labels.ndim != 1 or labels.shape != scores.shape:
+                return None
+            return HeldOutScores(labels, scores)
         except (KeyError, TypeError, ValueError):
             return None
 
@@ -458,25 +461,33 @@ class RecordStore:
 
     def read_labels(self, category: str) -> npt.NDArray[np.int8] | None:
         """Returns the validation labels of a category, in the order of the split."""
-        return _array(self.storage.read(f"trials/{category}/labels.npy"))
+        return _integers(self.storage.read(f"trials/{category}/labels.npy"))
 
 
 def _scores(content: bytes | None, scoring: int) -> npt.NDArray[np.float32] | None:
     """Returns the validation scores with a scoring, of all that a run has kept."""
     arrays = _arrays(content)
     try:
-        kept = dict(zip(arrays["scorings"].tolist(), arrays["validation"], strict=True))
+        scores = _of_kind(arrays["validation"], "f")
+        kept = dict(zip(arrays["scorings"].tolist(), scores, strict=True))
     except (KeyError, TypeError, ValueError):
         return None
     return kept.get(scoring)
 
 
-def _array(content: bytes | None) -> npt.NDArray[Any] | None:
-    """Returns an array, ``None`` if there is none or it cannot be read."""
+def _integers(content: bytes | None) -> npt.NDArray[Any] | None:
+    """Returns an array of integers, ``None`` if there is none or it cannot be read."""
     try:
-        return read_array(io.BytesIO(content or b""), _MOST_BYTES)
+        return _of_kind(read_array(io.BytesIO(content or b""), _MOST_BYTES), "iu")
     except ValueError:
         return None
+
+
+def _of_kind(array: npt.NDArray[Any], kinds: str) -> npt.NDArray[Any]:
+    """Returns an array; raises ValueError if what it holds is of no such kind, of `numpy.dtype`."""
+    if array.dtype.kind not in kinds:
+        raise ValueError(f"an array of {array.dtype}")
+    return array
 
 
 def _arrays(content: bytes | None) -> Mapping[str, npt.NDArray[Any]]:

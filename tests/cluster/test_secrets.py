@@ -168,15 +168,14 @@ def anomtune(environment, place):
 
 def test_a_whole_sweep_tells_no_secret(anomtune, place, toy_data):
     settings = sweep_dict(
-        toy_data,
+        dataset={"name": "folder", "root": str(toy_data), "categories": ["plate"]},
         trials=2,
-        methods={"toy": {}, "padim": {"fixed": {"backbone": "mobilenet_v2", "weights": "random"}}},
         confirm={"top": 1, "seeds": [1]},
         loggers=[{"name": "mlflow", "options": {"tracking_uri": "$TRACKING"}}],
     )
     file, directory = place / "sweep.yaml", place / "sweep"
     file.write_text(yaml.safe_dump(settings))
-    model = directory / "models/plate/padim"
+    model = directory / "models/plate/toy"
     with CommandLines() as lines:
         anomtune(("sweep", file, "--dir", directory))
         anomtune(
