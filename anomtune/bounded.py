@@ -17,6 +17,8 @@ from collections.abc import Collection, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gzip import GzipFile
+
     import numpy.typing as npt
 
 #: What `zipfile` raises on archives that are damaged, or that it cannot read.
@@ -67,7 +69,7 @@ def inflate(content: bytes, most: int) -> bytes:
     return found
 
 
-def read_at_most(stream: IO[bytes], most: int) -> bytes:
+def read_at_most(stream: IO[bytes] | GzipFile, most: int) -> bytes:
     """Reads a stream to its end.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomtune.bounded import inflate
-from anomtune.search.store.part import Part
+from anomtune.search.store.part import Part, Whole
 
 Figures = npt.NDArray[np.float64]
 
@@ -32,7 +32,7 @@ class Judged(Part):
             rung.
     """
 
-    steps: int
+    steps: Whole
     aurocs: str
     lows: str | None = None
     highs: str | None = None

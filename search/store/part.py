@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from anomtune.names import readable
 
@@ -23,6 +23,10 @@ def _exists(time: str) -> str:
 
 #: A time, ISO 8601.
 Time = Annotated[str, AfterValidator(_exists)]
+
+
+#: A whole number that tables have room for.
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class Part(BaseModel):

@@ -15,14 +15,14 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from anomtune.bounded import parse_json, read_array, read_arrays
 from anomtune.errors import SweepError
 from anomtune.models.training.report import Histogram
 from anomtune.search.store.held_out import DomainFigures, Example, HeldOutScores
 from anomtune.search.store.judged import Judged
-from anomtune.search.store.part import MessageText, Part, Time
+from anomtune.search.store.part import MessageText, Part, Time, Whole
 from anomtune.search.store.storage import Storage
 
 #: Where configs come from that won nowhere else: trial 0, and what the sampler suggests.
@@ -31,7 +31,7 @@ PAPER, SAMPLER = "paper", "sampler"
 #: What the arrays of a run may take in memory: more than the scores of a million images.
 _MOST_BYTES = 1 << 28
 
-_COUNTS = TypeAdapter(dict[str, tuple[NonNegativeInt, NonNegativeInt]])
+_COUNTS = TypeAdapter(dict[str, tuple[Whole, Whole]])
 
 State = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 
@@ -63,7 +63,7 @@ class Rung(Part):
         histograms: The same, for figures that are distributions.
     """
 
-    step: int
+    step: Whole
     auroc: float
     auroc_low: float | None
     auroc_high: float | None
@@ -78,9 +78,9 @@ class Rung(Part):
 class Facts(Part):
     """What is known of a trained detector, apart from its scores."""
 
-    n_val_normal: int
-    n_val_anomalous: int
-    parameters: int
+    n_val_normal: Whole
+    n_val_anomalous: Whole
+    parameters: Whole
 
 
 class Cost(Part):
@@ -104,10 +104,10 @@ class Cost(Part):
     train_seconds: float = 0.0
     evaluate_seconds: float = 0.0
     image_ms: float | None = None
-    peak_memory_bytes: int | None = None
-    iterations: int | None = None
+    peak_memory_bytes: Whole | None = None
+    iterations: Whole | None = None
     gpu: float | None = None
-    gpu_memory_bytes: int | None = None
+    gpu_memory_bytes: Whole | None = None
     ran_out_with: float | None = None
     started_at: Time | None = None
     finished_at: Time | None = None
@@ -129,15 +129,15 @@ class TrialRecord(Part):
     dataset: str
     category: str
     method: str
-    number: int
+    number: Whole
     state: State
     params: dict[str, Any]
-    seed: int
+    seed: Whole
     split_hash: str
     origin: MessageText = SAMPLER
     curve: list[Rung] = []
     facts: Facts | None = None
-    scoring: int = 0
+    scoring: Whole = 0
     error: MessageText | None = None
     traceback: MessageText | None = None
     cost: Cost = Cost()
@@ -209,8 +209,8 @@ class ConfirmRecord(Part):
     dataset: str
     category: str
     method: str
-    number: int
-    seed: int
+    number: Whole
+    seed: Whole
     state: Literal["RUNNING", "COMPLETE", "FAIL"]
     params: dict[str, Any]
     split_hash: str

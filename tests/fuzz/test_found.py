@@ -143,7 +143,9 @@ def changed(where: str, value: Any):
         ("scorings/**/*.json", DEEP),
         ("scorings/**/*.json", b'{"a": 1}'),
         ("scorings/**/*.json", b'[{"sigma": 1}, {"border": 0}]'),
+        ("held_out.json", json.dumps({"bottle": [10**30, 1]}).encode()),
         ("trials/**/00000.json", DEEP),
+        ("trials/**/00000.json", changed("facts.parameters", 10**30)),
         ("trials/**/00000.json", changed("cost.finished_at", "yesterday")),
         ("trials/**/00000.json", changed("cost.started_at", "0001-01-01T00:00:00+23:00")),
         ("trials/**/00000.json", changed("curve.3.judged.aurocs", "AAAA")),
@@ -296,6 +298,13 @@ def test_a_table_that_says_one_long_text_in_every_row(tmp_path):
         Table(path).categories()
 
 
+def test_a_path_that_no_system_takes(tmp_path):
+    path = tmp_path / "parts.csv"
+    path.write_text(f"image,label,mask\n{'a' * 9000}.png,0,\nb.png,1,{'[' * 300}\n")
+    problems = [str(problem) for problem in Table(path).scan("parts")[1]]
+    assert sum("is not a path" in problem for problem in problems) == 2
+
+
 @pytest.mark.parametrize("number", [10**400, -(10**400), 1e308])
 def test_a_place_that_is_in_no_image(tmp_path, number):
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
@@ -314,13 +323,15 @@ def test_a_place_that_is_in_no_image(tmp_path, number):
 # What others keep
 
 
-@pytest.mark.parametrize("content", [DEEP, b"{}", b"[1]", b'{"pixel_hashes": 3, "masks": 1}'])
+@pytest.mark.parametrize("content", [DEEP, b"{}", b"[1]", b'{"pixel_hashes": 3, "masks": 1}', None])
 def test_a_damaged_entry_of_the_cache_is_built_again(tmp_path, monkeypatch, content):
     monkeypatch.setenv("ANOMTUNE_CACHE", str(tmp_path / "cache"))
     dataset = Folder(draw_category(tmp_path / "data/plate", train=2, good=2, bad=2).parent)
     open_category(dataset, "plate", 16)
     (meta,) = cache_root().glob("categories/*/meta.json")
     (images,) = cache_root().glob("categories/*/images.npy")
+    if content is None:
+        content = meta.read_bytes().replace(b'"masks": [[32', b'"masks": [[[]', 1)
     meta.write_bytes(content)
     assert len(open_category(dataset, "plate", 16).images) == 6
     images.write_bytes(npy("("))
