@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test faults check lint types format docs site benchmark clean
+.PHONY: demo test faults check lint types format docs site benchmark lock clean
 
 demo: $(VENV)/.demo
 	$(BIN)/anomtune sweep
@@ -49,6 +49,16 @@ site: $(VENV)/.dev
 
 benchmark: $(VENV)/.dev
 	@for script in tests/benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# What continuous integration audits, and what the image installs: every package with its hashes.
+# Nothing is downloaded but what says which versions there are.
+lock: COMPILE = $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-config \
+	--no-header --no-annotate --no-emit-index-url
+lock: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet uv
+	$(COMPILE) pyproject.toml --all-extras --python-version 3.11 -o requirements/all.txt
+	$(COMPILE) pyproject.toml requirements/autoscaler.in --python-version 3.12 \
+		-o requirements/image.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -15,6 +15,9 @@ from anomtune.names import readable
 #: resumable.
 UNUSABLE, BAD_INPUT, INTERRUPTED = 1, 2, 3
 
+#: Characters of a message. What is wrong may be a value of a megabyte, in anybody's file.
+_LONGEST = 1600
+
 
 class AnomtuneError(Exception):
     """Whatever anomtune refuses or cannot do."""
@@ -76,5 +79,10 @@ def nearest(wrong: str, known: Iterable[str]) -> str | None:
 
 
 def one_line(text: str) -> str:
-    """Escapes what the name of a file may hold and a line of text may not."""
+    """Escapes what the name of a file may hold and a line of text may not.
+
+    Of a text that is too long for a line the middle is left out.
+    """
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in readable(text))

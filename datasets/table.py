@@ -36,8 +36,10 @@ from anomtune.datasets.io.tabular import Row, defect_of, read_rows
 from anomtune.datasets.io.uri import has_secrets, is_uri, mask_uri
 from anomtune.datasets.splits.division import Division
 from anomtune.errors import DataError, ImageError, suggest
-from anomtune.names import to_name, to_text
+from anomtune.names import LONGEST, to_name, to_text
 
+#: Characters of a path that every system takes.
+_LONGEST_PATH = 1024
 _DRAWN = "#mask"  # Ends the key of a mask that is drawn, not read.
 
 
@@ -325,7 +327,7 @@ class _Scan(Listing):
     def _locate(self, given: str, *, mask: bool = False) -> str:
         """Returns the key of a path or URI, and remembers where its file is."""
         what = "mask" if mask else "image"
-        if "\0" in given:
+        if "\0" in given or len(given) > _LONGEST_PATH or max(map(len, given.split("/"))) > LONGEST:
             raise ValueError(f"{what} {given!r} is not a path")
         if is_uri(given):
             key, place = self._uri(given, what)

@@ -253,20 +253,19 @@ def parse_sweep(data: Mapping[Any, Any], origin: str) -> Sweep:
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
+    # Messages name the key alone: the value may be a secret, in a place where it is refused.
     dotted, equals, value = typed(override).partition("=")
     keys = dotted.split(".")
     if not equals or not all(keys):
-        raise SweepError(f"--set {override}: write key=value, for example --set trials=20")
+        raise SweepError(f"--set {dotted}: write key=value, for example --set trials=20")
     target = data
     for depth, key in enumerate(keys[:-1], start=1):
         if target.get(key) is None:
             target[key] = {}
         target = target[key]
         if not isinstance(target, dict):
-            raise SweepError(
-                f"--set {override}: {'.'.join(keys[:depth])} is a value, not a section"
-            )
-    target[keys[-1]] = read_yaml(value, f"--set {override}")
+            raise SweepError(f"--set {dotted}: {'.'.join(keys[:depth])} is a value, not a section")
+    target[keys[-1]] = read_yaml(value, f"--set {dotted}")
 
 
 #: What may differ when a sweep directory is used again: it changes no result that is there.

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from anomtune.errors import SweepError, suggest
+
+# Of a value as long as a file the beginning says what it is.
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -27,7 +32,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     same = [item for item in rest if _plain_location(item["loc"]) == location]
     messages = [item["msg"].removeprefix("Value error, ") for item in (first, *same)]
     said = isinstance(first["input"], dict) or first["type"] == "value_error"
-    shown = "" if said else f", not {first['input']!r}"
+    shown = "" if said else f", not {_SHORT.repr(first['input'])}"
     quote = "; put it in quotes" if first["type"] == "string_type" else ""
     return f"{where}: {' or: '.join(messages)}{shown}{quote}"
 

@@ -15,7 +15,7 @@ from tests.conftest import PROJECT
 #: From the lowest floor to the highest; rooms of one floor know nothing of each other.
 FLOORS = (
     ("names",),
-    ("errors", "files", "settings", "progress"),
+    ("bounded", "errors", "files", "settings", "progress"),
     ("registry",),
     ("datasets", "models"),
     ("search",),

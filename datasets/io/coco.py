@@ -9,7 +9,6 @@ that are named as normal images are (``good``, ``ok``) count as no annotation.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,11 +19,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from anomtune.bounded import parse_json
 from anomtune.datasets.base import GOOD
 from anomtune.datasets.io.wording import means_normal
 from anomtune.errors import DataError
 
 Mask = npt.NDArray[np.bool_]
+
+#: No place in an image is that far, in pixels.
+_FAR = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +93,10 @@ def read_coco(path: Path) -> list[Annotated]:
         DataError: If it is no such file, or an annotation is of no image or category.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         detail = " ".join(str(error).split())
         raise DataError(f"{path}: not a COCO file: no JSON ({detail})") from error
     images, annotations, categories = (
@@ -177,8 +180,7 @@ def _polygons(
 def _numbers(given: Any) -> tuple[float, ...]:
     numbers = given if isinstance(given, list) else ()
     if not numbers or any(
-        isinstance(n, bool) or not isinstance(n, int | float) or not math.isfinite(n)
-        for n in numbers
+        isinstance(n, bool) or not isinstance(n, int | float) or not abs(n) < _FAR for n in numbers
     ):
         raise ValueError("numbers are meant in its segmentation and its bbox")
     return tuple(numbers)
@@ -186,7 +188,7 @@ def _numbers(given: Any) -> tuple[float, ...]:
 
 def _area(annotation: dict[str, Any], box: Any) -> float:
     area = annotation.get("area")
-    if isinstance(area, int | float) and math.isfinite(area):
+    if isinstance(area, int | float) and abs(area) < _FAR**2:
         return float(area)
     return float(box[2] * box[3]) if box is not None else 0.0
 

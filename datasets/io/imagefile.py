@@ -50,12 +50,18 @@ MAX_PIXELS = 1 << 29
 _LARGE = 1 << 26  # Images of more pixels are decoded one at a time: bounds memory.
 _one_large = threading.Lock()
 
+# What Pillow's readers raise on files that are damaged, each in its own way.
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
     EOFError,
-    IndexError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,  # among them recursion, and what is not implemented
     zlib.error,
     struct.error,
     Image.DecompressionBombError,
@@ -269,7 +275,7 @@ def _orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation; 1 where there is none, or what is there cannot be read."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except (*_DECODE_ERRORS, KeyError, TypeError):
+    except _DECODE_ERRORS:
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 

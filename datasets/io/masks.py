@@ -10,6 +10,10 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
+from anomtune.bounded import inflate
+from anomtune.datasets.io.store import cache_root
+from anomtune.errors import DataError
+
 Mask = npt.NDArray[np.bool_]
 
 
@@ -29,16 +33,21 @@ class PackedMask:
         """Returns the mask, ``(H, W)`` bool.
 
         Raises:
-            ValueError: If the bits are not those of a mask of that shape.
+            DataError: If the bits are not those of a mask of that shape.
         """
         if not self.bits:
             return np.zeros(self.shape, np.bool_)
-        try:
-            packed = np.frombuffer(zlib.decompress(self.bits), np.uint8)
-        except zlib.error as error:
-            raise ValueError(f"a mask is damaged: {error}") from error
         count = self.shape[0] * self.shape[1]
-        return np.unpackbits(packed, count=count).reshape(self.shape).view(np.bool_)
+        try:
+            packed = np.frombuffer(inflate(self.bits, -(-count // 8)), np.uint8)
+            if 8 * len(packed) < count:
+                raise ValueError(f"{len(packed)} bytes for {count} pixels")
+            return np.unpackbits(packed, count=count).reshape(self.shape).view(np.bool_)
+        except ValueError as error:
+            raise DataError(
+                f"{cache_root()}: a mask there is damaged ({error}); remove its folder categories, "
+                "which is written anew"
+            ) from error
 
 
 def pack(mask: Mask) -> PackedMask:

@@ -16,11 +16,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from anomtune.errors import DataError, ImageError
+from anomtune.bounded import read_at_most
+from anomtune.errors import DataError, ImageError, one_line
 
 U8 = npt.NDArray[np.uint8]
 
 _IDX_UBYTE = 0x0800  # The type of the values, in the upper part of an IDX file's magic number.
+#: Of a file that is unpacked in memory: five times the largest of its kind.
+_MOST_BYTES = 1 << 28
 _AGAIN = "copy or download it again"
 
 # Size, time and number of a file: what was read of it is kept for as long as they stay.
@@ -63,7 +66,7 @@ class PackedError(DataError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return one_line(f"{self.path}: {self.reason}")
 
 
 def read_idx_pair(images: Path, labels: Path) -> Packed:
@@ -164,8 +167,8 @@ def _map(path: Path) -> U8:
 def _unzip(path: Path) -> U8:
     try:
         with gzip.open(path) as file:
-            return np.frombuffer(file.read(), dtype=np.uint8)
-    except (OSError, EOFError, zlib.error) as error:
+            return np.frombuffer(read_at_most(file, _MOST_BYTES), dtype=np.uint8)
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         detail = getattr(error, "strerror", None) or str(error)
         raise PackedError(path, f"cannot be unpacked ({detail}); {_AGAIN}") from error
 

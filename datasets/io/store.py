@@ -20,6 +20,7 @@ import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from tokenize import TokenError
 from typing import TypeVar
 
 from filelock import FileLock, Timeout
@@ -33,7 +34,19 @@ T = TypeVar("T")
 #: What the cache may take where nobody says.
 _USUAL_GB = 50
 # What a loader raises on a directory that is absent or that somebody has damaged.
-_UNUSABLE = (OSError, ValueError, KeyError, TypeError, EOFError)
+_UNUSABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    RecursionError,
+    EOFError,
+    SyntaxError,  # NumPy's header of an array is parsed as Python
+    TokenError,
+)
 
 
 def cache_root() -> Path:
@@ -87,8 +100,8 @@ def obtain(kind: str, key: str, build: Callable[[Path], None], load: Callable[[P
         key: Digest of everything that the directory is made of.
         build: Fills an empty directory. An ``OSError`` counts as one of writing, so those of its
             reading must leave it as another kind.
-        load: Opens a finished directory; it raises ``OSError``, ``ValueError`` or ``KeyError`` on
-            one that is absent or damaged (a damaged one is built again).
+        load: Opens a finished directory; it raises one of ``_UNUSABLE`` on one that is
+            absent or damaged (a damaged one is built again).
 
     Raises:
         StorageError: If the cache cannot be written.

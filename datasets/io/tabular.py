@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
@@ -25,6 +26,11 @@ from anomtune.names import BYTES, plain_name, to_text
 COLUMNS = ("image", "label", "mask", "split", "category", "domain", "group")
 #: The defect type of an image of which only that it is anomalous is known.
 ANOMALOUS = "anomalous"
+
+# Of a Parquet file, which packs what repeats itself into next to nothing: rows that are always
+# read (of more, each has a byte at least, as its path is another), bytes of a part, of a text, and
+# rows at a time.
+_MOST_ROWS, _MOST_BYTES, _LONGEST, _AT_A_TIME = 1_000_000, 1 << 29, 1 << 16, 4096
 
 _NO, _YES = frozenset({"0", "false"}), frozenset({"1", "true"})
 
@@ -142,17 +148,49 @@ def _csv(path: Path) -> tuple[list[str], Iterator[_Line]]:
 
 
 def _parquet(path: Path) -> tuple[list[str], Iterator[_Line]]:
+    found: list[dict[str, Any]] = []
     try:
-        schema = pq.read_schema(path)
-        # Some tables hold the images themselves: those columns are not read.
-        plain = [field.name for field in schema if not _is_large(field.type)]
-        table = pq.read_table(path, columns=plain)
-    except (ArrowException, OSError, ValueError) as error:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            # Some tables hold the images themselves: those columns are not read.
+            plain = [field.name for field in schema if not _is_large(field.type)]
+            if len(set(plain)) < len(plain):
+                raise ValueError("two columns have the same name; rename one")
+            _check_size(path, file.metadata)
+        # What is said once for many lines stays one in memory until it has been looked at.
+        texts = [field.name for field in schema if _is_text(field.type)]
+        with pq.ParquetFile(path, read_dictionary=texts) as file:
+            for batch in file.iter_batches(_AT_A_TIME, columns=plain):
+                _check_texts(batch)
+                found += batch.to_pylist()
+    except (ArrowException, OSError, ValueError, OverflowError) as error:
         detail = " ".join(str(error).split())[:120]
         raise DataError(f"{path}: cannot be read as Parquet ({detail})") from error
-    return table.column_names, (
-        (f"row {number}", values, None, "") for number, values in enumerate(table.to_pylist(), 1)
-    )
+    return plain, ((f"row {number}", values, None, "") for number, values in enumerate(found, 1))
+
+
+def _check_size(path: Path, said: pq.FileMetaData) -> None:
+    """Raises ValueError if a small file unpacks to what no table of images holds."""
+    if said.num_rows > max(_MOST_ROWS, path.stat().st_size):
+        raise ValueError(f"{said.num_rows} rows in {path.stat().st_size} bytes")
+    for group in range(said.num_row_groups):
+        columns = (said.row_group(group).column(c) for c in range(said.num_columns))
+        size = sum(c.total_uncompressed_size for c in columns if c.physical_type != "BYTE_ARRAY")
+        if size > _MOST_BYTES:
+            raise ValueError(f"{size} bytes of numbers in one part of it")
+
+
+def _check_texts(batch: pa.RecordBatch) -> None:
+    """Raises ValueError if a text is longer than any path, and may stand in every line."""
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if pa.types.is_dictionary(column.type) and len(column.dictionary):
+            longest = pc.max(pc.binary_length(column.dictionary)).as_py() or 0
+            if longest > _LONGEST:
+                raise ValueError(f"column {name!r} has a text of {longest} bytes")
+
+
+def _is_text(kind: Any) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_large(kind: Any) -> bool:

@@ -14,12 +14,14 @@ one whole standard error is taken off, and as much again shared by the trainings
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from anomtune.errors import SweepError
 from anomtune.search.store.records import RecordStore, Rung, StudyKey, TrialRecord
 
 
@@ -145,9 +147,34 @@ def read_with(
 def read_study(
     trials: Sequence[TrialRecord], scorings: Sequence[Mapping[str, Any]]
 ) -> list[TrialRecord]:
-    """Returns the trials of a study as its own choice of scoring reads them."""
-    scoring = pooled_scoring(trials, neighbours(scorings)) if scorings else 0
-    return [read_with(record, scoring, scorings) for record in trials]
+    """Returns the trials of a study as its own choice of scoring reads them.
+
+    Raises:
+        SweepError: If what a record says of the scorings is damaged.
+    """
+    if not scorings:
+        return list(trials)
+    judgements = Judgements(neighbours(scorings))
+    for record in trials:
+        with _judged(record):
+            judgements.add(record)
+    scoring, found = judgements.best, []
+    for record in trials:
+        with _judged(record):
+            found.append(read_with(record, scoring, scorings))
+    return found
+
+
+@contextmanager
+def _judged(record: TrialRecord) -> Iterator[None]:
+    """Names the record whose figures by scoring are damaged, or are not those of its study."""
+    try:
+        yield
+    except (ValueError, LookupError):
+        raise SweepError(
+            f"{record.path}.json: the figures of its scorings are damaged; delete the file to run "
+            "that trial again"
+        ) from None
 
 
 def read_studies(store: RecordStore) -> dict[StudyKey, list[TrialRecord]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -52,6 +53,9 @@ class NodeMemo:
             save_file(dict(compute()), folder / "kept.safetensors")
 
         def load(folder: Path) -> Mapping[str, Tensor]:
-            return load_file(folder / "kept.safetensors")
+            try:
+                return load_file(folder / "kept.safetensors")
+            except SafetensorError as error:
+                raise ValueError(f"{folder}: damaged ({error})") from None
 
         return store.obtain("shared", self._key(name), build, load)

@@ -14,14 +14,17 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import safetensors.torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor
 
+from anomtune.bounded import parse_json
 from anomtune.search.store.storage import Storage
 
 #: Sets another number of seconds between the checkpoints of a trial, in the workers' environment.
 SECONDS_VARIABLE = "ANOMTUNE_CHECKPOINT_SECONDS"
 
+_RESULTS = TypeAdapter(list[str])
 _SECONDS = 300.0
 _FOLDER, _SUFFIX = "checkpoints", ".safetensors"
 
@@ -79,11 +82,11 @@ class Checkpoints:
             state = safetensors.torch.load(content)
             # The header of the format: its length as 8 bytes, then JSON.
             length = int.from_bytes(content[:8], "little")
-            notes = json.loads(content[8 : 8 + length])["__metadata__"]
+            notes = parse_json(content[8 : 8 + length])["__metadata__"]
             if notes["identity"] != self._identity:
                 return None
-            return Checkpoint(state, json.loads(notes["results"]))
-        except (SafetensorError, KeyError, ValueError):
+            return Checkpoint(state, _RESULTS.validate_json(notes["results"]))
+        except (SafetensorError, KeyError, TypeError, ValueError):
             return None
 
 

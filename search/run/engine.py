@@ -10,10 +10,13 @@ import logging
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray import cloudpickle, tune
+from ray.tune.execution import class_cache
 
 from anomtune.registry import registrations
 from anomtune.search.config import Sweep
@@ -28,7 +31,7 @@ from anomtune.search.run.process import (
     terminate_as_interrupt,
     unchanged_process,
 )
-from anomtune.search.run.ray_internals import SWITCHES, LiveNode, live_nodes
+from anomtune.search.run.ray_internals import PROPAGATED, SWITCHES, LiveNode, live_nodes
 from anomtune.search.run.sharing import Sharing
 from anomtune.search.run.worker import TrialActor
 from anomtune.search.store.writer import OrderedWriter
@@ -63,6 +66,7 @@ def run_work(
             rare_full_collections() as tidy,
             terminate_as_interrupt(),
             ray_board() as board,
+            _keys_kept_back(),
         ):
             handout = Handout(
                 config, work, make_spec, capacity, records, sharing=Sharing(_nodes, board)
@@ -77,6 +81,20 @@ def run_work(
 
 def _nodes() -> list[LiveNode]:
     return live_nodes(ray.nodes())
+
+
+@contextmanager
+def _keys_kept_back() -> Iterator[None]:
+    """Keeps Tune from writing keys of this process's environment onto command lines of workers.
+
+    The nodes have their own: a Ray of this machine inherits them.
+    """
+    given = getattr(class_cache, PROPAGATED)
+    setattr(class_cache, PROPAGATED, {name for name in given if not name.startswith("AWS_")})
+    try:
+        yield
+    finally:
+        setattr(class_cache, PROPAGATED, given)
 
 
 def _tuner(handout: Handout, scratch: str) -> tune.Tuner:

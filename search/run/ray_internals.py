@@ -53,6 +53,10 @@ STARTER = "ConsolePopen"
 #: In `ray._private.utils`: gives the command line of this process, which Ray takes in UTF-8 alone.
 COMMAND_LINE = "get_entrypoint_name"
 
+#: In `ray.tune.execution.class_cache`: the variables that Tune gives its workers, on their command
+#: lines, which everybody on a machine can read. Keys of AWS are among them.
+PROPAGATED = "ENV_VARS_TO_PROPAGATE"
+
 #: Begins the name of the resource that a node with GPUs of a type has one of.
 ACCELERATOR_TYPE = "accelerator_type:"
 

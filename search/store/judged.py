@@ -9,10 +9,13 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from anomtune.search.store.part import Part
+from anomtune.bounded import inflate
+from anomtune.search.store.part import Part, Whole
 
 Figures = npt.NDArray[np.float64]
 
+#: What a figure of each scoring may take: some hundred times as much as hundreds of scorings.
+_MOST_BYTES = 1 << 18
 #: Ends of intervals are kept in such steps.
 _STEPS = 2**32 - 1
 
@@ -29,7 +32,7 @@ class Judged(Part):
             rung.
     """
 
-    steps: int
+    steps: Whole
     aurocs: str
     lows: str | None = None
     highs: str | None = None
@@ -88,6 +91,7 @@ def _pack(values: Figures, steps: int) -> str:
 
 
 def _unpack(text: str, steps: int) -> Figures:
-    changes = np.frombuffer(zlib.decompress(base64.b64decode(text)), "<u4")
+    """Returns figures; raises ValueError if the text holds none."""
+    changes = np.frombuffer(inflate(base64.b64decode(text), _MOST_BYTES), "<u4")
     found: Figures = np.cumsum(changes, dtype=np.uint32) / steps
     return found

@@ -40,15 +40,19 @@ from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
 
 with suppress(ImportError):
     import fcntl
 
+from anomtune.bounded import parse_json
 from anomtune.errors import StorageError
 from anomtune.search.store.objects import ChangedError, Version
+from anomtune.search.store.part import Time
 from anomtune.search.store.storage import Storage
 
 _MARK = "owner.json"
+_TIME = TypeAdapter(Time)
 
 #: How a file system says that it has no locks.
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
@@ -387,8 +391,7 @@ class OwnerWatch:
             StorageError: If it cannot be read.
         """
         mark, before = _read_mark(self._storage), self._seen
-        since = mark.get("since")
-        return Owner(self._is_alive(mark, before), since if isinstance(since, str) else None)
+        return Owner(self._is_alive(mark, before), _time_of(mark.get("since")))
 
     def _is_alive(self, mark: dict[str, Any], before: dict[str, Any]) -> bool | None:
         self._seen = mark
@@ -425,6 +428,14 @@ def _machine() -> str | None:
         return None
 
 
+def _time_of(since: Any) -> str | None:
+    """Returns a time that a mark names, ``None`` if it is none."""
+    try:
+        return _TIME.validate_python(since)
+    except ValidationError:
+        return None
+
+
 def _is_dead(mark: dict[str, Any]) -> bool:
     """Whether a mark's process ran on this machine and does not any more."""
     if mark.get("machine") is None or mark["machine"] != _machine():
@@ -439,7 +450,7 @@ def _read_mark(storage: Storage) -> dict[str, Any]:
 
 def _understood(found: Version | None) -> dict[str, Any]:
     try:
-        mark = json.loads(found.content if found else b"{}")
+        mark = parse_json(found.content if found else b"{}")
     except ValueError:
         return {}
     return mark if isinstance(mark, dict) else {}

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from anomtune.names import readable
 
 #: A message, which may name a file: JSON takes no byte that is no UTF-8.
 MessageText = Annotated[str, AfterValidator(readable)]
+
+
+def _exists(time: str) -> str:
+    try:
+        datetime.fromisoformat(time).astimezone(UTC)
+    except OverflowError:
+        raise ValueError("a time that no calendar has") from None
+    return time
+
+
+#: A time, ISO 8601.
+Time = Annotated[str, AfterValidator(_exists)]
+
+
+#: A whole number that tables have room for.
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class Part(BaseModel):

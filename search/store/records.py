@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,19 +15,25 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from anomtune.bounded import parse_json, read_array, read_arrays
 from anomtune.errors import SweepError
 from anomtune.models.training.report import Histogram
 from anomtune.search.store.held_out import DomainFigures, Example, HeldOutScores
 from anomtune.search.store.judged import Judged
 from anomtune.search.store.lock import DirectoryLock
-from anomtune.search.store.part import MessageText, Part
+from anomtune.search.store.part import MessageText, Part, Time, Whole
 from anomtune.search.store.segments import SegmentWriter, read_segments
 from anomtune.search.store.storage import Storage
 
 #: Where configs come from that won nowhere else: trial 0, and what the sampler suggests.
 PAPER, SAMPLER = "paper", "sampler"
+
+#: What the arrays of a run may take in memory: more than the scores of a million images.
+_MOST_BYTES = 1 << 28
+
+_COUNTS = TypeAdapter(dict[str, tuple[Whole, Whole]])
 
 State = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 
@@ -60,7 +65,7 @@ class Rung(Part):
         histograms: The same, for figures that are distributions.
     """
 
-    step: int
+    step: Whole
     auroc: float
     auroc_low: float | None
     auroc_high: float | None
@@ -75,9 +80,9 @@ class Rung(Part):
 class Facts(Part):
     """What is known of a trained detector, apart from its scores."""
 
-    n_val_normal: int
-    n_val_anomalous: int
-    parameters: int
+    n_val_normal: Whole
+    n_val_anomalous: Whole
+    parameters: Whole
 
 
 class Cost(Part):
@@ -101,13 +106,13 @@ class Cost(Part):
     train_seconds: float = 0.0
     evaluate_seconds: float = 0.0
     image_ms: float | None = None
-    peak_memory_bytes: int | None = None
-    iterations: int | None = None
+    peak_memory_bytes: Whole | None = None
+    iterations: Whole | None = None
     gpu: float | None = None
-    gpu_memory_bytes: int | None = None
+    gpu_memory_bytes: Whole | None = None
     ran_out_with: float | None = None
-    started_at: str | None = None
-    finished_at: str | None = None
+    started_at: Time | None = None
+    finished_at: Time | None = None
 
 
 class TrialRecord(Part):
@@ -126,15 +131,15 @@ class TrialRecord(Part):
     dataset: str
     category: str
     method: str
-    number: int
+    number: Whole
     state: State
     params: dict[str, Any]
-    seed: int
+    seed: Whole
     split_hash: str
     origin: MessageText = SAMPLER
     curve: list[Rung] = []
     facts: Facts | None = None
-    scoring: int = 0
+    scoring: Whole = 0
     error: MessageText | None = None
     traceback: MessageText | None = None
     cost: Cost = Cost()
@@ -206,8 +211,8 @@ class ConfirmRecord(Part):
     dataset: str
     category: str
     method: str
-    number: int
-    seed: int
+    number: Whole
+    seed: Whole
     state: Literal["RUNNING", "COMPLETE", "FAIL"]
     params: dict[str, Any]
     split_hash: str
@@ -409,10 +414,13 @@ class RecordStore:
             paper: Whether with the paper's scoring, of a run of the paper's config.
         """
         name = "held_out" if record.paper is None or not paper else "paper_held_out"
-        arrays = _load(self.storage.read(f"{record.path}.npz"))
+        arrays = _arrays(self.storage.read(f"{record.path}.npz"))
         try:
-            return HeldOutScores(arrays["labels"], arrays[name])
-        except (KeyError, TypeError, ValueError, zipfile.BadZipFile):
+            labels, scores = _of_kind(arrays["labels"], "iu"), _of_kind(arrays[name], "f")
+            if labels.ndim != 1 or labels.shape != scores.shape:
+                return None
+            return HeldOutScores(labels, scores)
+        except (KeyError, TypeError, ValueError):
             return None
 
     def read_defects(self, record: ConfirmRecord) -> npt.NDArray[np.str_] | None:
@@ -420,10 +428,10 @@ class RecordStore:
 
         ``None`` if they are not there: runs of anomtune 0.5.0 and before have not kept them.
         """
-        arrays = _load(self.storage.read(f"{record.path}.npz"))
+        arrays = _arrays(self.storage.read(f"{record.path}.npz"))
         try:
             return np.asarray(arrays["defects"], dtype=np.str_)
-        except (KeyError, TypeError, ValueError, zipfile.BadZipFile):
+        except (KeyError, TypeError, ValueError):
             return None
 
     def read_examples(self, record: ConfirmRecord) -> bytes | None:
@@ -465,13 +473,20 @@ class RecordStore:
 
     def _scorings(self, key: StudyKey, content: bytes | None) -> list[dict[str, Any]]:
         try:
-            scorings: list[dict[str, Any]] = json.loads(content or b"[]")
+            scorings = parse_json(content or b"[]")
+            if not isinstance(scorings, list) or not all(isinstance(s, dict) for s in scorings):
+                raise ValueError("no list of scorings")
+            if any(scoring.keys() != scorings[0].keys() for scoring in scorings):
+                raise ValueError("scorings of different fields")
         except ValueError:
-            raise SweepError(
-                f"{self.storage.location}/scorings/{key}.json: damaged; delete the file and run "
-                "the sweep again, which writes it anew"
-            ) from None
+            raise self._damaged(f"scorings/{key}.json") from None
         return scorings
+
+    def _damaged(self, path: str) -> SweepError:
+        return SweepError(
+            f"{self.storage.location}/{path}: damaged; delete the file and run the sweep again, "
+            "which writes it anew"
+        )
 
     def write_searched(self, searched: Mapping[StudyKey, bool]) -> None:
         """Keeps of each study whether it has hyperparameters to search.
@@ -487,7 +502,7 @@ class RecordStore:
         Empty if it is damaged, or not there: anomtune 0.5.0 and before have not kept it.
         """
         try:
-            content = json.loads(self.storage.read("searched.json") or b"{}")
+            content = parse_json(self.storage.read("searched.json") or b"{}")
         except ValueError:
             return {}
         found = content.items() if isinstance(content, dict) else ()
@@ -502,36 +517,54 @@ class RecordStore:
         self.storage.write("held_out.json", json.dumps(counts, indent=1).encode())
 
     def read_test_counts(self) -> dict[str, tuple[int, int]]:
-        """Returns the numbers of normal and anomalous held-out images of each category."""
-        content = json.loads(self.storage.read("held_out.json") or b"{}")
-        return {name: (normal, anomalous) for name, (normal, anomalous) in content.items()}
+        """Returns the numbers of normal and anomalous held-out images of each category.
+
+        Raises:
+            SweepError: If the file is damaged.
+        """
+        content = self.storage.read("held_out.json") or b"{}"
+        try:
+            return _COUNTS.validate_json(content)
+        except ValidationError:
+            raise self._damaged("held_out.json") from None
 
     def read_labels(self, category: str) -> npt.NDArray[np.int8] | None:
         """Returns the validation labels of a category, in the order of the split."""
-        return _array(self.storage.read(f"trials/{category}/labels.npy"))
+        return _integers(self.storage.read(f"trials/{category}/labels.npy"))
 
 
 def _scores(content: bytes | None, scoring: int) -> npt.NDArray[np.float32] | None:
     """Returns the validation scores with a scoring, of all that a run has kept."""
-    arrays = _load(content)
+    arrays = _arrays(content)
     try:
-        kept = dict(zip(arrays["scorings"].tolist(), arrays["validation"], strict=True))
-    except (KeyError, TypeError, ValueError, AttributeError, zipfile.BadZipFile):
+        scores = _of_kind(arrays["validation"], "f")
+        kept = dict(zip(arrays["scorings"].tolist(), scores, strict=True))
+    except (KeyError, TypeError, ValueError):
         return None
     return kept.get(scoring)
 
 
-def _array(content: bytes | None) -> npt.NDArray[Any] | None:
-    """Returns an array, ``None`` if there is none or it cannot be read."""
-    array = _load(content)
-    return array if isinstance(array, np.ndarray) else None
-
-
-def _load(content: bytes | None) -> Any:
+def _integers(content: bytes | None) -> npt.NDArray[Any] | None:
+    """Returns an array of integers, ``None`` if there is none or it cannot be read."""
     try:
-        return np.load(io.BytesIO(content or b""), allow_pickle=False)
-    except (ValueError, EOFError, zipfile.BadZipFile):
+        return _of_kind(read_array(io.BytesIO(content or b""), _MOST_BYTES), "iu")
+    except ValueError:
         return None
+
+
+def _of_kind(array: npt.NDArray[Any], kinds: str) -> npt.NDArray[Any]:
+    """Returns an array; raises ValueError if what it holds is of no such kind, of `numpy.dtype`."""
+    if array.dtype.kind not in kinds:
+        raise ValueError(f"an array of {array.dtype}")
+    return array
+
+
+def _arrays(content: bytes | None) -> Mapping[str, npt.NDArray[Any]]:
+    """Returns arrays by name, none if there are none or they cannot be read."""
+    try:
+        return read_arrays(content or b"", _MOST_BYTES)
+    except ValueError:
+        return {}
 
 
 def _run_order(record: ConfirmRecord) -> tuple[int, int]:

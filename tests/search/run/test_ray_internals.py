@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.tune.execution import class_cache
 
 from anomtune.search.run.ray_internals import (
     ACCELERATOR_TYPE,
@@ -23,6 +24,7 @@ from anomtune.search.run.ray_internals import (
     JOB_STOP_WAIT,
     LONGEST_SOCKET,
     NODE_LOST,
+    PROPAGATED,
     RAYLET_PID,
     STARTER,
     SWITCHES,
@@ -111,6 +113,14 @@ def test_ray_starts_its_processes_and_tells_its_command_line_so():
     assert f"{STARTER}(" in inspect.getsource(services.start_ray_process)
     assert callable(getattr(utils, COMMAND_LINE))
     assert f"_private.utils.{COMMAND_LINE}()" in inspect.getsource(worker)
+
+
+def test_tune_gives_its_workers_keys_unless_it_is_kept_from_it():
+    given = getattr(class_cache, PROPAGATED)
+    assert {name for name in given if "SECRET" in name or "TOKEN" in name} <= {
+        name for name in given if name.startswith("AWS_")
+    }
+    assert f"in {PROPAGATED}:" in inspect.getsource(class_cache._ActorClassCache.get)
 
 
 def test_sockets_lie_where_ray_puts_them():
