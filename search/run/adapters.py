@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -303,6 +304,8 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         self._handout = handout
         self._waker = LoopWaker(lambda: handout.records.idle, handout.records.wait)
         self._keeper = ActorKeeper()
+        #: Tune's trials in the order in which they came; those in front may have started.
+        self._waiting: deque[Any] = deque()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -326,10 +329,14 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
                     tune_controller.stop_trial(trial)
         while handout.failure is not None and handout.verdicts:
             tune_controller.stop_trial(handout.verdicts.popitem()[1][0])
-        return super().choose_trial_to_run(tune_controller)
+        # Tune's own way looks at every trial that there ever was, in each round of its loop.
+        while self._waiting and self._waiting[0].status != Trial.PENDING:
+            self._waiting.popleft()
+        return self._waiting[0] if self._waiting else None
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Lets actors stay for the trials that follow."""
+        """Takes in a trial, and lets actors stay for those that follow."""
+        self._waiting.append(trial)
         self._keeper.keep(tune_controller, trial, self._handout.capacity.slots)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
