@@ -34,6 +34,7 @@ from anomtune.search.run.ray_internals import (
     ACTOR_DIED,
     NODE_LOST,
     ActorKeeper,
+    EndedTrials,
     LoopWaker,
     error_text,
     go_on,
@@ -304,6 +305,7 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         self._handout = handout
         self._waker = LoopWaker(lambda: handout.records.idle, handout.records.wait)
         self._keeper = ActorKeeper()
+        self._ended = EndedTrials()
         #: Tune's trials in the order in which they came; those in front may have started.
         self._waiting: deque[Any] = deque()
 
@@ -313,6 +315,7 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """Gives the verdicts that need not wait any more; called in each round of Tune's loop."""
         self._waker.attach(tune_controller)
+        self._ended.forget(tune_controller)
         handout = self._handout
         with handout.guard():
             handout.records.settle()
@@ -339,8 +342,13 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         self._waiting.append(trial)
         self._keeper.keep(tune_controller, trial, self._handout.capacity.slots)
 
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Notes that a trial ends."""
+        self._ended.note(trial)
+
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Notes why a trial could not run."""
+        self._ended.note(trial)
         text = error_text(trial)
         if any(sign in text for sign in NODE_LOST):
             reason = "its node went away", True

@@ -4,7 +4,7 @@ The whole engine runs on a Ray of its own; trials train nothing, so that nothing
 every thousand a line says what the driver, Ray's own processes and the workers hold. A driver keeps
 the record of every trial, so that its memory grows with them by a few kB each; nothing else may.
 
-Run: python tests/benchmarks/soak.py [--trials 20000] [--every 1000]
+Run: python tests/benchmarks/soak.py [--trials 20000] [--every 1000] [--slots 2]
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def look(trials: int, ms: float) -> Look:
     )
 
 
-def sweep(root: Path, trials: int) -> Sweep:
+def sweep(root: Path, trials: int, slots: int) -> Sweep:
     """Returns a sweep of the toy method: one rung, no sleep, nothing to learn."""
     names = [f"category-{index:03}" for index in range(-(-trials // PER_STUDY))]
     for seed, name in enumerate(names):
@@ -106,18 +106,19 @@ def sweep(root: Path, trials: int) -> Sweep:
             "rungs": 1,
             "methods": {"toy": {}},
             "confirm": 0,
+            "concurrency": slots,
         },
         "benchmark",
     )
 
 
-def soak(trials: int, every: int, show: Callable[[Look], None]) -> list[Look]:
-    """Runs so many trials and looks after every so many of them."""
+def soak(trials: int, every: int, slots: int, show: Callable[[Look], None]) -> list[Look]:
+    """Runs so many trials, so many at once, and looks after every so many of them."""
     looks: list[Look] = []
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         os.environ["ANOMTUNE_CACHE"] = str(root / "cache")
-        config = sweep(root / "data", trials)
+        config = sweep(root / "data", trials, slots)
         ended, since = 0, time.perf_counter()
 
         def on_event(event: Event) -> None:
@@ -152,6 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=20_000)
     parser.add_argument("--every", type=int, default=1000)
+    parser.add_argument("--slots", type=int, default=2)
     given = parser.parse_args()
     names = [field.name for field in fields(Look)]
     print("  ".join(names), flush=True)
@@ -160,7 +162,7 @@ def main() -> None:
         cells = (f"{getattr(one, name):>{len(name)}.0f}" for name in names)
         print("  ".join(cells), flush=True)
 
-    looks = soak(given.trials, given.every, show)
+    looks = soak(given.trials, given.every, given.slots, show)
     print("what a thousand trials add, in the second half:")
     for name, slope in growth(looks).items():
         print(f"  {name:<15}{slope:+9.3f}")
