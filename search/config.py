@@ -290,7 +290,7 @@ def check_extends(old: Sweep, new: Sweep, directory: str) -> None:
             continue
         if key == "dataset":
             old_set, new_set = (_divided(section) for section in (before[key], after[key]))
-            rest_equal = {**old_set, "categories": 0} == {**new_set, "categories": 0}
+            rest_equal = _without_categories(old_set) == _without_categories(new_set)
             if rest_equal and set(old_set["categories"]) <= set(new_set["categories"]):
                 continue
         where, was, now = _first_difference(key, before[key], after[key])
@@ -300,6 +300,67 @@ def check_extends(old: Sweep, new: Sweep, directory: str) -> None:
             f"{directory}: holds a sweep with {where} = {was}, now it is {now}; "
             f"restore it, or start another directory with --dir"
         )
+
+
+#: In what directories may differ that are read as one: it says nothing of their results, or, as
+#: what a sweep was started from, belongs to the categories that are there.
+_OF_A_DIRECTORY = {"name", "resources", "concurrency", "loggers", "warm_start"}
+
+
+def join_sweeps(configs: Mapping[str, Sweep]) -> Sweep:
+    """Returns the sweep that several are which have divided its categories among them.
+
+    Args:
+        configs: As in their directories, categories spelled out, by the names of these.
+
+    Raises:
+        SweepError: If they are not one sweep, or two have the same category; the message names the
+            key and the directories.
+    """
+    (first, config), *others = configs.items()
+    wanted = config.model_dump(mode="json")
+    where = dict.fromkeys(config.dataset.categories or (), first)
+    for directory, other in others:
+        found = other.model_dump(mode="json")
+        for key in wanted:
+            here, there = found[key], wanted[key]
+            if key == "dataset":
+                here, there = _without_categories(here), _without_categories(there)
+            if key in _OF_A_DIRECTORY or here == there:
+                continue
+            name, is_, was = _first_difference(key, here, there)
+            raise SweepError(
+                f"{directory}: has {name} = {is_}, and {first} has {was}; directories are read as "
+                "one if they are one sweep that was divided by category"
+            )
+        for category in other.dataset.categories or ():
+            if category in where:
+                raise SweepError(
+                    f"{directory}: has the category {category}, and so has {where[category]}; "
+                    "directories are read as one if each has categories of its own"
+                )
+            where[category] = directory
+    return _joined(list(configs.values()), tuple(where))
+
+
+def _joined(configs: Sequence[Sweep], categories: tuple[str, ...]) -> Sweep:
+    divisions = [c.dataset.division for c in configs if c.dataset.division is not None]
+    counts = {name: count for division in divisions for name, count in division.counts.items()}
+    division = divisions[0].model_copy(update={"counts": counts}) if divisions else None
+    dataset = configs[0].dataset.model_copy(update={"categories": categories, "division": division})
+    names = dict.fromkeys(config.name for config in configs)
+    started_from = dict.fromkeys(place for config in configs for place in config.warm_start)
+    return configs[0].model_copy(
+        update={
+            "name": ", ".join(names),
+            "dataset": dataset,
+            "warm_start": tuple(started_from),
+        }
+    )
+
+
+def _without_categories(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_divided(section), "categories": None}
 
 
 def _divided(section: Mapping[str, Any]) -> dict[str, Any]:

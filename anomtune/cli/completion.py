@@ -48,14 +48,14 @@ def searched_methods(context: typer.Context, incomplete: str) -> list[str]:
 
 def _folders(context: typer.Context, *below: str) -> list[str]:
     """Returns the names of the folders in one of a sweep's directory; none of a remote one."""
-    given = _given(context, "directory")
-    if given is None:
-        return []
+    several = context.params.get("directories")
+    given = several or [_given(context, "directory")]
     found: list[str] = []
-    with suppress(OSError, ValueError):
-        for entry in os.scandir(Path(given, *map(plain_name, below))):
-            if entry.is_dir():
-                found.append(utf8(entry.name))
+    for directory in filter(None, given):
+        with suppress(OSError, ValueError):
+            for entry in os.scandir(Path(directory, *map(plain_name, below))):
+                if entry.is_dir():
+                    found.append(utf8(entry.name))
     return found
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,19 +15,26 @@ import typer
 
 from anomtune.cli.completion import searched_categories, searched_methods
 from anomtune.cli.output import is_json, write_rows
-from anomtune.cli.terminal import console, refuse
+from anomtune.cli.terminal import console, refuse, require_writable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Directory = Annotated[str, typer.Argument(help="The directory of a sweep.", metavar="DIR")]
+Directories = Annotated[
+    list[str],
+    typer.Argument(
+        help="The directory of a sweep; or those that its categories are divided among.",
+        metavar="DIR...",
+    ),
+]
 OnlyCategory = Annotated[
     str | None, typer.Option(help="Only this category.", autocompletion=searched_categories)
 ]
 
 
 def leaderboard(
-    directory: Directory,
+    directories: Directories,
     category: OnlyCategory = None,
     method: Annotated[
         str | None, typer.Option(help="Only this method.", autocompletion=searched_methods)
@@ -34,7 +42,7 @@ def leaderboard(
     form: Annotated[str, typer.Option("--format", help="table, json or csv.")] = "table",
 ) -> None:
     """Show the leaderboard, also of a sweep that still runs."""
-    board = _board(directory, category, method)
+    board = _board(directories, category, method)
     if is_json():
         if form != "table":
             refuse(f"--format {form}: goes without --json, which has a form of its own")
@@ -88,11 +96,22 @@ def best(
     sys.stdout.write(dump_yaml(chosen.model_dump(mode="json", exclude_none=True)))
 
 
-def report(directory: Directory) -> None:
+def report(
+    directories: Directories,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where it is written; default: report.html in DIR, of one alone.",
+        ),
+    ] = None,
+) -> None:
     """Write report.html, one page for people, also of a sweep that still runs."""
     from anomtune.search.report import write_report
 
-    written = write_report(directory)
+    if out is not None:
+        require_writable("--out", out, out)
+    written = write_report(*directories, out=out)
     console().print(
         f"{written.location} ({written.size / 1e6:.1f} MB)",
         highlight=False,
@@ -174,7 +193,7 @@ def _has_display() -> bool:
     return any(name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
-def _board(directory: str, category: str | None, method: str | None) -> pa.Table:
+def _board(directories: Sequence[str], category: str | None, method: str | None) -> pa.Table:
     """Compiles the leaderboard and keeps the rows that were asked for."""
     import pyarrow.compute as pc
 
@@ -182,7 +201,7 @@ def _board(directory: str, category: str | None, method: str | None) -> pa.Table
     from anomtune.names import typed
     from anomtune.search.results.result import open_sweep
 
-    result = open_sweep(directory)
+    result = open_sweep(*directories)
     board = result.leaderboard
     for column, given, known in (
         ("category", category, result.categories),

@@ -187,10 +187,10 @@ def _say_what_next(result: SweepResult, where: str) -> None:
 
     from anomtune.search.report.conclusion import conclude
     from anomtune.search.report.evidence import gather
-    from anomtune.search.store.directory import read_sweep
+    from anomtune.search.store.directory import read_sweeps
 
     out, place = console(), shlex.quote(where)
-    conclusion = conclude(gather(*read_sweep(where)))
+    conclusion = conclude(gather(*read_sweeps([where])))
     if conclusion is not None:
         out.print()
         for title, sentence in (

@@ -67,8 +67,10 @@ class Pace:
 
     def __init__(self) -> None:
         self._methods: dict[str, _Durations] = defaultdict(_Durations)
-        #: Of each run, the seconds that are neither training nor scoring.
+        #: Of each run, the seconds that are neither training nor scoring; and their median so far,
+        #: if it has been asked for since the last one was learnt: each decision asks for it.
         self._beside: list[float] = []
+        self._median: float | None = None
 
     def learn(self, record: TrialRecord) -> None:
         """Learns from a trial that has ended."""
@@ -81,6 +83,7 @@ class Pace:
             known.whole_trials += 1
         if record.cost.finished_at is not None:
             self._beside.append(max(0.0, seconds_of(record) - seconds))
+            self._median = None
 
     def run_seconds(self, method: str) -> float:
         """Returns how long a trial that is not cut short keeps its slot; 0 if not known.
@@ -91,8 +94,14 @@ class Pace:
         if not known:
             return 0.0
         # The first runs also start processes, which later ones find running.
-        beside = median(self._beside) if len(self._beside) > _FIRST_RUNS else 0.0
+        beside = self._usually_beside() if len(self._beside) > _FIRST_RUNS else 0.0
         return known.get(method, max(known.values())) + beside
+
+    def _usually_beside(self) -> float:
+        if self._median is None:
+            self._beside.sort()  # of a sorted list with one more this is quick, of any other not
+            self._median = median(self._beside)
+        return self._median
 
     def seconds(self, method: str) -> float:
         """Returns how long a trial of a method takes; 0 while that is not known.

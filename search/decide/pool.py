@@ -7,7 +7,7 @@ only state that outlives it: a new pool built from them goes on exactly where th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
 
 from pydantic import ValidationError
@@ -92,12 +92,23 @@ class Pool:
         for study in self.studies.values():
             self.categories[study.key.category].append(study)
         #: Of every study; few change at a time, and all are looked at for each trial.
-        self._candidates = {key: self._candidate(study) for key, study in self.studies.items()}
+        self._candidates = {
+            key: self._candidate(study, self._new(self.categories[key.category]))
+            for key, study in self.studies.items()
+        }
+        #: What each decision asks for, and a large sweep has thousands of studies: how many trials
+        #: of each category have not finished, and which studies have ended all of theirs.
+        self._unfinished: dict[str, int] = {}
+        self._searched: set[StudyKey] = set()
+        #: The methods of each category, the one whose best trial is best first.
+        self.leading: dict[str, list[str]] = {}
+        for category in self.categories:
+            self._look_at(category)
 
     @property
     def remaining(self) -> int:
         """Number of trials that have not finished; with a number of hours, at most."""
-        return self.running + sum(map(self._left, self.categories.values()))
+        return sum(self._unfinished.values())
 
     @property
     def running(self) -> int:
@@ -157,10 +168,11 @@ class Pool:
         """Returns the candidates; those whose trials would not end in time may not start."""
         if seconds == inf:
             return list(self._candidates.values())
+        in_time = {
+            method: self.pace.run_seconds(method) <= seconds for method in self._config.methods
+        }
         return [
-            one._replace(
-                may_start=one.may_start and self.pace.run_seconds(one.key.method) <= seconds
-            )
+            one if in_time[one.key.method] else one._replace(may_start=False)
             for one in self._candidates.values()
         ]
 
@@ -173,6 +185,8 @@ class Pool:
         for study in self.studies.values():
             for record in study.close():
                 self._save(record)
+        for category in self.categories:
+            self._look_at(category)
 
     def report(self, key: StudyKey, number: int, rung: Rung, cost: Cost | None = None) -> bool:
         """Takes a trial's rung.
@@ -226,7 +240,25 @@ class Pool:
             self._learn_winner(study)
             self._renew(study)
 
+    def ended(self, known: Collection[StudyKey]) -> list[Study]:
+        """Returns the studies that have ended all of their trials, but for those that are known."""
+        new = self._searched.difference(known)
+        return [study for key, study in self.studies.items() if key in new] if new else []
+
     def searched(self, study: Study) -> bool:
+        """Whether a study has ended all of its trials."""
+        return study.key in self._searched
+
+    def _look_at(self, category: str) -> None:
+        """Notes what is left of a category, and what leads it."""
+        studies = self.categories[category]
+        running = sum(len(study.running) for study in studies)
+        self._unfinished[category] = running + self._left(studies)
+        self._searched.update(study.key for study in studies if self._has_ended(study))
+        in_order = sorted(studies, key=lambda s: s.handicap - max(s.figures.values(), default=0.0))
+        self.leading[category] = [study.key.method for study in in_order]
+
+    def _has_ended(self, study: Study) -> bool:
         """Whether a study has ended all of its trials."""
         if study.running:
             return False
@@ -265,18 +297,24 @@ class Pool:
 
     def _renew(self, study: Study) -> None:
         """Looks anew at what may start, after a change of a study."""
-        shared = self._trials is not None
-        for other in self.categories[study.key.category] if shared else (study,):
-            self._candidates[other.key] = self._candidate(other)
+        category = self.categories[study.key.category]
+        new = self._new(category)
+        for other in category if self._trials is not None else (study,):
+            self._candidates[other.key] = self._candidate(other, new)
+        self._look_at(study.key.category)
 
-    def _candidate(self, study: Study) -> Candidate:
+    def _candidate(self, study: Study, new: int) -> Candidate:
+        """Returns a study as it may be given a slot.
+
+        Args:
+            study: The study.
+            new: How many trials its category may begin that were never begun.
+        """
         target, started, running = self._share(study), study.started, len(study.running)
         modelled = study.finished["COMPLETE"] + study.finished["PRUNED"]
         random_left = startup_trials(self._config) - modelled
         free = random_left <= 0 or running < random_left
-        open_ = started < target and (
-            study.begun > 0 or self._new(self.categories[study.key.category]) > 0
-        )
+        open_ = started < target and (study.begun > 0 or new > 0)
         return Candidate(
             key=study.key,
             target=target,

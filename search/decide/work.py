@@ -89,11 +89,9 @@ class Confirmation:
         Returns:
             The studies, and how many runs each is to have.
         """
-        ended = [
-            study
-            for study in self._pool.studies.values()
-            if study.key not in self._owed and self._pool.searched(study)
-        ]
+        ended = self._pool.ended(self._owed)
+        if not ended:
+            return []
         ranks = _ranks(ended)
         runs: list[tuple[int, ConfirmRecord]] = []
         for study in ended:
@@ -321,11 +319,11 @@ class Work:
             return inf
         first = confirm = longest = 0.0
         seeds = len(set(self._config.confirm.seeds)) if self._config.confirm.top else 0
-        for studies in self.pool.categories.values():
-            leading = sorted(
-                studies, key=lambda s: s.handicap - max(s.figures.values(), default=0.0)
-            )
-            seconds = [seeds * self.confirmation.seconds(s.key.method) for s in leading[:2]]
+        of_method = {
+            method: seeds * self.confirmation.seconds(method) for method in self._config.methods
+        }
+        for leading in self.pool.leading.values():
+            seconds = [of_method[method] for method in leading[:2]]
             first += seconds[0]
             longest = max(longest, seconds[0] / max(seeds, 1))
             confirm += (self._config.confirm.top + 1) * seconds[0] + sum(seconds[1:])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,8 @@ from anomtune.search.metrics.image import Auroc, Labels, Scores, are_tied, auroc
 from anomtune.search.report.kept import Kept, read_kept
 from anomtune.search.report.verdict import Verdict, is_papers, judge
 from anomtune.search.results.column import Row
-from anomtune.search.results.leaderboard import compile_leaderboard
+from anomtune.search.results.leaderboard import rank_studies, tabulate
+from anomtune.search.store.directory import SweepDirectory
 from anomtune.search.store.records import ConfirmRecord, RecordStore, StudyKey, TrialRecord
 from anomtune.search.store.spent import read_spent
 
@@ -61,6 +61,7 @@ class CategoryEvidence:
         verdict: What is to be said of them.
         tied_with_paper: Whether held-out images cannot tell rank 1 from the paper's config.
         kept: The detector of rank 1 on the held-out images.
+        store: The directory that it lies in.
     """
 
     name: str
@@ -68,6 +69,7 @@ class CategoryEvidence:
     verdict: Verdict
     tied_with_paper: bool | None
     kept: Kept | None
+    store: RecordStore
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,11 @@ class Evidence:
 
     Attributes:
         config: What was asked for.
-        store: Its directory.
         board: Its leaderboard, whose metadata say what it was compiled with.
         categories: What is known of each.
     """
 
     config: Sweep
-    store: RecordStore
     board: pa.Table
     categories: Sequence[CategoryEvidence]
 
@@ -97,27 +97,60 @@ class Evidence:
         return list(self.config.methods)
 
 
-def gather(config: Sweep, store: RecordStore) -> Evidence:
+def gather(config: Sweep, directories: Sequence[SweepDirectory]) -> Evidence:
     """Reads the records of a sweep and judges each category.
+
+    Args:
+        config: The whole sweep.
+        directories: The directory that it lies in, or those that its categories are divided among.
 
     Raises:
         SweepError: If a record cannot be understood or a method is not there.
     """
     plans = plan_studies(config)
-    trials, runs = read_studies(store), store.read_confirmed()
-    board = compile_leaderboard(config, store, trials)
-    rows: dict[str, list[dict[str, Any]]] = {}
+    trials = [read_studies(store) for _, store in directories]
+    runs = [store.read_confirmed() for _, store in directories]
+    rankings = [
+        rank_studies(*directory, *read)
+        for directory, *read in zip(directories, trials, runs, strict=True)
+    ]
+    board = tabulate(config, rankings)
+    rows: dict[str, list[Row]] = {}
     for row in board.to_pylist():
         rows.setdefault(row["category"], []).append(row)
+    categories = [
+        category
+        for directory, *read in zip(directories, trials, runs, strict=True)
+        for category in _categories(directory, rows, plans, *read)
+    ]
+    return Evidence(config, board, categories)
+
+
+def _categories(
+    directory: SweepDirectory,
+    rows: Mapping[str, Sequence[Row]],
+    plans: Mapping[StudyKey, SearchPlan],
+    trials: Mapping[StudyKey, Sequence[TrialRecord]],
+    runs: Mapping[StudyKey, Sequence[ConfirmRecord]],
+) -> list[CategoryEvidence]:
+    """Judges the categories of a directory.
+
+    Args:
+        directory: Where they lie.
+        rows: Of the leaderboard, by category and in order of rank.
+        plans: What each study searches.
+        trials: Of the directory, as the scoring of each study reads them.
+        runs: Its confirm runs.
+    """
+    config, store = directory
     progress = sweep_progress(
         config, trials, runs, lambda key: bool(plans[key].space), read_spent(store.storage)
     )
     categories = []
-    for name, entries in rows.items():
-        studies = []
+    for name in config.dataset.categories or ():
+        entries, studies = rows[name], []
         for row in entries:
             key = StudyKey(name, row["method"])
-            records, own = trials.get(key, ()), runs.get(key, ())
             studies.append(
                 _study(
                     config,
@@ -125,8 +158,8 @@ def gather(config: Sweep, store: RecordStore) -> Evidence:
                     row,
                     plan=plans[key],
                     progress=progress[key],
-                    records=records,
-                    runs=own,
+                    records=trials.get(key, ()),
+                    runs=runs.get(key, ()),
                 )
             )
         own_progress = [study.progress for study in studies]
@@ -138,9 +171,10 @@ def gather(config: Sweep, store: RecordStore) -> Evidence:
                 verdict=judge(entries, own_progress, tied),
                 tied_with_paper=tied,
                 kept=None if winner is None else read_kept(store, winner, config.confirm),
+                store=store,
             )
         )
-    return Evidence(config, store, board, categories)
+    return categories
 
 
 def _study(

@@ -20,6 +20,8 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from anomtune.errors import StorageError, SweepError
+from anomtune.files import write_whole
 from anomtune.search.report.accuracy_figures import Config, agreement
 from anomtune.search.report.answer import answer
 from anomtune.search.report.conclusion import conclude
@@ -39,7 +41,7 @@ from anomtune.search.report.search_figures import HIGHEST
 from anomtune.search.report.verdict import is_finished
 from anomtune.search.results.colours import palette
 from anomtune.search.results.optuna_export import rebuild_studies
-from anomtune.search.store.directory import read_sweep
+from anomtune.search.store.directory import read_sweeps
 from anomtune.search.store.records import StudyKey
 
 _NAME = "report.html"
@@ -53,18 +55,41 @@ class Written:
     size: int
 
 
-def write_report(directory: str | os.PathLike[str]) -> Written:
-    """Writes the report of a sweep, also of one that still runs, into its directory.
+def write_report(
+    directory: str | os.PathLike[str],
+    *others: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+) -> Written:
+    """Writes the report of a sweep, also of one that still runs.
+
+    Args:
+        directory: The sweep's.
+        others: Further ones, if its categories are divided among several.
+        out: The file to write; default: ``report.html`` in the sweep directory, of one alone.
 
     Raises:
-        SweepError: If it is not the directory of a sweep.
-        StorageError: If it cannot be read or written to.
+        SweepError: If one is not the directory of a sweep, several are not those of one sweep, or
+            ``out`` is missing.
+        StorageError: If one cannot be read, or the report not be written.
     """
-    config, store = read_sweep(directory)
-    store.storage.check_writable()
-    content = render(gather(config, store)).encode()
-    store.storage.write(_NAME, content)
-    return Written(f"{store.storage.location.rstrip('/')}/{_NAME}", len(content))
+    config, directories = read_sweeps([directory, *others])
+    if out is None and others:
+        raise SweepError(
+            "a report of several directories belongs into none of them; say where it is to be "
+            "written, with --out FILE"
+        )
+    storage = directories[0].store.storage
+    if out is None:
+        storage.check_writable()
+    content = render(gather(config, directories)).encode()
+    if out is None:
+        storage.write(_NAME, content)
+        return Written(f"{storage.location.rstrip('/')}/{_NAME}", len(content))
+    try:
+        write_whole(out, content)
+    except OSError as error:
+        raise StorageError(f"{out}: cannot be written ({error.strerror})") from None
+    return Written(os.fspath(out), len(content))
 
 
 def render(evidence: Evidence) -> str:

@@ -116,7 +116,7 @@ def category_panel(
         figures: Gets its figures.
     """
     rows = [study.row for study in category.studies]
-    first, kept, store = category.studies[0], category.kept, evidence.store
+    first, kept, store = category.studies[0], category.kept, category.store
     winner = first.winner
     scores = [
         (run.seed, held_out)

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from itertools import islice
@@ -47,9 +47,37 @@ def compile_leaderboard(
         studies: Its records, if they have been read already.
     """
     studies = read_studies(store) if studies is None else studies
-    confirmed = store.read_confirmed()
+    return tabulate(config, [rank_studies(config, store, studies, store.read_confirmed())])
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The studies of a sweep directory, ranked.
+
+    Attributes:
+        standings: By category, in the order of the sweep, and within each in order of rank.
+        metrics: Names of all metrics that its confirm runs have measured.
+    """
+
+    standings: Sequence[Standing]
+    metrics: frozenset[str]
+
+
+def rank_studies(
+    config: Sweep,
+    store: RecordStore,
+    studies: Mapping[StudyKey, Sequence[TrialRecord]],
+    confirmed: Mapping[StudyKey, Sequence[ConfirmRecord]],
+) -> Ranking:
+    """Ranks the studies of a sweep directory.
+
+    Args:
+        config: The sweep.
+        store: Its directory.
+        studies: Its trials, as the scoring of each study reads them.
+        confirmed: Its confirm runs.
+    """
     counts = store.read_test_counts()
-    columns = leaderboard_columns(_recorded_metrics(confirmed))
     standings: dict[str, list[Standing]] = {}
     for category in config.dataset.categories or ():
         for method in config.methods:
@@ -58,11 +86,23 @@ def compile_leaderboard(
             held_out = counts.get(category, (None, None))
             standing = _standing(config, key, records, runs, held_out)
             standings.setdefault(category, []).append(standing)
-    rows = [
-        row_of(columns, standing)
+    ranked = [
+        standing
         for category, listed in _with_scores(store, standings).items()
         for standing in _ranked(listed, store.read_labels(category))
     ]
+    return Ranking(ranked, _recorded_metrics(confirmed))
+
+
+def tabulate(config: Sweep, rankings: Sequence[Ranking]) -> pa.Table:
+    """Returns the leaderboard of a sweep that lies in one directory or several.
+
+    Args:
+        config: The whole sweep.
+        rankings: Of each directory.
+    """
+    columns = leaderboard_columns({name for ranking in rankings for name in ranking.metrics})
+    rows = [row_of(columns, standing) for ranking in rankings for standing in ranking.standings]
     return pa.Table.from_pylist(rows, schema=schema_of(columns)).replace_schema_metadata(
         _metadata(config)
     )
@@ -129,15 +169,15 @@ def write_tables(config: Sweep, store: RecordStore) -> pa.Table:
     return board
 
 
-def _recorded_metrics(runs: Mapping[StudyKey, Sequence[ConfirmRecord]]) -> set[str]:
+def _recorded_metrics(runs: Mapping[StudyKey, Sequence[ConfirmRecord]]) -> frozenset[str]:
     """Returns the names of all metrics that confirm runs have measured."""
-    return {
+    return frozenset(
         name
         for records in runs.values()
         for record in records
         if record.test is not None
         for name in record.test.figures
-    }
+    )
 
 
 def _with_scores(

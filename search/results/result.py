@@ -1,4 +1,4 @@
-"""A sweep directory as objects, local or remote, also while the sweep runs.
+"""Sweep directories as objects, local or remote, also while the sweep runs.
 
 Example:
     >>> result = open_sweep("no/such/sweep")
@@ -22,11 +22,17 @@ from anomtune.search.config import Sweep
 from anomtune.search.decide.progress import StudyProgress
 from anomtune.search.decide.scoring import read_studies, read_study
 from anomtune.search.detector.spec import Found, TrainingSpec
-from anomtune.search.results.leaderboard import compile_leaderboard, compile_trials
+from anomtune.search.results.leaderboard import compile_trials, rank_studies, tabulate
 from anomtune.search.results.status import sweep_status
 from anomtune.search.results.winners import model_folder
-from anomtune.search.store.directory import read_sweep
-from anomtune.search.store.records import ConfirmRecord, StudyKey, TrialRecord, best_record
+from anomtune.search.store.directory import read_sweeps
+from anomtune.search.store.records import (
+    ConfirmRecord,
+    RecordStore,
+    StudyKey,
+    TrialRecord,
+    best_record,
+)
 
 if TYPE_CHECKING:
     from anomtune.search.detector.predict import Model
@@ -106,37 +112,54 @@ class Best:
 
 
 class SweepResult:
-    """The result of a sweep, read from its directory at each question.
+    """The result of a sweep, read from its directory, or from several, at each question.
+
+    Attributes:
+        config: What was asked for; of several directories, with the categories of all.
+        directories: Where it lies.
 
     Args:
-        directory: Local path or pyarrow filesystem URI of the sweep directory.
+        directories: Local paths or pyarrow filesystem URIs.
 
     Raises:
-        SweepError: If it is not the directory of a sweep of this version.
-        StorageError: If it cannot be read.
+        SweepError: If one is not the directory of a sweep of this version, or several are not
+            those of one sweep, each with categories of its own.
+        StorageError: If one cannot be read.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, *directories: str | os.PathLike[str]) -> None:
         self.config: Sweep
-        self.config, self._store = read_sweep(directory)
+        self.config, self._parts = read_sweeps(directories)
         # Absolute: the caller may change its folder.
-        self.directory = str(self._store.storage.local_root or directory)
+        self.directories = tuple(
+            str(store.storage.local_root or directory)
+            for directory, (_, store) in zip(directories, self._parts, strict=True)
+        )
 
     @property
     def leaderboard(self) -> pa.Table:
         """One row per study, ranked within each category; columns as in ``docs/leaderboard.md``."""
-        return compile_leaderboard(self.config, self._store)
+        rankings = [
+            rank_studies(config, store, read_studies(store), store.read_confirmed())
+            for config, store in self._parts
+        ]
+        return tabulate(self.config, rankings)
 
     @property
     def trials(self) -> pa.Table:
         """One row per trial, in order of study and number."""
-        studies = read_studies(self._store)
-        return compile_trials(self.config, [record for key in studies for record in studies[key]])
+        studies = [records for _, store in self._parts for records in read_studies(store).values()]
+        return compile_trials(self.config, [record for records in studies for record in records])
 
     @property
     def progress(self) -> tuple[StudyProgress, ...]:
         """How far each study is."""
-        return sweep_status(self.config, self._store, datetime.now(UTC)).studies
+        now = datetime.now(UTC)
+        return tuple(
+            study
+            for config, store in self._parts
+            for study in sweep_status(config, store, now).studies
+        )
 
     @property
     def finished(self) -> bool:
@@ -155,12 +178,13 @@ class SweepResult:
 
     def __iter__(self) -> Iterator[StudyResult]:
         """Yields every study."""
-        trials, runs = read_studies(self._store), self._store.read_confirmed()
-        for category in self.categories:
-            for method in self.methods:
-                key = StudyKey(category, method)
-                found = tuple(trials.get(key, ())), tuple(runs.get(key, ()))
-                yield StudyResult(category, method, *found)
+        for config, store in self._parts:
+            trials, runs = read_studies(store), store.read_confirmed()
+            for category in config.dataset.categories or ():
+                for method in self.methods:
+                    key = StudyKey(category, method)
+                    found = tuple(trials.get(key, ())), tuple(runs.get(key, ()))
+                    yield StudyResult(category, method, *found)
 
     def __getitem__(self, study: tuple[str, str]) -> StudyResult:
         """Returns the study of a category and a method.
@@ -171,9 +195,9 @@ class SweepResult:
         category, method = study
         self._check("category", category, self.categories)
         self._check("method", method, self.methods)
-        key = StudyKey(category, method)
-        trials = read_study(self._store.read_trials(key), self._store.read_scorings(key))
-        return StudyResult(category, method, tuple(trials), tuple(self._store.read_runs(key)))
+        key, (_, store) = StudyKey(category, method), self._place_of(category)
+        trials = read_study(store.read_trials(key), store.read_scorings(key))
+        return StudyResult(category, method, tuple(trials), tuple(store.read_runs(key)))
 
     def best(self, category: str, method: str | None = None) -> Best:
         """Returns the config that a category is answered with.
@@ -214,7 +238,8 @@ class SweepResult:
                 confirmed_interval=_pair(row["confirmed_auroc_low"], row["confirmed_auroc_high"]),
             ),
         )
-        folder = _below(self.directory, model_folder(StudyKey(category, row["method"])))
+        directory, _ = self._place_of(category)
+        folder = _below(directory, model_folder(StudyKey(category, row["method"])))
         return Best(spec, row, folder)
 
     def __len__(self) -> int:
@@ -222,7 +247,15 @@ class SweepResult:
         return len(self.categories) * len(self.methods)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.directory!r})"
+        return f"{type(self).__name__}({', '.join(map(repr, self.directories))})"
+
+    def _place_of(self, category: str) -> tuple[str, RecordStore]:
+        """Returns the directory of a category, and its records."""
+        return next(
+            (directory, store)
+            for directory, (config, store) in zip(self.directories, self._parts, strict=True)
+            if category in (config.dataset.categories or ())
+        )
 
     @staticmethod
     def _why_none(study: StudyResult) -> str:
@@ -240,17 +273,22 @@ class SweepResult:
             raise SweepError(f"{what} {name!r}: not in this sweep{suggest(name, known)}")
 
 
-def open_sweep(directory: str | os.PathLike[str]) -> SweepResult:
+def open_sweep(directory: str | os.PathLike[str], *others: str | os.PathLike[str]) -> SweepResult:
     """Opens the directory of a sweep, which may still run elsewhere.
+
+    A sweep that was divided by category among several drivers has several: read as one, they are
+    the sweep of all these categories.
 
     Args:
         directory: Local path or pyarrow filesystem URI.
+        others: Further ones.
 
     Raises:
-        SweepError: If it is not the directory of a sweep of this version.
-        StorageError: If it cannot be read.
+        SweepError: If one is not the directory of a sweep of this version, or several are not
+            those of one sweep, each with categories of its own.
+        StorageError: If one cannot be read.
     """
-    return SweepResult(directory)
+    return SweepResult(directory, *others)
 
 
 def _pair(low: float | None, high: float | None) -> tuple[float, float] | None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -35,6 +36,7 @@ from anomtune.search.run.ray_internals import (
     ACTOR_DIED,
     NODE_LOST,
     Actors,
+    EndedTrials,
     LoopWaker,
     error_text,
     go_on,
@@ -398,6 +400,9 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         super().__init__()
         self._handout = handout
         self._waker = LoopWaker(lambda: handout.records.idle, handout.records.wait)
+        self._ended = EndedTrials()
+        #: Tune's trials in the order in which they came; those in front may have started.
+        self._waiting: deque[Any] = deque()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -405,6 +410,7 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """Gives the verdicts that need not wait any more; called in each round of Tune's loop."""
         self._waker.attach(tune_controller)
+        self._ended.forget(tune_controller)
         handout = self._handout
         with handout.guard():
             self._share(tune_controller)
@@ -422,10 +428,14 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
                     tune_controller.stop_trial(trial)
         while handout.failure is not None and handout.verdicts:
             tune_controller.stop_trial(handout.verdicts.popitem()[1][0])
-        return super().choose_trial_to_run(tune_controller)
+        # Tune's own way looks at every trial that there ever was, in each round of its loop.
+        while self._waiting and self._waiting[0].status != Trial.PENDING:
+            self._waiting.popleft()
+        return self._waiting[0] if self._waiting else None
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Decides from now on which actors stay for the trials that follow."""
+        """Takes in a trial, and decides which actors stay for those that follow."""
+        self._waiting.append(trial)
         self._handout.actors.attach(tune_controller)
 
     def _share(self, tune_controller: Any) -> None:
@@ -440,8 +450,17 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
             else:
                 staying.append(shape)
 
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Notes that a trial ends."""
+        self._ended.note(trial)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Notes that a trial is taken back which has not started."""
+        self._ended.note(trial)
+
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Notes why a trial could not run."""
+        self._ended.note(trial)
         text = error_text(trial)
         if any(sign in text for sign in NODE_LOST):
             reason = "its node went away", True

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +62,8 @@ PROPAGATED = "ENV_VARS_TO_PROPAGATE"
 #: Begins the name of the resource that a node with GPUs of a type has one of.
 ACCELERATOR_TYPE = "accelerator_type:"
 
+#: After so many trials what is kept of actors is looked through.
+_SOMETIMES = 100
 #: Seconds for which workers are not looked at while something else is waited for.
 _GLANCE = 0.005
 
@@ -217,6 +221,46 @@ def _never_sleep(controller: Any) -> None:
     """
     update = controller._update_trial_queue
     controller._update_trial_queue = lambda blocking=False, timeout=0: update(blocking=False)
+
+
+class EndedTrials:
+    """Lets Tune forget trials that have ended: of each it keeps 30 kB, for nothing that we need.
+
+    The records say what came of them. Tune keeps every trial, and looks through all of them. Its
+    actor manager keeps what was to be done by an actor that another one came before, and with it
+    the trial; and the future of everything that an actor has done, and with it the result. The
+    last trial stays: Tune takes a run without any for stuck.
+    """
+
+    def __init__(self) -> None:
+        self._ended: deque[Any] = deque()
+        self._count = 0
+
+    def note(self, trial: Any) -> None:
+        """Takes in a trial that ends now."""
+        self._ended.append(trial)
+
+    def forget(self, controller: Any) -> None:
+        """Forgets those that have ended by now; to be called in each round of Tune's loop."""
+        while len(self._ended) > 1 and self._ended[0].is_finished():
+            trial = self._ended.popleft()
+            # A list, in the order in which they came: those in front of it still run.
+            with suppress(ValueError):  # one that failed while it ended is here twice
+                controller._trials.remove(trial)
+            for kept in ("_stopped_trials", "_failed_trials", "_trials_to_cache"):
+                getattr(controller, kept).discard(trial)
+            self._count += 1
+            if self._count % _SOMETIMES == 0:
+                self._forget_tasks(controller._actor_manager)
+
+    @staticmethod
+    def _forget_tasks(manager: Any) -> None:
+        waiting = manager._pending_actors_to_enqueued_actor_tasks
+        for actor in waiting.keys() - manager._pending_actors_to_attrs.keys():
+            del waiting[actor]
+        not_done = manager._actor_task_events.get_futures()
+        for futures in manager._tracked_actors_to_task_futures.values():
+            futures.intersection_update(not_done)
 
 
 def go_on(controller: Any, trial: Any) -> None:

@@ -1,27 +1,40 @@
 """The config in a sweep directory, and which version of anomtune made the directory.
 
-``sweep.yaml`` is the resolved sweep file with a key on top that says who wrote it. A directory of
-another format is refused as a whole: its records mean something else.
+``sweep.yaml`` is the resolved sweep file with a key on top that says who wrote it. A directory of a
+format that is not read is refused as a whole: its records mean something else.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from anomtune.errors import SweepError
-from anomtune.search.config import MADE_BY, Sweep, parse_sweep
+from anomtune.search.config import MADE_BY, Sweep, join_sweeps, parse_sweep
 from anomtune.search.store.records import RecordStore
 from anomtune.search.store.storage import Storage
 from anomtune.search.yaml_text import dump_yaml, read_yaml
 
-#: Raise it when a directory is read otherwise, or trials of the same config are other trials.
-#: Version 0.1 wrote none.
-FORMAT = 5
+#: The format that is written. Raise it when an anomtune that reads this one would refuse or misread
+#: what is written now (records and sweep files refuse keys that they do not know), and say here
+#: what came with it: 6 `loggers`, and images of one's own.
+FORMAT = 6
+#: The oldest format that is read, and gone on with, as it is: that of 0.5. It stays, and so does
+#: each after it:
+#: ``tests/search/store/format_6`` is a directory that later versions must be able to read.
+OLDEST = 5
 
 #: The file with the config.
 SWEEP_FILE = "sweep.yaml"
+
+
+class SweepDirectory(NamedTuple):
+    """What is read of a sweep directory: its config, categories spelled out, and its records."""
+
+    config: Sweep
+    store: RecordStore
 
 
 def write_config(storage: Storage, config: Sweep) -> None:
@@ -52,16 +65,20 @@ def read_config(storage: Storage) -> Sweep | None:
     if not isinstance(data, dict) or not {"name", "dataset", "methods"} <= data.keys():
         raise SweepError(f"{location}: not a sweep file; restore it")
     made_by = data.pop(MADE_BY, None)
-    if not isinstance(made_by, dict) or made_by.get("format") != FORMAT:
+    found = made_by.get("format") if isinstance(made_by, dict) else None
+    if not isinstance(found, int) or not OLDEST <= found <= FORMAT:
+        later = isinstance(found, int) and found > FORMAT
         raise SweepError(
             f"{storage.location}: made by anomtune {_maker(made_by)}, and this is "
-            f"{version('anomtune')}, which reads another format; use that version, or another "
-            "directory with --dir"
+            f"{version('anomtune')}, which reads "
+            + (f"no format after {FORMAT} (it has {found})" if later else "another format")
+            + ("; install that version or a later one" if later else "; use that version")
+            + ", or another directory with --dir"
         )
     return parse_sweep(data, location)
 
 
-def read_sweep(directory: str | os.PathLike[str]) -> tuple[Sweep, RecordStore]:
+def read_sweep(directory: str | os.PathLike[str]) -> SweepDirectory:
     """Returns the config and the records of a sweep directory.
 
     Raises:
@@ -72,7 +89,28 @@ def read_sweep(directory: str | os.PathLike[str]) -> tuple[Sweep, RecordStore]:
     config = read_config(storage)
     if config is None:
         raise SweepError(f"{directory}: no {SWEEP_FILE} there; give the directory of a sweep")
-    return config, RecordStore(storage)
+    return SweepDirectory(config, RecordStore(storage))
+
+
+def read_sweeps(
+    directories: Sequence[str | os.PathLike[str]],
+) -> tuple[Sweep, tuple[SweepDirectory, ...]]:
+    """Returns what is in one or several directories as one sweep: its config, and where it lies.
+
+    Several are those of a sweep whose categories were divided among several drivers. Nothing is
+    decided across categories, so each is read where it lies.
+
+    Raises:
+        SweepError: If one is not a sweep directory, or of another version, or they are not one
+            sweep, or two have the same category.
+        StorageError: If one cannot be read.
+    """
+    read = tuple(read_sweep(directory) for directory in directories)
+    names = [os.fspath(directory) for directory in directories]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise SweepError(f"{name}: given twice; give each directory once")
+    return join_sweeps({n: one.config for n, one in zip(names, read, strict=True)}), read
 
 
 def _maker(made_by: Any) -> str:

@@ -1,10 +1,16 @@
-"""What the driver does at a thousand GPUs: the real pool, on GPUs and a clock that exist only here.
+"""What one driver can do: the real pool, on GPUs and a clock that exist only here.
 
-15 categories x 8 methods x 200 trials with durations that are log-normal per method, pruning,
-failing trials and workers that are lost. Then 100,000 records are read from a disk and resumed.
-Decisions are timed in CPU time, so that another load on the machine does not count.
+Durations are log-normal per method; trials are pruned, fail, and lose their workers. Decisions are
+timed in CPU time, so that another load on the machine does not count.
 
-Run: python tests/benchmarks/scale.py [--quick]
+- ``thousand``: 15 categories x 8 methods x 200 trials on 1,000 GPUs.
+- ``resume``: 100,000 records are read from a disk and gone on with.
+- ``ten``: 200 categories x 12 methods on 10,000 GPUs, which race for 300 trials of each category
+  (``--trials``), or (``--hours``) for as many as some hours have time for.
+- ``requests``: what the driver asks of a disk and of an S3 server, of a trial and of a rung.
+- ``loop``: what Ray Tune's own loop takes of a result, beside so many workers that are still busy.
+
+Run: python tests/benchmarks/scale.py [--quick] [thousand resume ten requests loop]
 """
 
 from __future__ import annotations
@@ -12,20 +18,30 @@ from __future__ import annotations
 import argparse
 import hashlib
 import heapq
+import os
 import random
 import resource
 import statistics
+import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from anomtune.search.config import Sweep, parse_sweep
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+from anomtune.search.config import ConfirmConfig, Sweep, parse_sweep
+from anomtune.search.decide.budget import Hours
 from anomtune.search.decide.plan import SearchPlan, plan_search
 from anomtune.search.decide.pool import Pool
+from anomtune.search.decide.work import Confirmation, Work
+from anomtune.search.journal import Journal
 from anomtune.search.run.process import rare_full_collections
+from anomtune.search.store.lock import DirectoryLock
 from anomtune.search.store.records import (
     Cost,
     Facts,
@@ -38,6 +54,7 @@ from anomtune.search.store.records import (
 from anomtune.search.store.storage import Storage
 
 #: Median minutes of a whole trial, and whether it is looked at once only.
+#: Those of the large sweep alone come last.
 METHODS: dict[str, tuple[float, bool]] = {
     "padim": (1, True),
     "patchcore": (2, True),
@@ -47,6 +64,10 @@ METHODS: dict[str, tuple[float, bool]] = {
     "recontrast": (30, False),
     "gmm_contrastive": (45, False),
     "ssae": (90, False),
+    "deep_svdd": (10, False),
+    "kdad": (20, False),
+    "cutpaste": (25, False),
+    "f_anogan": (60, False),
 }
 SIGMA = 0.5  # of the logarithm of a trial's duration
 FAIL, LOST = 0.02, 0.002  # of the trials, and of the rungs
@@ -76,15 +97,16 @@ class Timed:
         )
 
 
-def sweep(trials: int, categories: int = 15) -> Sweep:
+def sweep(trials: int, categories: int = 15, methods: int = 8, **more: Any) -> Sweep:
     """Returns the sweep; its categories are names only."""
     return parse_sweep(
         {
             "name": "scale",
-            "dataset": {"name": "folder", "categories": [f"c{n:02}" for n in range(categories)]},
+            "dataset": {"name": "folder", "categories": [f"c{n:03}" for n in range(categories)]},
             "trials": trials,
             "rungs": 8,
-            "methods": {name: {"fixed": {"weights": "random"}} for name in METHODS},
+            "methods": {name: {"fixed": {"weights": "random"}} for name in list(METHODS)[:methods]},
+            **more,
         },
         "benchmark",
     )
@@ -132,13 +154,30 @@ def steps(record: TrialRecord, rungs: int, generator: random.Random) -> Iterator
 
 
 class Cluster:
-    """Runs a sweep to its end on so many GPUs."""
+    """Runs a sweep to its end on so many GPUs.
 
-    def __init__(self, config: Sweep, gpus: int) -> None:
-        self.config, self.gpus = config, gpus
+    Args:
+        config: The sweep, without confirm runs.
+        gpus: How many.
+        save: Takes every change of a record.
+    """
+
+    def __init__(
+        self,
+        config: Sweep,
+        gpus: int,
+        save: Callable[[TrialRecord], object] = lambda record: record.model_dump_json(),
+    ) -> None:
+        self.config, self.gpus = config.model_copy(update={"confirm": ConfirmConfig(top=0)}), gpus
         self.saved = 0
+        self.clock = 0.0
+        self._write = save
         self.tidy: Callable[[], None] = lambda: None
-        self.pool = make_pool(config, {}, self._save)
+        self.pool = make_pool(self.config, {}, self._save)
+        confirmation = Confirmation(self.config, self.pool, {}, lambda record: None)
+        hours = Hours(self.config, lambda: self.clock)
+        hours.slots = gpus
+        self.work = Work(self.config, self.pool, confirmation, hours)
         self.generator = random.Random(0)
         #: What the trials that run have taken so far.
         self.seconds: dict[str, float] = {}
@@ -149,11 +188,14 @@ class Cluster:
         self.memory: list[tuple[int, int]] = []
 
     def _save(self, record: TrialRecord) -> None:
-        record.model_dump_json()
+        self._write(record)
         self.saved += 1
 
+    def _ask(self) -> Any:
+        return self.work.ask() if self.work.remaining else None
+
     def run(self) -> None:
-        clock, serial, finished = 0.0, 0, 0
+        serial, finished = 0, 0
         total = self.pool.remaining
         queue: list[tuple[float, int, TrialRecord, int, Any]] = []
 
@@ -166,13 +208,15 @@ class Cluster:
             step, seconds = next(rest)
             serial += 1
             self.seconds[record.path] += seconds
-            heapq.heappush(queue, (clock + seconds, serial, record, step, rest))
+            heapq.heappush(queue, (self.clock + seconds, serial, record, step, rest))
 
-        while self.pool.remaining:
-            while len(queue) < self.gpus and (record := self.asks(self.pool.ask)):
+        while self.work.remaining:
+            while len(queue) < self.gpus and (record := self.asks(self._ask)):
                 begin(record)
-            self.busy.append((clock, len(queue)))
-            clock, _, record, step, rest = heapq.heappop(queue)
+            self.busy.append((self.clock, len(queue)))
+            if not queue:
+                break
+            self.clock, _, record, step, rest = heapq.heappop(queue)
             if self.generator.random() < LOST:
                 begin(record)  # elsewhere, from its beginning
                 continue
@@ -182,16 +226,16 @@ class Cluster:
             finished += 1
             if finished % max(1, total // 8) == 0:
                 self.memory.append((finished, resident()))
-        self.busy.append((clock, 0))
+        self.busy.append((self.clock, 0))
 
     def _goes_on(self, record: TrialRecord, step: int) -> bool:
-        pool, key, number = self.pool, record.key, record.number
         last = step == self.config.rungs
         if last and self.generator.random() < FAIL:
             self._finish(record, "FAIL", error="simulated")
             return False
         here = rung(record, step, self.config.rungs)
-        goes_on = self.verdicts(lambda: pool.report(key, number, here))
+        cost = Cost(train_seconds=self.seconds[record.path])
+        goes_on = self.verdicts(lambda: self.work.report(record, here, cost))
         if last:
             self._finish(record, "COMPLETE", facts=FACTS)
         elif not goes_on:
@@ -204,6 +248,7 @@ class Cluster:
         def finish() -> None:
             self.tidy()
             self.pool.finish(record.key, record.number, state, cost=cost, **result)
+            self.work.take_in()
 
         self.verdicts(finish)
 
@@ -246,8 +291,6 @@ def simulate(config: Sweep, gpus: int) -> None:
     }
     decisions = Timed()
     decisions.milliseconds = cluster.asks.milliseconds + cluster.verdicts.milliseconds
-    (early, low), (late, high) = cluster.memory[1], cluster.memory[-2]
-    half = cluster.memory[len(cluster.memory) // 2]
     print(f"{trials} trials on {gpus} GPUs, {hours:.1f} h of virtual time: {states}")
     print(f"utilisation until the last 5 % of the work: {mean:.1%} (must be above 95 %),")
     print(f"  its lowest hundredth: {worst:.1%}")
@@ -255,10 +298,17 @@ def simulate(config: Sweep, gpus: int) -> None:
     print(f"a rung, an end:          {cluster.verdicts}")
     print(f"all decisions:           {decisions} (must be under 10 ms)")
     share = sum(decisions.milliseconds) / 1e3 / (hours * 3600)
-    print(f"the driver decides {share:.1%} of the time")
+    rate = len(decisions.milliseconds) / (hours * 3600)
+    print(f"the driver decides {share:.1%} of the time: {rate:.1f} decisions a second")
+    print(f"records written: {cluster.saved / (hours * 3600):.1f} a second")
+    print(f"memory of the driver: {resident() / 1e6:.0f} MB")
+    print(f"simulated in {time.perf_counter() - begin:.0f} s")
+    if len(cluster.memory) < 4:
+        return
+    (early, low), (late, high) = cluster.memory[1], cluster.memory[-2]
+    half = cluster.memory[len(cluster.memory) // 2]
     first, second = (half[1] - low) / (half[0] - early), (high - half[1]) / (late - half[0])
     print(f"memory per trial: first half {first / 1e3:.1f} kB, second half {second / 1e3:.1f} kB")
-    print(f"simulated in {time.perf_counter() - begin:.0f} s")
 
 
 def write_records(config: Sweep, root: Path) -> int:
@@ -325,13 +375,104 @@ def load(config: Sweep) -> None:
         )
 
 
+class Counted(Storage):
+    """Counts what is asked of a directory."""
+
+    def __init__(self, location: str) -> None:
+        super().__init__(location)
+        self.asked: Counter[str] = Counter()
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name in {"read", "write", "append", "list", "delete", "delete_folder", "stamps"}:
+            self.asked[name] += 1
+        return found
+
+
+def requests(trials: int) -> None:
+    """Prints what the driver asks of its storage while so many trials run, curves included."""
+    with tempfile.TemporaryDirectory() as scratch:
+        storage = Counted(scratch)
+        _print_requests("a disk", storage, trials, lambda: Counter(storage.asked))
+        with s3_server(Path(scratch) / "log") as server:
+            address = f"s3://bucket/sweep?endpoint_override={server.address}&scheme=http"
+            _print_requests("S3", Storage(address), trials, lambda: _by_kind(server.requests()))
+
+
+def _print_requests(
+    name: str, storage: Storage, trials: int, asked: Callable[[], Counter[str]]
+) -> None:
+    config = sweep(trials // 8, categories=1)
+    with DirectoryLock(storage) as lock, Journal(storage, lock, make_plans(config)) as journal:
+        before = asked()
+        cluster = Cluster(config, 10, lambda record: journal.write(record, record))
+        begin = time.perf_counter()
+        cluster.run()
+        journal.drain()
+        seconds = time.perf_counter() - begin
+        found = asked() - before
+    ended = sum(study.finished.total() for study in cluster.pool.studies.values())
+    print(f"{name}: {ended} trials with {cluster.saved - 2 * ended} rungs, in {seconds:.0f} s")
+    for kind, count in found.most_common():
+        print(f"  {kind}: {count / ended:.2f} a trial, {count / cluster.saved:.2f} a change")
+
+
+def _by_kind(lines: list[str]) -> Counter[str]:
+    """Returns how often an S3 server was asked for what, by the lines of its log."""
+    found: Counter[str] = Counter()
+    for line in lines:
+        method, path = line.split('"')[1].split()[:2]
+        listed = method == "GET" and "list-type" in path
+        found["LIST" if listed else method] += 1
+    return found
+
+
+@contextmanager
+def s3_server(log: Path) -> Iterator[Any]:
+    """Yields an S3 server of this machine, with a bucket."""
+    import boto3
+
+    from tests.search.object_store import Server
+
+    os.environ |= {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    server = Server(log)
+    boto3.client("s3", endpoint_url=f"http://{server.address}").create_bucket(Bucket="bucket")
+    try:
+        yield server
+    finally:
+        server.end()
+
+
 def main() -> None:
     """Prints all figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tenth of GPUs and trials")
-    scale = 10 if parser.parse_args().quick else 1
-    simulate(sweep(200 // scale), 1000 // scale)
-    load(sweep(834 // scale))
+    parser.add_argument("--hours", type=float, help="of `ten`: a budget of hours, not of trials")
+    parser.add_argument("--trials", type=int, default=300, help="of `ten`, of each category")
+    parts = ("thousand", "resume", "ten", "requests", "loop")
+    parser.add_argument("parts", nargs="*", default=parts, choices=[*parts, []])
+    given = parser.parse_args()
+    scale = 10 if given.quick else 1
+    for part in given.parts:
+        print(f"-- {part}", flush=True)
+        if part == "thousand":
+            simulate(sweep(200 // scale), 1000 // scale)
+        elif part == "resume":
+            load(sweep(834 // scale))
+        elif part == "ten":
+            budget = {"hours": given.hours} if given.hours else {"trials": given.trials}
+            simulate(sweep(200, 200 // scale, 12, budget=budget), 10_000 // scale)
+        elif part == "requests":
+            requests(400 // scale)
+        else:
+            from tests.benchmarks.tune_loop import measure
+
+            measure()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from anomtune.search.report.conclusion import conclude
 from anomtune.search.report.evidence import Evidence, gather
 from anomtune.search.report.more_images import foretell
 from anomtune.search.report.verdict import NOT_BETTER
-from anomtune.search.store.directory import read_sweep
+from anomtune.search.store.directory import read_sweeps
 from tests.search.sample_sweep import write_sample_sweep
 
 
@@ -20,7 +20,7 @@ from tests.search.sample_sweep import write_sample_sweep
 def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     where = tmp_path_factory.mktemp("sweep")
     write_sample_sweep(where)
-    return gather(*read_sweep(where))
+    return gather(*read_sweeps([where]))
 
 
 def with_verdicts(evidence: Evidence, *, tied_with_paper, marks=(), tied=()) -> Evidence:

@@ -22,7 +22,7 @@ from anomtune.search.report.kept import Kept
 from anomtune.search.report.more_images import foretell
 from anomtune.search.report.operating import Counts, operating
 from anomtune.search.report.page import render
-from anomtune.search.store.directory import read_sweep
+from anomtune.search.store.directory import read_sweeps
 from tests.search.results.test_winners import saved_config
 from tests.search.sample_sweep import write_sample_sweep
 
@@ -151,7 +151,7 @@ def test_more_images_are_divided_as_the_sweep_divides_them():
 def evidence(tmp_path_factory):
     root = tmp_path_factory.mktemp("sweep")
     write_sample_sweep(root, methods=("patchcore", "padim"), trials=6, confirm=1, seeds=(1, 11))
-    return gather(*read_sweep(root))
+    return gather(*read_sweeps([root]))
 
 
 def test_gains_are_the_differences_of_what_was_measured(evidence):
@@ -175,9 +175,9 @@ def test_the_threshold_is_that_of_the_saved_detector(tmp_path):
     write_sample_sweep(
         tmp_path, methods=("padim",), categories=("bottle",), trials=3, confirm=1, seeds=(11, 1)
     )
-    (category,) = gather(*read_sweep(tmp_path)).categories
+    (category,) = gather(*read_sweeps([tmp_path])).categories
     run = next(run for run in category.studies[0].winner.runs if run.seed == 11)
-    store = gather(*read_sweep(tmp_path)).store
+    store = category.store
     (validation,), labels = store.read_scores([run]), store.read_labels("bottle")
     assert not category.kept.saved
     assert f1_score(labels, validation >= category.kept.threshold) == pytest.approx(
@@ -191,18 +191,18 @@ def test_the_threshold_is_that_of_the_saved_detector(tmp_path):
 
     saved = saved_config(run)
     keep(saved)
-    (category,) = gather(*read_sweep(tmp_path)).categories
+    (category,) = gather(*read_sweeps([tmp_path])).categories
     assert category.kept.saved
     assert category.kept.threshold == saved.threshold == 0.5
     other = saved.model_copy(update={"seed": 1})
     keep(other)
-    (category,) = gather(*read_sweep(tmp_path)).categories
+    (category,) = gather(*read_sweeps([tmp_path])).categories
     assert not category.kept.saved, "another training's threshold says nothing of these scores"
 
 
 def test_what_was_not_measured_is_not_estimated(tmp_path):
     write_sample_sweep(tmp_path, methods=("padim",), categories=("bottle",), trials=4, confirm=0)
-    evidence = gather(*read_sweep(tmp_path))
+    evidence = gather(*read_sweeps([tmp_path]))
     (gain,) = gains(evidence.categories)
     assert gain.held_out.cells == (NOT_MEASURED,) * 4
     assert gain.certain == NOT_MEASURED

@@ -17,7 +17,7 @@ from anomtune.search.report import write_report
 from anomtune.search.report.evidence import gather
 from anomtune.search.report.overview import heat_maps, leaderboard
 from anomtune.search.report.page import render
-from anomtune.search.store.directory import read_sweep
+from anomtune.search.store.directory import read_sweeps
 from tests.search.sample_sweep import write_sample_sweep
 
 pytestmark = pytest.mark.slow
@@ -135,7 +135,7 @@ def test_the_page_asks_for_nothing_else_and_runs_no_script_but_its_own(sample):
 
 
 def test_heat_map_and_leaderboard(sample):
-    evidence = gather(*read_sweep(sample))
+    evidence = gather(*read_sweeps([sample]))
     validation, held_out = heat_maps(evidence)
     assert [name for name, _ in validation.rows] == ["bottle", "screw & <i>nut</i>"]
     for _, cells in (*validation.rows, *held_out.rows):
@@ -191,7 +191,7 @@ def test_damaged_extras_do_not_stop_the_report(tmp_path):
     for path in (tmp_path / "confirm").rglob("*"):
         if path.suffix in {".npz", ".png"}:
             path.write_bytes(path.read_bytes()[:40])
-    words = Structure(render(gather(*read_sweep(tmp_path)))).words
+    words = Structure(render(gather(*read_sweeps([tmp_path])))).words
     assert "What patchcore sees" not in words
     assert "held out" in words
 
@@ -256,7 +256,7 @@ def test_a_browser_shows_it(sample, browser, width, scheme):
 def test_a_threshold_is_moved_by_keys_and_by_cost(sample, browser):
     from selenium.webdriver.common.keys import Keys
 
-    category = gather(*read_sweep(sample)).categories[0]
+    category = gather(*read_sweeps([sample])).categories[0]
     scores, bad = category.kept.scores, category.kept.labels == 1
 
     def wrong(threshold: float) -> tuple[int, int]:

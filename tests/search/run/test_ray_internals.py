@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import logging
 import mmap
@@ -15,6 +16,8 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.tune.execution import class_cache
 
+from anomtune.search.events import TrialEnded
+from anomtune.search.run import ray_internals
 from anomtune.search.run.ray_internals import (
     ACCELERATOR_TYPE,
     ACTOR_DIED,
@@ -30,10 +33,13 @@ from anomtune.search.run.ray_internals import (
     SWITCHES,
     TEMPORARY_FOLDER,
     Actors,
+    EndedTrials,
     LiveNode,
     error_text,
     live_nodes,
 )
+from anomtune.search.sweep import run as run_sweep
+from tests.search.conftest import parse_sweep, sweep_dict
 
 ROOT = Path(ray.__file__).parent
 
@@ -218,3 +224,54 @@ def test_what_actors_hold_and_what_waits_for_room_is_found_in_tune():
     assert actors.without_room() == [("trial", key.bundles[0])]
     for trial in list(manager._live_actors_to_ray_actors_resources):
         del manager._live_actors_to_ray_actors_resources[trial]
+
+
+def test_tune_keeps_trials_that_have_ended_and_lets_them_be_forgotten():
+    from ray.tune.execution.tune_controller import TuneController
+    from ray.tune.experiment import Trial
+
+    for name in ("_trials", "_stopped_trials", "_failed_trials", "_trials_to_cache"):
+        assert f"self.{name}: " in inspect.getsource(TuneController.__init__)
+    assert Trial.__eq__ is object.__eq__
+    runs, first, second, third = (Ended(ends) for ends in (False, True, True, True))
+    controller = SimpleNamespace(
+        _trials=[runs, first, second, third],
+        _stopped_trials={first, third},
+        _failed_trials={second},
+        _trials_to_cache={runs, first, second, third},
+    )
+    ended = EndedTrials()
+    for trial in (first, first, second, third):
+        ended.note(trial)
+    ended.forget(controller)
+    assert controller._trials == [runs, third], "what runs stays, and so does the last that ended"
+    assert (controller._stopped_trials, controller._failed_trials) == ({third}, set())
+    assert controller._trials_to_cache == {runs, third}
+    ended.note(runs)
+    ended.forget(controller)
+    assert controller._trials == [runs]
+
+
+class Ended:
+    def __init__(self, ends: bool) -> None:
+        self.is_finished = lambda: ends
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_of_many_trials_keeps_none_of_them(toy_data, tmp_path, monkeypatch):
+    """By itself Tune keeps every one, and what its actors did."""
+    from ray.tune.experiment import Trial
+
+    monkeypatch.setattr(ray_internals, "_SOMETIMES", 10)
+    alive = []
+
+    def count(event: object) -> None:
+        if isinstance(event, TrialEnded) and event.number == 39:
+            gc.collect()
+            alive.append(sum(isinstance(item, Trial) for item in gc.get_objects()))
+
+    config = parse_sweep(sweep_dict(toy_data, trials=40, rungs=1), "test")
+    run_sweep(config, tmp_path, on_event=count)
+    assert len(alive) == 2
+    assert max(alive) < 30, alive

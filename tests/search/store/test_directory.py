@@ -92,6 +92,25 @@ def test_other_formats_are_refused_with_their_version(tmp_path, made_by, maker):
         read_config(Storage(tmp_path))
 
 
+def test_a_directory_of_a_later_version_is_refused_in_one_line(tmp_path, run):
+    """It says which, and what to do; nothing is written, and nothing of it is lost."""
+    config = parse_sweep(sweep_dict(), "test")
+    write_config(Storage(tmp_path), config)
+    text = (tmp_path / "sweep.yaml").read_text()
+    text = text.replace(f"format: {FORMAT}", f"format: {FORMAT + 1}")
+    text = text.replace(f"anomtune: {version('anomtune')}", "anomtune: 7.2.0")
+    (tmp_path / "sweep.yaml").write_text(f"{text}of_the_future: true\n")
+    for command in ("leaderboard", "report", "status"):
+        code, _, err = run(command, tmp_path)
+        assert code == 2
+        assert err.splitlines() == [
+            f"anomtune: {tmp_path}: made by anomtune 7.2.0, and this is {version('anomtune')}, "
+            f"which reads no format after {FORMAT} (it has {FORMAT + 1}); install that version or "
+            "a later one, or another directory with --dir"
+        ]
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.yaml"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"\xff\xfe\x00", "not a text file"), (b"- a\n", "not a sweep file"), (b"{", "not valid")],
