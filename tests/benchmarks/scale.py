@@ -8,9 +8,10 @@ timed in CPU time, so that another load on the machine does not count.
 - ``ten``: 200 categories x 12 methods on 10,000 GPUs, which race for 300 trials of each category
   (``--trials``), or (``--hours``) for as many as some hours have time for.
 - ``requests``: what the driver asks of a disk and of an S3 server, of a trial and of a rung.
-- ``loop``: what Ray Tune's own loop takes of a result, beside so many workers that are still busy.
 
-Run: python tests/benchmarks/scale.py [--quick] [thousand resume ten requests loop]
+`tune_loop.py` says what Ray Tune's own loop takes besides.
+
+Run: python tests/benchmarks/scale.py [--quick] [thousand resume ten requests]
 """
 
 from __future__ import annotations
@@ -454,7 +455,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of GPUs and trials")
     parser.add_argument("--hours", type=float, help="of `ten`: a budget of hours, not of trials")
     parser.add_argument("--trials", type=int, default=300, help="of `ten`, of each category")
-    parts = ("thousand", "resume", "ten", "requests", "loop")
+    parts = ("thousand", "resume", "ten", "requests")
     parser.add_argument("parts", nargs="*", default=parts, choices=[*parts, []])
     given = parser.parse_args()
     scale = 10 if given.quick else 1
@@ -467,12 +468,8 @@ def main() -> None:
         elif part == "ten":
             budget = {"hours": given.hours} if given.hours else {"trials": given.trials}
             simulate(sweep(200, 200 // scale, 12, budget=budget), 10_000 // scale)
-        elif part == "requests":
-            requests(400 // scale)
         else:
-            from tests.benchmarks.tune_loop import measure
-
-            measure()
+            requests(400 // scale)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""What Ray Tune's own loop takes of a result: a part of `scale.py`, on a Ray of this machine.
+"""What Ray Tune's own loop takes of a result, on a Ray of this machine; `scale.py` has the rest.
 
 Tune waits for one event at a time, among one future for each worker's life and one for its next
 result: the more workers are busy, the longer that takes. Workers that are busy for ever are stood
 in for by tasks that no node can run.
+
+Run: python tests/benchmarks/tune_loop.py
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ def milliseconds_beside(busy: int) -> float:
     return statistics.median(taken)
 
 
-def measure() -> None:
+def main() -> None:
     """Prints both."""
     with ray_cluster(None):
         rate, cpu = results_a_second(2, 500)
@@ -87,3 +89,7 @@ def measure() -> None:
                 f"{1e3 / (took + cpu):.0f} results a second; they have {busy / BETWEEN:.1f}",
                 flush=True,
             )
+
+
+if __name__ == "__main__":
+    main()
