@@ -52,7 +52,10 @@ def results_a_second(trials: int, results: int) -> tuple[float, float]:
             tune.with_resources(Quick, {"cpu": 1}),
             tune_config=tune.TuneConfig(num_samples=trials, reuse_actors=True),
             run_config=tune.RunConfig(
-                storage_path=scratch, verbose=0, stop={"training_iteration": results}
+                storage_path=scratch,
+                verbose=0,
+                stop={"training_iteration": results},
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
         assert grid.num_terminated == trials
