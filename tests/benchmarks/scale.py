@@ -8,9 +8,10 @@ timed in CPU time, so that another load on the machine does not count.
 - ``ten``: 200 categories x 12 methods on 10,000 GPUs, which race for 300 trials of each category
   (``--trials``), or (``--hours``) for as many as some hours have time for.
 - ``requests``: what the driver asks of a disk and of an S3 server, of a trial and of a rung.
-- ``loop``: what Ray Tune's own loop takes of a result, beside so many workers that are still busy.
 
-Run: python tests/benchmarks/scale.py [--quick] [thousand resume ten requests loop]
+`tune_loop.py` says what Ray Tune's own loop takes besides.
+
+Run: python tests/benchmarks/scale.py [--quick] [thousand resume ten requests]
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -194,7 +196,8 @@ class Cluster:
     def _ask(self) -> Any:
         return self.work.ask() if self.work.remaining else None
 
-    def run(self) -> None:
+    def run(self, until: float = inf) -> None:
+        """Runs to the end, or for so many seconds of virtual time."""
         serial, finished = 0, 0
         total = self.pool.remaining
         queue: list[tuple[float, int, TrialRecord, int, Any]] = []
@@ -214,7 +217,7 @@ class Cluster:
             while len(queue) < self.gpus and (record := self.asks(self._ask)):
                 begin(record)
             self.busy.append((self.clock, len(queue)))
-            if not queue:
+            if not queue or self.clock > until:
                 break
             self.clock, _, record, step, rest = heapq.heappop(queue)
             if self.generator.random() < LOST:
@@ -277,12 +280,12 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def simulate(config: Sweep, gpus: int) -> None:
-    """Prints utilisation, decisions and memory of a sweep."""
+def simulate(config: Sweep, gpus: int, until: float = inf) -> None:
+    """Prints utilisation, decisions and memory of a sweep, or of its first seconds."""
     begin = time.perf_counter()
     cluster = Cluster(config, gpus)
     with rare_full_collections() as cluster.tidy:
-        cluster.run()
+        cluster.run(until)
     mean, worst, hours = cluster.utilisation()
     studies = cluster.pool.studies.values()
     trials = sum(study.finished.total() for study in studies)
@@ -405,7 +408,12 @@ def _print_requests(
     config = sweep(trials // 8, categories=1)
     with DirectoryLock(storage) as lock, Journal(storage, lock, make_plans(config)) as journal:
         before = asked()
-        cluster = Cluster(config, 10, lambda record: journal.write(record, record))
+
+        def save(record: TrialRecord) -> None:
+            journal.write(record, record)
+            journal.drain()  # in life a change has been written when the next one comes
+
+        cluster = Cluster(config, 10, save)
         begin = time.perf_counter()
         cluster.run()
         journal.drain()
@@ -454,8 +462,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of GPUs and trials")
     parser.add_argument("--hours", type=float, help="of `ten`: a budget of hours, not of trials")
     parser.add_argument("--trials", type=int, default=300, help="of `ten`, of each category")
-    parts = ("thousand", "resume", "ten", "requests", "loop")
+    parts = ("thousand", "resume", "ten", "requests")
     parser.add_argument("parts", nargs="*", default=parts, choices=[*parts, []])
+    parser.add_argument("--minutes", type=float, default=inf, help="of `ten`, of virtual time")
     given = parser.parse_args()
     scale = 10 if given.quick else 1
     for part in given.parts:
@@ -466,13 +475,10 @@ def main() -> None:
             load(sweep(834 // scale))
         elif part == "ten":
             budget = {"hours": given.hours} if given.hours else {"trials": given.trials}
-            simulate(sweep(200, 200 // scale, 12, budget=budget), 10_000 // scale)
-        elif part == "requests":
-            requests(400 // scale)
+            config = sweep(200, 200 // scale, 12, budget=budget)
+            simulate(config, 10_000 // scale, 60 * given.minutes)
         else:
-            from tests.benchmarks.tune_loop import measure
-
-            measure()
+            requests(400 // scale)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""What Ray Tune's own loop takes of a result: a part of `scale.py`, on a Ray of this machine.
+"""What Ray Tune's own loop takes of a result, on a Ray of this machine; `scale.py` has the rest.
 
 Tune waits for one event at a time, among one future for each worker's life and one for its next
 result: the more workers are busy, the longer that takes. Workers that are busy for ever are stood
 in for by tasks that no node can run.
+
+Run: python tests/benchmarks/tune_loop.py
 """
 
 from __future__ import annotations
@@ -50,7 +52,10 @@ def results_a_second(trials: int, results: int) -> tuple[float, float]:
             tune.with_resources(Quick, {"cpu": 1}),
             tune_config=tune.TuneConfig(num_samples=trials, reuse_actors=True),
             run_config=tune.RunConfig(
-                storage_path=scratch, verbose=0, stop={"training_iteration": results}
+                storage_path=scratch,
+                verbose=0,
+                stop={"training_iteration": results},
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
         assert grid.num_terminated == trials
@@ -75,7 +80,7 @@ def milliseconds_beside(busy: int) -> float:
     return statistics.median(taken)
 
 
-def measure() -> None:
+def main() -> None:
     """Prints both."""
     with ray_cluster(None):
         rate, cpu = results_a_second(2, 500)
@@ -87,3 +92,7 @@ def measure() -> None:
                 f"{1e3 / (took + cpu):.0f} results a second; they have {busy / BETWEEN:.1f}",
                 flush=True,
             )
+
+
+if __name__ == "__main__":
+    main()
