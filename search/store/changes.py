@@ -90,7 +90,8 @@ class RecordChanges:
         storage = self._store.storage
         # An object store is asked once for all studies, which costs a request per 1,000 files.
         listed = {} if storage.local_root else {name: self._by_folder(name) for name in kinds}
-        known = self._in_segments(listed)
+        keys = list(keys)
+        known = self._in_segments(listed, keys)
         for key in keys:
             for name, kind in kinds.items():
                 path = f"{name}/{key}"
@@ -110,13 +111,16 @@ class RecordChanges:
             found[path.rpartition("/")[0]][path] = stamp
         return found
 
-    def _in_segments(self, listed: dict[str, dict[str, dict[str, Stamp]]]) -> dict[str, bytes]:
+    def _in_segments(
+        self, listed: dict[str, dict[str, dict[str, Stamp]]], keys: list[StudyKey]
+    ) -> dict[str, bytes]:
         """Returns what segments hold of the files that have not been read as they are now."""
         known: dict[str, bytes] = {}
         for name, folders in listed.items():
             new: dict[str, Stamp] = {}
-            for path, found in folders.items():
+            for path in (f"{name}/{key}" for key in keys):
                 read = self._folders[path].files if path in self._folders else {}
+                found = folders.get(path, {})
                 new |= {file: stamp for file, stamp in found.items() if read.get(file) != stamp}
             known |= read_segments(self._store.storage, name, new)
         return known

@@ -136,7 +136,7 @@ class Case:
                     self._stopped.append(driver)
                 else:
                     driver.join()
-            elif driver.exitcode:
+            elif driver.exitcode not in (0, _FOLLOWED):  # one that was stopped may be awake
                 self._wrong(f"a driver ended with {driver.exitcode}: {self._notes()[-1:]}")
             # One that has been followed for a while, or is about to be.
             if self._stopped and dice.random() < 0.5:

@@ -128,19 +128,20 @@ class TestTheStoreDecides:
         assert mark(follower._storage)["token"] == follower._lock._mark["token"]
         follower.__exit__(None, None, None)
 
-    def test_an_answer_that_was_lost_is_no_other_owner(self, proxy):
+    def test_an_answer_that_was_lost_is_no_other_owner(self, proxy, monkeypatch):
+        monkeypatch.setattr(objects, "_LONGEST", 0.2)
         storage = Storage(folder(proxy.address))
         with DirectoryLock(storage) as owner:
-            proxy.set(cut=0.5)
+            proxy.set(cut=0.3)
             store = RecordStore(storage, owner)
-            for number in range(8):
+            for number in range(4):
                 store.write(toy_record(number, "RUNNING", 0))
                 store.write(toy_record(number, "COMPLETE", 4))
                 owner._lock.renew()
             proxy.set(cut=0.0)
-            assert proxy.look()["refused"] > 8
+            assert proxy.look()["refused"] >= 3
             found = [r for study in store.read_all().values() for r in study]
-            assert [record.state for record in found] == ["COMPLETE"] * 8
+            assert [record.state for record in found] == ["COMPLETE"] * 4
 
     def test_what_a_follower_has_written_stays(self, place):
         storage, followers = Storage(place), []
@@ -192,7 +193,7 @@ class TestTheStoreDecides:
                 store.write(toy_record(0, "RUNNING", steps))
             assert [line for line in proxy.look()["log"] if "owner.json" not in line] == [
                 f"PUT /{'/'.join(storage.location.split('?')[0].split('/')[2:])}/"
-                "trials/bottle/toy/00000.json"
+                "trials/plate/toy/00000.json"
             ] * 3
 
 
@@ -212,15 +213,15 @@ def test_a_store_without_conditions_is_locked_by_waiting(proxy, quick, monkeypat
             DirectoryLock(Storage(storage.location)).__enter__()
     assert len(notes) == 1
     assert "heeds no conditions" in notes[0]
-    assert storage.list("", "") == ["owner.json", "sweep.yaml", "trials/bottle/toy/00000.json"]
+    assert storage.list("", "") == ["owner.json", "sweep.yaml", "trials/plate/toy/00000.json"]
 
 
 def test_why_a_store_is_opened_by_pyarrow(place, monkeypatch, tmp_path):
     assert Storage(place).has_tags
-    more = Storage(f"{place}&background_writes=true")
+    more = Storage(f"{place}&allow_bucket_creation=false")
     assert (more.has_tags, more.without_tags) == (
         False,
-        "the parameter background_writes is for pyarrow alone",
+        "the parameter allow_bucket_creation is for pyarrow alone",
     )
     monkeypatch.setitem(__import__("sys").modules, "obstore.store", None)
     notes: list[str] = []
@@ -318,9 +319,8 @@ def test_pyarrow_is_patient_too(proxy, monkeypatch):
         Storage(storage.location.replace("bucket/", "bukket/")).write("a", b"1")
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_drivers_that_are_killed_and_stopped_lose_nothing(proxy, seed):
-    case = Case(proxy, seed)
+def test_drivers_that_are_killed_and_stopped_lose_nothing(proxy):
+    case = Case(proxy, seed=2)  # `campaign.py` runs as many as one likes
     case.run()
     assert case.violations == []
 

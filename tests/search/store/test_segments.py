@@ -20,12 +20,13 @@ pytestmark = pytest.mark.slow
 
 _ = server, credentials, running_proxy, proxy
 
-MANY = 70
-KEY = StudyKey("bottle", "toy")
+MANY = 6
+KEY = StudyKey("plate", "toy")
 
 
 @pytest.fixture
-def place(proxy) -> str:
+def place(proxy, monkeypatch) -> str:
+    monkeypatch.setattr(segments, "_FEW", MANY - 2)
     return folder(proxy.address)
 
 
