@@ -41,7 +41,7 @@ QUANTUM = 10.0
 #: Seconds after which a reservation says anew what must go, or tries another place if nothing can.
 _ANEW = 10.0
 #: Seconds for which a place is left alone that was free, for all that is known, and had no room.
-_BLOCKED = 120.0
+_BLOCKED = 60.0
 
 
 class Board(Protocol):
@@ -359,8 +359,10 @@ class Sharing:
                 continue
             self._forget(reservation)
             again = self._choose(reservation.needs, own, reservation, fairly=False)
-            if again is not None and (again.cpu or again.gpu):
-                self._put(again, own)  # what is there has not gone yet
+            if again is None:
+                continue
+            if again.cpu or again.gpu or reservation.cpu or reservation.gpu:
+                self._put(again, own)  # what is there has not gone yet, or just now
             else:
                 self._blocked[reservation.node, reservation.gpus] = now
         self._blocked = {p: at for p, at in self._blocked.items() if now - at < _BLOCKED}

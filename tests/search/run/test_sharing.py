@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
+from anomtune.search.run.adapters import IDLE_SECONDS
 from anomtune.search.run.claims import Claim, Held
 from anomtune.search.run.places import Site
 from anomtune.search.run.sharing import EXPIRES, PATIENCE, QUANTUM, Sharing
@@ -129,16 +130,21 @@ class Driver:
 
     def step(self) -> None:
         now, sharing = self.cluster.clock, self.sharing
+        fresh: set[int] = set()
         for actor in self.actors.values():
             if not actor.idle and actor.until <= now:
                 actor.idle = True
+                fresh.add(id(actor))
         held = {key: actor.shape for key, actor in self.actors.items()}
         sharing.look(held, [*(shape for shape, _ in self.pending), *self.held_back])
         for key, actor in self.actors.items():
             if sharing.workers[key].node is None:
                 sharing.place(key, actor.node, actor.gpus)
         for key, actor in list(self.actors.items()):
-            if actor.idle and sharing.gives_up(key):
+            if not actor.idle:
+                continue
+            unwanted = sharing.uncovered and id(actor) not in fresh
+            if sharing.gives_up(key) or now - actor.until >= IDLE_SECONDS or unwanted:
                 del self.actors[key]
         pending, self.pending = self.pending, []
         for one in pending:
@@ -152,10 +158,6 @@ class Driver:
                 key = next(self.serial)
                 self.actors[key] = Actor(one[0], *place)
                 self._begin(key, one[1])
-        if not self.queue:
-            for key, actor in list(self.actors.items()):
-                if actor.idle:
-                    del self.actors[key]
 
     def _hand_out(self) -> None:
         self.held_back = []
