@@ -9,9 +9,11 @@ runs end, and whoever is not entitled to it starts no new worker meanwhile. So
   ended that were on these GPUs when it began to wait, plus `PATIENCE` seconds and the start of a
   process: one run's length;
 - a sweep that holds less than its fair share of the cluster, the n-th part of it for n sweeps, has
-  that as soon: on the places that it has reserved the others begin no further run. They note what
-  they hold and want on a board, and read it every `BEAT` seconds. A worker that has just begun is
-  kept for `QUANTUM` seconds, so that sweeps that take turns do not only start processes.
+  that as soon where runs are alike: on the places that it has reserved the others begin no further
+  run. Where they are not (one wants two GPUs of a node, others parts of these) the sweeps have
+  their turn in the order in which they reserved. They note what they hold and want on a board, and
+  read it every `BEAT` seconds. A worker that has just begun is kept for `QUANTUM` seconds, so that
+  sweeps that take turns do not only start processes.
 
 A sweep alone reserves nothing but for its larger runs, and uses all there is.
 """
@@ -196,9 +198,9 @@ class Sharing:
             return False
         if not self._entitled(needs, map(size, beside)):
             return True
-        # Its own runs, too, have their turn by when they reserved a place.
+        # Who reserved first is first: what is given up for one anybody's run could take.
         mine = min((r.since for r in self._reserved if r.needs == needs), default=self._now())
-        return any(their.needs >= needs and their.since < mine for their in theirs)
+        return any(their.since < mine for their in theirs)
 
     def gives_up(self, worker: Hashable) -> bool:
         """Whether a worker that has nothing to do is to go; if so, it counts as given up."""
