@@ -55,6 +55,8 @@ _AGAIN, _AGAIN_ELSEWHERE = 1, 5
 #: it holds.
 IDLE_SECONDS = 10.0
 
+#: Seconds in which what waits takes an actor of its own shape that has nothing to do.
+_TURN = 0.5
 #: Seconds between two looks at what the actors hold.
 _GLANCE = 0.1
 
@@ -206,8 +208,8 @@ class Handout:
         """Whether an actor stays that has had nothing to do for so many seconds."""
         if idle >= IDLE_SECONDS or self.sharing.gives_up(actor):
             return False
-        # What waits could not be helped otherwise. One that has just ended its run may be for it.
-        return idle == 0.0 or not (self.sharing.uncovered or self._too_much)
+        # What waits could not be helped otherwise; one that has just ended its run may be for it.
+        return idle < _TURN or not (self.sharing.uncovered or self._too_much)
 
     def is_safe(self, run: _Run) -> bool:
         """Whether the record of a run has been written as it is.

@@ -130,11 +130,9 @@ class Driver:
 
     def step(self) -> None:
         now, sharing = self.cluster.clock, self.sharing
-        fresh: set[int] = set()
         for actor in self.actors.values():
             if not actor.idle and actor.until <= now:
                 actor.idle = True
-                fresh.add(id(actor))
         held = {key: actor.shape for key, actor in self.actors.items()}
         sharing.look(held, [*(shape for shape, _ in self.pending), *self.held_back])
         for key, actor in self.actors.items():
@@ -143,7 +141,7 @@ class Driver:
         for key, actor in list(self.actors.items()):
             if not actor.idle:
                 continue
-            unwanted = sharing.uncovered and id(actor) not in fresh
+            unwanted = sharing.uncovered and now - actor.until >= 2 * STEP
             if sharing.gives_up(key) or now - actor.until >= IDLE_SECONDS or unwanted:
                 del self.actors[key]
         pending, self.pending = self.pending, []
