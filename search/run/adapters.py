@@ -160,6 +160,7 @@ class Handout:
                 break  # nor has what would follow it
         while self._starting:
             self._held_back.clear()
+            self._too_much = False
             for run in self._starting:
                 if self.is_safe(run) and self._has_place(run):
                     self._starting.remove(run)
@@ -176,7 +177,6 @@ class Handout:
     def look(self) -> None:
         """Looks at what the actors hold and wait for; called in each round of Tune's loop."""
         self._taking.clear()
-        self._too_much = False
         if time.monotonic() - self._looked < _GLANCE:  # there may be thousands of actors
             return
         self._looked = time.monotonic()
@@ -191,8 +191,10 @@ class Handout:
         if self.sharing.holds_back(shape, self._to_come()):
             self._held_back.append(shape)
             return False
-        self._too_much = not self.capacity.allows(self._all_held(), run.gpu)
-        return not self._too_much
+        if not self.capacity.allows(self._all_held(), run.gpu):
+            self._too_much = True
+            return False
+        return True
 
     def _to_come(self) -> Iterator[Mapping[str, float]]:
         """Yields the shapes of runs that Tune has been given and that hold nothing yet."""
