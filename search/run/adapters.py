@@ -436,6 +436,8 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         """Takes back the runs that wait for room which others are to have."""
         handout = self._handout
         handout.look()
+        if not handout.sharing.contended:
+            return
         staying: list[Mapping[str, float]] = []
         for trial, shape in handout.actors.without_room():
             if trial.trial_id in handout.runs and handout.sharing.holds_back(shape, staying):

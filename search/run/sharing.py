@@ -136,6 +136,11 @@ class Sharing:
         return list(self._reserved)
 
     @property
+    def contended(self) -> bool:
+        """Whether any place is reserved, by whomever."""
+        return bool(self._reserved) or any(claim.reserved for claim in self._others.values())
+
+    @property
     def uncovered(self) -> bool:
         """Whether a run waits for room that has no place reserved."""
         covered = Counter(reservation.needs for reservation in self._reserved)

@@ -146,7 +146,7 @@ def test_the_first_runs_have_whole_gpus_and_the_next_what_they_need(engine):
 class HoldsBack(Sharing):
     """Others want the room, until ``wanted`` is taken away."""
 
-    wanted = True
+    wanted = contended = True
 
     def holds_back(self, shape, beside=()):
         return self.wanted
