@@ -57,6 +57,8 @@ _AGAIN, _AGAIN_ELSEWHERE = 1, 5
 #: it holds.
 IDLE_SECONDS = 10.0
 
+#: Seconds in which what waits takes an actor of its own shape that has nothing to do.
+_TURN = 0.5
 #: Seconds between two looks at what the actors hold.
 _GLANCE = 0.1
 
@@ -160,6 +162,7 @@ class Handout:
                 break  # nor has what would follow it
         while self._starting:
             self._held_back.clear()
+            self._too_much = False
             for run in self._starting:
                 if self.is_safe(run) and self._has_place(run):
                     self._starting.remove(run)
@@ -176,7 +179,6 @@ class Handout:
     def look(self) -> None:
         """Looks at what the actors hold and wait for; called in each round of Tune's loop."""
         self._taking.clear()
-        self._too_much = False
         if time.monotonic() - self._looked < _GLANCE:  # there may be thousands of actors
             return
         self._looked = time.monotonic()
@@ -191,8 +193,10 @@ class Handout:
         if self.sharing.holds_back(shape, self._to_come()):
             self._held_back.append(shape)
             return False
-        self._too_much = not self.capacity.allows(self._all_held(), run.gpu)
-        return not self._too_much
+        if not self.capacity.allows(self._all_held(), run.gpu):
+            self._too_much = True
+            return False
+        return True
 
     def _to_come(self) -> Iterator[Mapping[str, float]]:
         """Yields the shapes of runs that Tune has been given and that hold nothing yet."""
@@ -208,8 +212,8 @@ class Handout:
         """Whether an actor stays that has had nothing to do for so many seconds."""
         if idle >= IDLE_SECONDS or self.sharing.gives_up(actor):
             return False
-        # What waits could not be helped otherwise. One that has just ended its run may be for it.
-        return idle == 0.0 or not (self.sharing.uncovered or self._too_much)
+        # What waits could not be helped otherwise; one that has just ended its run may be for it.
+        return idle < _TURN or not (self.sharing.uncovered or self._too_much)
 
     def is_safe(self, run: _Run) -> bool:
         """Whether the record of a run has been written as it is.
@@ -442,6 +446,8 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         """Takes back the runs that wait for room which others are to have."""
         handout = self._handout
         handout.look()
+        if not handout.sharing.contended:
+            return
         staying: list[Mapping[str, float]] = []
         for trial, shape in handout.actors.without_room():
             if trial.trial_id in handout.runs and handout.sharing.holds_back(shape, staying):

@@ -9,9 +9,11 @@ runs end, and whoever is not entitled to it starts no new worker meanwhile. So
   ended that were on these GPUs when it began to wait, plus `PATIENCE` seconds and the start of a
   process: one run's length;
 - a sweep that holds less than its fair share of the cluster, the n-th part of it for n sweeps, has
-  that as soon: on the places that it has reserved the others begin no further run. They note what
-  they hold and want on a board, and read it every `BEAT` seconds. A worker that has just begun is
-  kept for `QUANTUM` seconds, so that sweeps that take turns do not only start processes.
+  that as soon where runs are alike: on the places that it has reserved the others begin no further
+  run. Where they are not (one wants two GPUs of a node, others parts of these) the sweeps have
+  their turn in the order in which they reserved. They note what they hold and want on a board, and
+  read it every `BEAT` seconds. A worker that has just begun is kept for `QUANTUM` seconds, so that
+  sweeps that take turns do not only start processes.
 
 A sweep alone reserves nothing but for its larger runs, and uses all there is.
 """
@@ -41,7 +43,7 @@ QUANTUM = 10.0
 #: Seconds after which a reservation says anew what must go, or tries another place if nothing can.
 _ANEW = 10.0
 #: Seconds for which a place is left alone that was free, for all that is known, and had no room.
-_BLOCKED = 120.0
+_BLOCKED = 60.0
 
 
 class Board(Protocol):
@@ -134,6 +136,11 @@ class Sharing:
         return list(self._reserved)
 
     @property
+    def contended(self) -> bool:
+        """Whether any place is reserved, by whomever."""
+        return bool(self._reserved) or any(claim.reserved for claim in self._others.values())
+
+    @property
     def uncovered(self) -> bool:
         """Whether a run waits for room that has no place reserved."""
         covered = Counter(reservation.needs for reservation in self._reserved)
@@ -196,9 +203,9 @@ class Sharing:
             return False
         if not self._entitled(needs, map(size, beside)):
             return True
-        # Its own runs, too, have their turn by when they reserved a place.
+        # Who reserved first is first: what is given up for one anybody's run could take.
         mine = min((r.since for r in self._reserved if r.needs == needs), default=self._now())
-        return any(their.needs >= needs and their.since < mine for their in theirs)
+        return any(their.since < mine for their in theirs)
 
     def gives_up(self, worker: Hashable) -> bool:
         """Whether a worker that has nothing to do is to go; if so, it counts as given up."""
@@ -359,8 +366,10 @@ class Sharing:
                 continue
             self._forget(reservation)
             again = self._choose(reservation.needs, own, reservation, fairly=False)
-            if again is not None and (again.cpu or again.gpu):
-                self._put(again, own)  # what is there has not gone yet
+            if again is None:
+                continue
+            if again.cpu or again.gpu or reservation.cpu or reservation.gpu:
+                self._put(again, own)  # what is there has not gone yet, or just now
             else:
                 self._blocked[reservation.node, reservation.gpus] = now
         self._blocked = {p: at for p, at in self._blocked.items() if now - at < _BLOCKED}

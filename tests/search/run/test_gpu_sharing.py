@@ -18,7 +18,7 @@ from anomtune.search.detector import devices
 from anomtune.search.detector.devices import gpu_memory, limit_memory
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.run import trial as trial_module
-from anomtune.search.run.adapters import Handout, PoolScheduler, PoolSearcher
+from anomtune.search.run.adapters import IDLE_SECONDS, Handout, PoolScheduler, PoolSearcher
 from anomtune.search.run.capacity import Capacity
 from anomtune.search.run.messages import (
     Assignment,
@@ -146,7 +146,7 @@ def test_the_first_runs_have_whole_gpus_and_the_next_what_they_need(engine):
 class HoldsBack(Sharing):
     """Others want the room, until ``wanted`` is taken away."""
 
-    wanted = True
+    wanted = contended = True
 
     def holds_back(self, shape, beside=()):
         return self.wanted
@@ -189,6 +189,25 @@ def test_a_sweep_takes_no_more_gpus_than_it_may(engine):
     assert gpus(sweep.start()) == [1]
     sweep.complete("0", peak=2)
     assert gpus(sweep.start()) == [1 / 4] * 4
+
+
+def test_idle_actors_of_another_shape_go_when_there_may_be_no_more(engine):
+    sweep = engine(gpus=4, resources={"max": {"gpu": 1}})
+    sweep.start()
+    sweep.complete("0", peak=2)
+    handout = sweep.handout
+    held = {"whole": handout.capacity.shape(1.0)}
+    handout.actors.held = lambda: held
+    assert handout._stays("whole", 5.0)
+    assert sweep.start() == {}
+    handout.look()
+    assert handout._stays("whole", 0.1), "it may be taken yet"
+    assert not handout._stays("whole", 5.0)
+    held.clear()
+    assert gpus(sweep.start()) == [1 / 4] * 4
+    held |= dict.fromkeys("abcd", handout.capacity.shape(1 / 4))
+    assert handout._stays("a", 5.0)
+    assert not handout._stays("a", IDLE_SECONDS)
 
 
 def test_a_later_start_goes_on_packed(engine):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
+from anomtune.search.run.adapters import IDLE_SECONDS
 from anomtune.search.run.claims import Claim, Held
 from anomtune.search.run.places import Site
 from anomtune.search.run.sharing import EXPIRES, PATIENCE, QUANTUM, Sharing
@@ -138,7 +139,10 @@ class Driver:
             if sharing.workers[key].node is None:
                 sharing.place(key, actor.node, actor.gpus)
         for key, actor in list(self.actors.items()):
-            if actor.idle and sharing.gives_up(key):
+            if not actor.idle:
+                continue
+            unwanted = sharing.uncovered and now - actor.until >= 2 * STEP
+            if sharing.gives_up(key) or now - actor.until >= IDLE_SECONDS or unwanted:
                 del self.actors[key]
         pending, self.pending = self.pending, []
         for one in pending:
@@ -152,10 +156,6 @@ class Driver:
                 key = next(self.serial)
                 self.actors[key] = Actor(one[0], *place)
                 self._begin(key, one[1])
-        if not self.queue:
-            for key, actor in list(self.actors.items()):
-                if actor.idle:
-                    del self.actors[key]
 
     def _hand_out(self) -> None:
         self.held_back = []
