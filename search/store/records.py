@@ -11,11 +11,11 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from anomtune.bounded import parse_json, read_array, read_arrays
 from anomtune.errors import SweepError
@@ -34,6 +34,21 @@ PAPER, SAMPLER = "paper", "sampler"
 _MOST_BYTES = 1 << 28
 
 _COUNTS = TypeAdapter(dict[str, tuple[Whole, Whole]])
+
+
+def _has_a_scoring(params: dict[str, Any]) -> dict[str, Any]:
+    # What tables say of a scoring they say of every method, also where that is not installed.
+    scoring = params.get("scoring", {})
+    if not isinstance(scoring, dict):
+        raise ValueError("params.scoring: no mapping")
+    reduce, share = scoring.get("reduce", "max"), scoring.get("share", 0.01)
+    if not isinstance(reduce, str) or not isinstance(share, int | float):
+        raise ValueError("params.scoring: no rule of a score")
+    return params
+
+
+#: Hyperparameters as a record keeps them.
+Params = Annotated[dict[str, Any], AfterValidator(_has_a_scoring)]
 
 State = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 
@@ -133,7 +148,7 @@ class TrialRecord(Part):
     method: str
     number: Whole
     state: State
-    params: dict[str, Any]
+    params: Params
     seed: Whole
     split_hash: str
     origin: MessageText = SAMPLER
@@ -214,7 +229,7 @@ class ConfirmRecord(Part):
     number: Whole
     seed: Whole
     state: Literal["RUNNING", "COMPLETE", "FAIL"]
-    params: dict[str, Any]
+    params: Params
     split_hash: str
     val_auroc: float | None = None
     test: DomainFigures | None = None

@@ -132,7 +132,7 @@ class Damager:
                     b"2001-13-99",
                 ),
                 *(b"../" * 9 + b"etc/passwd", str(self._outside / "file").encode(), b"\\x00"),
-                b"a" * 200_000,
+                b"a" * 70_000,
             )
         )
 
@@ -142,7 +142,7 @@ class Damager:
         at = random.randrange(len(lines))
         match random.randrange(5):
             case 0:
-                lines[at:at] = [lines[random.randrange(len(lines))]] * random.choice((1, 2, 5000))
+                lines[at:at] = [lines[random.randrange(len(lines))]] * random.choice((1, 2, 300))
             case 1:
                 del lines[at]
             case 2:

@@ -146,6 +146,8 @@ def changed(where: str, value: Any):
         ("held_out.json", json.dumps({"bottle": [10**30, 1]}).encode()),
         ("trials/**/00000.json", DEEP),
         ("trials/**/00000.json", changed("facts.parameters", 10**30)),
+        ("trials/**/00000.json", changed("params.scoring.reduce", ["max"])),
+        ("trials/**/00000.json", changed("params.scoring", 3)),
         ("trials/**/00000.json", changed("cost.finished_at", "yesterday")),
         ("trials/**/00000.json", changed("cost.started_at", "0001-01-01T00:00:00+23:00")),
         ("trials/**/00000.json", changed("curve.3.judged.aurocs", "AAAA")),
