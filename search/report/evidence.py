@@ -108,20 +108,18 @@ def gather(config: Sweep, directories: Sequence[SweepDirectory]) -> Evidence:
         SweepError: If a record cannot be understood or a method is not there.
     """
     plans = plan_studies(config)
-    trials = [read_studies(store) for _, store in directories]
-    runs = [store.read_confirmed() for _, store in directories]
-    rankings = [
-        rank_studies(*directory, *read)
-        for directory, *read in zip(directories, trials, runs, strict=True)
+    found = [
+        (directory, read_studies(directory.store), directory.store.read_confirmed())
+        for directory in directories
     ]
-    board = tabulate(config, rankings)
+    board = tabulate(config, [rank_studies(*place, trials, runs) for place, trials, runs in found])
     rows: dict[str, list[Row]] = {}
     for row in board.to_pylist():
         rows.setdefault(row["category"], []).append(row)
     categories = [
         category
-        for directory, *read in zip(directories, trials, runs, strict=True)
-        for category in _categories(directory, rows, plans, *read)
+        for directory, trials, runs in found
+        for category in _categories(directory, rows, plans, trials, runs)
     ]
     return Evidence(config, board, categories)
 
