@@ -111,8 +111,8 @@ def gather(config: Sweep, directories: Sequence[SweepDirectory]) -> Evidence:
     trials = [read_studies(store) for _, store in directories]
     runs = [store.read_confirmed() for _, store in directories]
     rankings = [
-        rank_studies(*directory, *read)
-        for directory, *read in zip(directories, trials, runs, strict=True)
+        rank_studies(*directory, found, confirmed)
+        for directory, found, confirmed in zip(directories, trials, runs, strict=True)
     ]
     board = tabulate(config, rankings)
     rows: dict[str, list[Row]] = {}
@@ -120,8 +120,8 @@ def gather(config: Sweep, directories: Sequence[SweepDirectory]) -> Evidence:
         rows.setdefault(row["category"], []).append(row)
     categories = [
         category
-        for directory, *read in zip(directories, trials, runs, strict=True)
-        for category in _categories(directory, rows, plans, *read)
+        for directory, found, confirmed in zip(directories, trials, runs, strict=True)
+        for category in _categories(directory, rows, plans, found, confirmed)
     ]
     return Evidence(config, board, categories)
 
