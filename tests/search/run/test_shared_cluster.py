@@ -129,10 +129,15 @@ def test_three_sweeps_share_gpus(tmp_path, toy_data, three_gpus, ray_address):
 def test_drivers_see_each_others_claims_until_they_end(ray_session):
     claim = Claim(beat=3, cpu=2, waits=True, places=(Held(node="a", cpu=2),))
     with ray_board() as one, ray_board() as other:
+        before = one.read().keys()  # of drivers that were killed
         one.write(claim)
-        assert list(other.read().values()) == [claim]
-        assert dict(one.read()) == {}
-        other.write(claim.model_copy(update={"beat": 4}))
-        assert [found.beat for found in one.read().values()] == [4]
+        (name,) = other.read().keys() - before
+        assert other.read()[name] == claim
+        assert one.read().keys() == before
+        one.write(claim.model_copy(update={"beat": 4}))
+        assert other.read()[name].beat == 4
     with ray_board() as later:
+        assert later.read().keys() == before
+        for killed in before:
+            later.remove(killed)
         assert dict(later.read()) == {}
