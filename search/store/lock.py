@@ -205,10 +205,11 @@ class _FileLock:
     renew = check
 
     def release(self) -> None:
-        if not (self._root / "sweep.yaml").exists():  # no sweep began: leave nothing behind
-            for name in (_MARK, ".lock"):
-                (self._root / name).unlink(missing_ok=True)
-            with suppress(OSError):  # not empty: it is somebody's folder
+        # Where nothing can be removed, or the folder is somebody's, that is no reason to fail.
+        with suppress(OSError):
+            if not (self._root / "sweep.yaml").exists():  # no sweep began: leave nothing behind
+                for name in (_MARK, ".lock"):
+                    (self._root / name).unlink(missing_ok=True)
                 self._root.rmdir()
         self._lock.release()
 

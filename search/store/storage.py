@@ -8,6 +8,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from anomtune.datasets.io.uri import has_secrets, is_uri, mask_uri
@@ -297,12 +298,16 @@ class Storage:
             raise self._unusable("delete", path, error) from error
 
     def delete_left_overs(self) -> None:
-        """Removes what killed processes were writing; on an object store it never appears."""
+        """Removes what killed processes were writing; on an object store it never appears.
+
+        What cannot be removed stays for the next time.
+        """
         if self.local_root is not None:
             for folder, _, names in os.walk(self.local_root):
                 for name in names:
                     if name.startswith(".") and name.endswith(TEMPORARY):
-                        Path(folder, name).unlink(missing_ok=True)
+                        with suppress(OSError):
+                            Path(folder, name).unlink()
 
     def _local(self, path: str) -> Path | None:
         """Returns a path below the root as the operating system takes it, if the root is local."""

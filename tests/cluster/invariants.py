@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,7 +75,6 @@ def violations(directory: Path, before: dict[str, bytes]) -> Iterator[str]:
         before: Records that had ended before, and their content then.
     """
     config, store = read_sweep(directory)
-    yield from _locked(directory, store)
     yield from _changed(directory, before)
     if not open_sweep(directory).finished:
         yield "is not finished, it says"
@@ -116,6 +116,7 @@ def violations(directory: Path, before: dict[str, bytes]) -> Iterator[str]:
         _, winner = choose(records, of_study, config.confirm)
         yield from _wrong_model(directory, key, winner.runs if winner else (), config, store)
     yield from _wrong_tables(directory, store)
+    yield from _locked(store)  # last: who owns a directory tidies it
 
 
 def differences(directory: Path, other: Path) -> Iterator[str]:
@@ -149,8 +150,9 @@ def _decided(directory: Path) -> list[tuple[object, ...]]:
     ]
 
 
-def _locked(directory: Path, store: RecordStore) -> Iterator[str]:
-    if OwnerWatch(store.storage).look().alive:
+def _locked(store: RecordStore) -> Iterator[str]:
+    mark = json.loads(store.storage.read("owner.json") or b"{}")
+    if mark.get("pid") != os.getpid() and OwnerWatch(store.storage).look().alive:
         yield "owner.json: says that the sweep has a live owner"
     try:
         with DirectoryLock(store.storage):
@@ -199,6 +201,8 @@ def _is_whole(path: Path) -> bool:
 
 def _events(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Returns the steps and values of every scalar of a run, as TensorBoard reads them."""
+    if not folder.is_dir():
+        return {}
     found = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     return {
         tag: [(event.step, event.value) for event in found.Scalars(tag)]

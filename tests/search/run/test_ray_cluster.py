@@ -67,6 +67,8 @@ def started(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
+    there = SimpleNamespace(gcs_address="10.0.0.1:6379")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: there)
     return seen
 
 
@@ -115,17 +117,12 @@ def head(monkeypatch):
     import ray
 
     exits: list[int] = []
-
-    def leave(code):
-        exits.append(code)
-        raise SystemExit  # of the thread alone
-
     listener = socket.create_server(("127.0.0.1", 0))
     context = SimpleNamespace(gcs_address=f"127.0.0.1:{listener.getsockname()[1]}")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **_: None)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr(module.os, "_exit", leave)
+    monkeypatch.setattr(module.os, "_exit", exits.append)
     monkeypatch.setenv(HEAD_PATIENCE[0], "1")
     yield listener, exits
     listener.close()

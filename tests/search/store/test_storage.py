@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -125,6 +126,19 @@ def test_an_owner_that_was_stopped_notices_though_the_clock_was_set_back(tmp_pat
         monkeypatch.setattr(time, "time", lambda: real() - 3600)
         with pytest.raises(StorageError, match="another sweep owns"):
             owner.check()
+
+
+def test_what_cannot_be_tidied_hides_no_error_and_holds_no_lock(tmp_path, monkeypatch):
+    def unlink(path, **_):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    (tmp_path / ".a.tmp").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        with pytest.raises(StorageError, match="is full"), DirectoryLock(Storage(tmp_path)):
+            raise StorageError("the disk is full")
+    with DirectoryLock(Storage(tmp_path)):
+        assert not (tmp_path / ".a.tmp").exists()
 
 
 def test_errors_name_file_reason_and_remedy(tmp_path):
