@@ -36,15 +36,15 @@ def main() -> int:
             numbers, started = range(share(reader)), time.monotonic()
             found[reader.name] = tally = run(reader, place / "run", arguments.seed, numbers, until)
             seconds = time.monotonic() - started
+            if arguments.counts:  # at once: a run may be ended at any time
+                _add(arguments.counts, reader.name, _counts(tally))
             print(f"{reader.name:20} {tally.inputs:6} in {seconds:5.1f} s", flush=True)
             for fault, inputs in tally.faults.items():
                 print(f"    {len(inputs):5} x {fault}   --again {inputs[0]}", flush=True)
     finally:
         shutil.rmtree(place, ignore_errors=True)
     counts = {name: _counts(tally) for name, tally in found.items()}
-    if arguments.counts:
-        counts = _added(arguments.counts, counts)
-    _print(counts)
+    _print(json.loads(arguments.counts.read_text()) if arguments.counts else counts)
     return int(any(tally.faults for tally in found.values()))
 
 
@@ -81,13 +81,11 @@ def _counts(tally: Tally) -> dict[str, int]:
     }
 
 
-def _added(path: Path, counts: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
-    before = json.loads(path.read_text()) if path.exists() else {}
-    for name, known in counts.items():
-        earlier = before.get(name, {})
-        before[name] = {key: earlier.get(key, 0) + value for key, value in known.items()}
-    path.write_text(json.dumps(before, indent=1))
-    return dict(before)
+def _add(path: Path, name: str, counts: dict[str, int]) -> None:
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    earlier = kept.get(name, {})
+    kept[name] = {key: earlier.get(key, 0) + value for key, value in counts.items()}
+    path.write_text(json.dumps(kept, indent=1))
 
 
 def _print(counts: dict[str, dict[str, int]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 
@@ -17,8 +16,9 @@ pytestmark = pytest.mark.slow
 def test_damaged_files_are_refused_in_one_line_or_read():
     if sys.platform != "linux":
         pytest.skip("measures memory as Linux does")
-    seed = random.SystemRandom().randrange(10**6)
-    words = ("--inputs", "1500", "--seconds", "40", "--seed", str(seed))
+    # The same inputs each time: whoever changes a reader sees what that has done. New ones are the
+    # long run's, which draws its seed.
+    words = ("--inputs", "1500", "--seconds", "40", "--seed", "18")
     done = subprocess.run(
         [sys.executable, "-m", "tests.fuzz", *words],
         cwd=PROJECT,
@@ -29,4 +29,4 @@ def test_damaged_files_are_refused_in_one_line_or_read():
         check=False,
     )
     print(done.stdout)
-    assert done.returncode == 0, f"seed {seed}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
