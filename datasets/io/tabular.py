@@ -20,7 +20,7 @@ from anomtune.datasets.io.coco import Shapes, read_coco
 from anomtune.datasets.io.uri import SUFFIXES
 from anomtune.datasets.io.wording import means_normal
 from anomtune.errors import DataError, suggest
-from anomtune.names import BYTES, plain_name, to_text
+from anomtune.names import BYTES, plain_name, readable, to_text
 
 #: What a column can be; the first two must be there.
 COLUMNS = ("image", "label", "mask", "split", "category", "domain", "group")
@@ -212,4 +212,7 @@ def _text(value: Any) -> str:
         return str(int(value))
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return to_text(plain_name(str(value)))
+    try:
+        return to_text(plain_name(str(value)))
+    except UnicodeEncodeError:  # half a character, which JSON can spell: no file is called so
+        return readable(str(value))

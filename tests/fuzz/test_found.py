@@ -300,6 +300,18 @@ def test_a_table_that_says_one_long_text_in_every_row(tmp_path):
         Table(path).categories()
 
 
+def test_half_a_character_in_a_coco_file(tmp_path):
+    content = {
+        "images": [{"id": 1, "file_name": "\ud800.png"}],
+        "annotations": [],
+        "categories": [],
+    }
+    path = tmp_path / "parts.json"
+    path.write_text(json.dumps(content))
+    problems = [str(problem) for problem in Table(path).scan("parts")[1]]
+    assert any("no such file" in problem for problem in problems)
+
+
 def test_a_path_that_no_system_takes(tmp_path):
     path = tmp_path / "parts.csv"
     path.write_text(f"image,label,mask\n{'a' * 9000}.png,0,\nb.png,1,{'[' * 300}\n")
