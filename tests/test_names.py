@@ -89,9 +89,9 @@ def _depends_on_the_locale(call: ast.Call) -> bool:
         owner = getattr(getattr(function, "value", None), "id", "")
         return owner != "distribution" and not any(text.startswith("utf") for text in texts)
     if name == "open" and isinstance(function, ast.Attribute):
-        # `Path.open` has its mode first, `Image.open` and the like have none and read bytes.
+        # `Path.open` has its mode first, `Image.open`, a ZIP archive's and the like read bytes.
         owner = getattr(function.value, "id", "")
-        if owner in {"Image", "gzip", "os"}:
+        if owner in {"Image", "archive", "gzip", "os"}:
             return False
         return not any("b" in text for text in texts) and not _is_a_method_of_ours(call)
     return not any("b" in text for text in texts)

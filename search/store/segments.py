@@ -28,6 +28,7 @@ import uuid
 import zlib
 from collections.abc import Iterator, Mapping
 
+from anomtune.bounded import parse_json
 from anomtune.search.store.objects import Stamp
 from anomtune.search.store.storage import Storage
 
@@ -73,7 +74,7 @@ def _lines(content: bytes) -> Iterator[tuple[str, str, bytes]]:
             while left > 0 and (line := stream.readline(_LONGEST)).endswith(b"\n"):
                 left -= len(line)
                 head, _, record = line.partition(b"\t")
-                path, tag = json.loads(head)
+                path, tag = parse_json(head)
                 if isinstance(path, str) and isinstance(tag, str):
                     yield path, tag, record
     except (OSError, EOFError, zlib.error, ValueError, TypeError):

@@ -48,6 +48,7 @@ from anomtune.search.results.status import status_line, sweep_status
 from anomtune.search.run.checkpoint import Checkpoints
 from anomtune.search.store.directory import read_sweep
 from anomtune.search.store.lock import DirectoryLock
+from anomtune.search.store.segments import _lines as lines_of_segment
 from anomtune.search.store.sent import SentRecords
 from anomtune.search.store.spent import SpentClock
 from anomtune.search.store.storage import Storage
@@ -172,6 +173,20 @@ def _read_small_files(folder: Path) -> None:
     lock = DirectoryLock(Storage(folder))
     with lock:
         lock.check()
+
+
+def _write_segment(folder: Path) -> None:
+    lines = [
+        b'["trials/bottle/padim/%05d.json", "tag"]\t{"number": %d}\n' % (number, number)
+        for number in range(20)
+    ]
+    (folder / "00.jsonl.gz").write_bytes(gzip.compress(b"".join(lines)))
+
+
+def _read_segment(folder: Path) -> None:
+    for path, tag, record in lines_of_segment((folder / "00.jsonl.gz").read_bytes()):
+        assert isinstance(path + tag, str)
+        assert isinstance(record, bytes)
 
 
 def _watch(folder: Path) -> None:
@@ -473,6 +488,7 @@ READERS = (
     Reader("scorings", "scorings/**/*.json", _write_sweep_directory, _read_sweep_directory, 0.3),
     Reader("records, watched", "**/*.json", _write_sweep_directory, _watch, 0.2),
     Reader("report", "**/*.[jnp]*", _write_sweep_directory, _report, 0.02),
+    Reader("segments", "*.gz", _write_segment, _read_segment, 4),
     Reader("model folder", "*", _write_toy_model, _read_model, 0.4),
     Reader("weights of a model", "*.safetensors", _write_model, _read_any_weights, 0.1),
     Reader("checkpoint", "**/*.safetensors", _write_checkpoint, _read_checkpoint, 20),
