@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import signal
 import threading
-import time
 
 import pytest
-import yaml
 
 from anomtune.errors import StorageError
 from anomtune.search.store import lock, objects
 from anomtune.search.store import storage as storage_module
 from anomtune.search.store.lock import DirectoryLock
 from anomtune.search.store.objects import ChangedError
-from anomtune.search.store.records import RecordStore, TrialRecord
+from anomtune.search.store.records import RecordStore
 from anomtune.search.store.storage import Storage
-from tests.driver import Driver
-from tests.search.conftest import sweep_dict
 from tests.search.object_store import credentials, folder, place, proxy, running_proxy, server
 from tests.search.results.test_tensorboard import toy_record
 from tests.search.store.campaign import Case
@@ -323,47 +318,3 @@ def test_drivers_that_are_killed_and_stopped_lose_nothing(proxy):
     case = Case(proxy, seed=2)  # `campaign.py` runs as many as one likes
     case.run()
     assert case.violations == []
-
-
-@pytest.mark.ray
-def test_a_stopped_driver_is_followed_and_wakes(proxy, tmp_path, toy_data, ray_address):
-    """While the store refuses a tenth of all requests, and is killed once as well."""
-    place = folder(proxy.address)
-    config = sweep_dict(
-        toy_data,
-        trials=6,
-        confirm={"top": 1, "seeds": [1]},
-        methods={"toy": {"fixed": {"seconds": 0.03}}},
-    )
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(config))
-    store = RecordStore(Storage(place))
-    proxy.set(slow_down=0.1, latency=0.002)
-
-    def start() -> Driver:
-        return Driver("sweep", tmp_path / "sweep.yaml", "--dir", place, "--address", ray_address)
-
-    def ended() -> dict[str, TrialRecord]:
-        found = (*store.read_all().values(), *store.read_confirmed().values())
-        return {r.path: r for study in found for r in study if r.state != "RUNNING"}
-
-    def until(driver: Driver, count: int) -> None:
-        while driver.poll() is None and len(store.storage.list("trials", ".npz")) < count:
-            time.sleep(0.1)
-
-    killed = start()
-    until(killed, 3)
-    killed.kill()
-    before = ended()
-    stopped = start()
-    until(stopped, 5)
-    stopped.send_signal(signal.SIGSTOP)
-    follower = start()
-    assert follower.wait(200) == 0, follower.err
-    after, files = ended(), store.storage.stamps("", "")
-    assert {path: after[path] for path in before} == before
-    assert len(after) == 14
-    assert {record.state for record in after.values()} <= {"COMPLETE", "PRUNED"}
-    stopped.send_signal(signal.SIGCONT)
-    assert stopped.wait(60) == 2
-    assert "another sweep owns this directory" in stopped.err
-    assert {p: s for p, s in store.storage.stamps("", "").items() if p in files} == files
