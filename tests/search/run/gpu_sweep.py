@@ -1,7 +1,6 @@
 """Runs a sweep of the toy method on two GPUs of 16 GiB that Ray only believes in.
 
-The toy's ``marker`` says how many GiB it needs; with less it runs out of memory. ``FAKE_CPUS`` says
-how many runs there are at once.
+The toy's ``marker`` says how many GiB it needs; with less it runs out of memory.
 
 Run by test_gpu_sharing.py: python gpu_sweep.py SWEEP.json DIRECTORY
 """
@@ -64,13 +63,12 @@ def pretend() -> None:
 
     def logged(spec):
         begin = time.time()
-        if spec.gpu < 1 and "FAKE_CPUS" not in os.environ:
+        if spec.gpu < 1:
             wait_for_company(ray.get_gpu_ids()[0])
         try:
             yield from run_trial(spec)
         finally:
             entry = {"share": spec.gpu, "gpu": ray.get_gpu_ids()[0], "begin": begin}
-            entry["side"] = spec.training.hyperparameters["side"]
             with Path(os.environ["FAKE_GPU_LOG"]).open("a") as file:
                 file.write(json.dumps(entry | {"end": time.time()}) + "\n")
 
@@ -84,7 +82,7 @@ def main() -> None:
     sweep, directory = sys.argv[1:]
     ray.init(
         address="local",
-        num_cpus=int(os.environ.get("FAKE_CPUS", "3")),
+        num_cpus=3,  # no more than three at once
         num_gpus=2,
         resources={"accelerator_type:A100": 1},
         include_dashboard=False,

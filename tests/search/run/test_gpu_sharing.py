@@ -456,38 +456,3 @@ def test_a_sweep_on_gpus_that_are_not_there(tmp_path, toy_data):
         for one in runs
         for two in runs
     )
-
-
-@pytest.mark.ray
-def test_a_run_that_wants_a_whole_gpu_has_one_while_small_ones_fill_all(
-    tmp_path, toy_data, make_sweep, simulation
-):
-    """A first run of another size of images, which nothing is known of, among shares of 1/4."""
-    simulation.categories = ("plate",)
-    changes = {
-        "trials": 48, "confirm": 0, "sampler": "random", "pruner": "none", "scoring": "paper",
-        "methods": {
-            "toy": {"space": {"side": {"choices": [0, 32, 48]}}, "fixed": {"seconds": 0.25}}
-        },
-        "dataset": {"name": "folder", "root": str(toy_data), "categories": ["plate"]},
-    }  # fmt: skip
-
-    seed = 104
-    pool = simulation.pool(make_sweep(**changes, seed=seed))
-    sides = [pool.ask().params["side"] for _ in range(10)]
-    # 0 and 32 are the same size.
-    assert [side == 48 for side in sides] == [False] * 9 + [True], "another seed is wanted"
-    (tmp_path / "sweep.json").write_text(json.dumps(sweep_dict(toy_data, **changes, seed=seed)))
-    script = Path(__file__).parent / "gpu_sweep.py"
-    environment = os.environ | {"FAKE_GPU_LOG": str(tmp_path / "log"), "FAKE_CPUS": "8"}
-    command = [sys.executable, str(script), str(tmp_path / "sweep.json"), str(tmp_path / "out")]
-    subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[3])
-
-    runs = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert len(runs) == 48
-    runs.sort(key=lambda run: run["begin"])
-    first = next(index for index, run in enumerate(runs) if run["side"] == 48)
-    assert runs[first]["share"] == 1
-    assert {run["share"] for run in runs[2:first]} == {1 / 4}
-    # It was the tenth. Those that begin before it are few: in `PATIENCE` and a run's length.
-    assert first <= 9 + 18
