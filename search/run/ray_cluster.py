@@ -65,9 +65,9 @@ def ray_cluster(address: str | None) -> Iterator[None]:
         _folder_for_sockets(address) as folder,
     ):
         try:
-            with _group_of_their_own(), _command_line_in_utf8(), no_interrupt_lost():
-                _start(address, folder)
             with _ended_with_head(address):
+                with _group_of_their_own(), _command_line_in_utf8(), no_interrupt_lost():
+                    _start(address, folder)
                 yield
         finally:
             ray.shutdown()
@@ -83,19 +83,19 @@ def _ended_with_head(address: str | None) -> Iterator[None]:
     if address is None:
         yield
         return
-    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     name, usual = HEAD_PATIENCE
     pause = _SOONER * float(os.environ.get(name, usual)) / _LOOKS
     ended = threading.Event()
 
     def watch() -> None:
-        missed = 0
+        met, missed = False, 0
         while not ended.wait(pause):
             try:
-                socket.create_connection((host.strip("[]"), int(port)), timeout=pause).close()
-                missed = 0
-            except OSError:
-                missed += 1
+                if (head := _head(address)) is not None:
+                    socket.create_connection(head, timeout=pause).close()
+                    met, missed = True, 0
+            except (OSError, ValueError):
+                missed += met  # one that never was there is Ray's to tell of
             if missed == _LOOKS:
                 print(
                     f"anomtune: the head of the Ray cluster at {address} has gone; start the "
@@ -112,6 +112,16 @@ def _ended_with_head(address: str | None) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def _head(address: str) -> tuple[str, int] | None:
+    """Returns where the head of a cluster listens, ``None`` while that is not known."""
+    if "://" in address or ":" not in address:  # ``auto``, for one
+        if not ray.is_initialized():
+            return None
+        address = ray.get_runtime_context().gcs_address
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 @contextmanager

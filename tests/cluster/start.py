@@ -265,6 +265,7 @@ class Start:
         ballast.unlink(missing_ok=True)
 
     def _stop_owner(self) -> _Fault:
+        yield from self._until(lambda: self._owner() == self._driver.pid)
         yield from self._moment()
         process = psutil.Process(self._driver.pid)
         process.suspend()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -67,8 +66,6 @@ def started(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    there = SimpleNamespace(gcs_address="10.0.0.1:6379")
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: there)
     return seen
 
 
@@ -118,10 +115,8 @@ def head(monkeypatch):
 
     exits: list[int] = []
     listener = socket.create_server(("127.0.0.1", 0))
-    context = SimpleNamespace(gcs_address=f"127.0.0.1:{listener.getsockname()[1]}")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **_: None)
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(module.os, "_exit", exits.append)
     monkeypatch.setenv(HEAD_PATIENCE[0], "1")
     yield listener, exits
@@ -130,7 +125,8 @@ def head(monkeypatch):
 
 def test_a_process_whose_head_goes_away_ends_as_interrupted(head, capsys):
     listener, exits = head
-    with ray_cluster("10.0.0.1:6379"):
+    address = f"127.0.0.1:{listener.getsockname()[1]}"
+    with ray_cluster(address):
         time.sleep(0.7)
         assert exits == []
         listener.close()
@@ -138,12 +134,14 @@ def test_a_process_whose_head_goes_away_ends_as_interrupted(head, capsys):
         while not exits and time.monotonic() < end:
             time.sleep(0.01)
     assert exits == [3]
-    assert "the head of the Ray cluster at 10.0.0.1:6379 has gone" in capsys.readouterr().err
+    assert f"the head of the Ray cluster at {address} has gone" in capsys.readouterr().err
 
 
-def test_a_ray_of_this_machine_is_not_looked_for(head):
+@pytest.mark.parametrize("own", [True, False])
+def test_a_head_that_never_was_there_is_not_missed(head, own):
     listener, exits = head
+    port = listener.getsockname()[1]
     listener.close()
-    with ray_cluster(None):
+    with ray_cluster(None if own else f"127.0.0.1:{port}"):
         time.sleep(0.7)
     assert exits == []
