@@ -17,7 +17,6 @@ from typing import Any
 import ray
 from ray import cloudpickle, tune
 from ray.tune.execution import class_cache
-from ray.tune.progress_reporter import TrialProgressCallback
 
 from anomtune.registry import registrations
 from anomtune.search.config import Sweep
@@ -114,23 +113,12 @@ def _tuner(handout: Handout, scratch: str) -> tune.Tuner:
             name="tune",
             storage_path=scratch,
             verbose=0,
-            callbacks=[_Silent()],
             # Ours, not Tune's, to count: it takes a worker that died between two runs, unnoticed,
             # for two failures of the second one.
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-
-
-class _Silent(TrialProgressCallback):  # type: ignore[misc]
-    """Stands where Tune puts one that prints nothing either, and keeps every trial for it."""
-
-    def log_result(self, *args: Any, **kwargs: Any) -> None:
-        """Prints nothing."""
-
-    def on_trial_complete(self, *args: Any, **kwargs: Any) -> None:
-        """Prints nothing."""
 
 
 def _placement(config: dict[str, Any]) -> tune.PlacementGroupFactory:

@@ -242,6 +242,9 @@ class EndedTrials:
 
     def forget(self, controller: Any) -> None:
         """Forgets those that have ended by now; to be called in each round of Tune's loop."""
+        # What prints progress, here nothing, keeps every trial for it.
+        told = controller._callbacks._callbacks
+        told[:] = [one for one in told if type(one).__name__ != "TrialProgressCallback"]
         while len(self._ended) > 1 and self._ended[0].is_finished():
             trial = self._ended.popleft()
             # A list, in the order in which they came: those in front of it still run.

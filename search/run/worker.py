@@ -135,7 +135,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         """Trains up to the next rung; at first it only says where it is."""
-        if not self._told:
+        if not self._told and ray.is_initialized():  # without Ray there is no place
             self._told = True
             context = ray.get_runtime_context()
             gpus = tuple(context.get_accelerator_ids().get("GPU", ()))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import safetensors.numpy
+import torch
 from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -295,7 +296,7 @@ def _wrong_model(
         input_size=detector.input_size,
         resize=detector.hyperparameters.resize,
     )
-    scores = detector.score(as_images(split.validation, "cpu")).numpy()
+    scores = detector.score(as_images(split.validation, torch.device("cpu"))).numpy()
     (kept,) = store.read_scores([run])
     if kept is None or not np.allclose(scores, kept, rtol=1e-3, atol=1e-5):
         yield f"{key}: the model scores {scores}, its run scored {kept}"

@@ -19,7 +19,7 @@ TINY: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "random", "batch_
 
 #: Settings with which a method learns in a few seconds: sizes and lengths alone.
 SHORT: dict[str, dict[str, Any]] = {
-    "cutpaste": {"width": 8, "batch_size": 8, "iterations": 60},
+    "cutpaste": {"width": 16, "batch_size": 8, "iterations": 60},
     "deep_svdd": {
         "resolution": SIZE,
         "batch_size": 8,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import numpy as np
 import pytest
 
@@ -21,16 +23,19 @@ from anomtune.search.report.traces import text
 from anomtune.search.store.held_out import HeldOutScores
 from anomtune.search.store.records import Rung, TrialRecord
 
+NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
+
 
 def trial(number, *aurocs, state="COMPLETE", **params) -> TrialRecord:
     curve = [
         Rung(step=step, auroc=value, auroc_low=0, auroc_high=1)
         for step, value in enumerate(aurocs, start=1)
     ]
+    finished_at = (NEW_YEAR - timedelta(seconds=number)).isoformat()
     return TrialRecord(
         dataset="folder", category="plate", method="toy", number=number, state=state,
         params=params, seed=0, split_hash="s", curve=curve,
-        cost={"train_seconds": 10, "finished_at": f"2026-01-01T00:00:{9 - number:02d}+00:00"},
+        cost={"train_seconds": 10, "finished_at": finished_at},
     )  # fmt: skip
 
 
@@ -72,7 +77,8 @@ def test_of_many_trials_the_best_are_drawn():
         for n, value in enumerate(generator.uniform(0.5, 1, 4000))
     ]
     for record in records:  # ended in another order than they began
-        record.cost.finished_at = f"{(record.number * 7919) % 4000:04d}"
+        ended = NEW_YEAR + timedelta(seconds=(record.number * 7919) % 4000)
+        record.cost.finished_at = ended.isoformat()
     shown = drawn_trials(records)
     assert 200 < len(shown) <= 300
     completed = [record for record in records if record.state == "COMPLETE"]

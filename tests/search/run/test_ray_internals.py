@@ -227,8 +227,10 @@ def test_what_actors_hold_and_what_waits_for_room_is_found_in_tune():
 
 
 def test_tune_keeps_trials_that_have_ended_and_lets_them_be_forgotten():
+    from ray.tune.callback import Callback, CallbackList
     from ray.tune.execution.tune_controller import TuneController
     from ray.tune.experiment import Trial
+    from ray.tune.progress_reporter import TrialProgressCallback
 
     for name in ("_trials", "_stopped_trials", "_failed_trials", "_trials_to_cache"):
         assert f"self.{name}: " in inspect.getsource(TuneController.__init__)
@@ -239,11 +241,13 @@ def test_tune_keeps_trials_that_have_ended_and_lets_them_be_forgotten():
         _stopped_trials={first, third},
         _failed_trials={second},
         _trials_to_cache={runs, first, second, third},
+        _callbacks=CallbackList([TrialProgressCallback(), Callback()]),
     )
     ended = EndedTrials()
     for trial in (first, first, second, third):
         ended.note(trial)
     ended.forget(controller)
+    assert [type(one) for one in controller._callbacks._callbacks] == [Callback]
     assert controller._trials == [runs, third], "what runs stays, and so does the last that ended"
     assert (controller._stopped_trials, controller._failed_trials) == ({third}, set())
     assert controller._trials_to_cache == {runs, third}

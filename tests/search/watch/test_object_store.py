@@ -7,12 +7,12 @@ import pytest
 from anomtune.search.store.records import ConfirmRecord, RecordStore, TrialRecord
 from anomtune.search.store.storage import Storage
 from anomtune.search.watch.follow import SweepFollower
-from tests.search.object_store import place, server
+from tests.search.object_store import credentials, place, server
 from tests.search.watch.test_follow import follow, sample
 
 pytestmark = pytest.mark.slow
 
-_ = place, server
+_ = credentials, place, server
 
 
 def test_it_shows_what_the_same_records_on_a_disk_show(place, server, tmp_path):
