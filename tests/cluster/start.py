@@ -260,7 +260,13 @@ class Start:
         ballast = self._grounds.sweeps / "ballast"
         with ballast.open("wb") as file:
             room = os.statvfs(self._grounds.sweeps)
-            os.posix_fallocate(file.fileno(), 0, max(1, room.f_bavail * room.f_frsize))
+            taken, piece = 0, room.f_bavail * room.f_frsize
+            while piece > 0:
+                try:
+                    os.posix_fallocate(file.fileno(), taken, piece)
+                    taken += piece
+                except OSError:  # others write meanwhile
+                    piece //= 2
         yield from self._pause(self._generator.uniform(0.1, 2))
         ballast.unlink(missing_ok=True)
 
