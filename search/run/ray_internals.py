@@ -242,9 +242,6 @@ class EndedTrials:
 
     def forget(self, controller: Any) -> None:
         """Forgets those that have ended by now; to be called in each round of Tune's loop."""
-        # What prints progress, here nothing, keeps every trial for it.
-        told = controller._callbacks._callbacks
-        told[:] = [one for one in told if type(one).__name__ != "TrialProgressCallback"]
         while len(self._ended) > 1 and self._ended[0].is_finished():
             trial = self._ended.popleft()
             # A list, in the order in which they came: those in front of it still run.
@@ -252,6 +249,9 @@ class EndedTrials:
                 controller._trials.remove(trial)
             for kept in ("_stopped_trials", "_failed_trials", "_trials_to_cache"):
                 getattr(controller, kept).discard(trial)
+            # What prints progress, here nothing, keeps every trial for it.
+            told = controller._callbacks._callbacks
+            told[:] = [one for one in told if type(one).__name__ != "TrialProgressCallback"]
             self._count += 1
             if self._count % _SOMETIMES == 0:
                 self._forget_tasks(controller._actor_manager)
