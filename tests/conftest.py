@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import hypothesis
@@ -117,7 +118,13 @@ def ray_session():
 
     from anomtune.search.run.ray_cluster import ray_cluster
 
-    with ray_cluster(None):
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            # As on a cluster, nodes have the keys of the object store: drivers hand none over.
+            patch.setenv("AWS_ACCESS_KEY_ID", "key")
+            patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+            patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+            stack.enter_context(ray_cluster(None))
         yield ray
 
 
