@@ -28,7 +28,7 @@ import uuid
 import zlib
 from collections.abc import Iterator, Mapping
 
-from anomtune.bounded import parse_json
+from anomtune.bounded import parse_json, read_at_most
 from anomtune.search.store.objects import Stamp
 from anomtune.search.store.storage import Storage
 
@@ -38,10 +38,8 @@ _FOLDER, _SUFFIX = "segments", ".jsonl.gz"
 _FULL = 2000
 #: Of fewer records no segment is made when a sweep begins or ends, and none is looked for.
 _FEW = 64
-#: Bytes of a line at most: what is longer is no record.
-_LONGEST = 2**24
-#: Bytes of a segment at most, unpacked: what comes after is read by itself.
-_LARGEST = 2**30
+#: Bytes of a segment at most, unpacked: a larger one is none of ours.
+_LARGEST = 2**28
 
 
 def read_segments(storage: Storage, kind: str, wanted: Mapping[str, Stamp]) -> dict[str, bytes]:
@@ -67,16 +65,19 @@ def read_segments(storage: Storage, kind: str, wanted: Mapping[str, Stamp]) -> d
 
 
 def _lines(content: bytes) -> Iterator[tuple[str, str, bytes]]:
-    """Yields path, tag and record of each line, up to where a segment is damaged."""
+    """Yields path, tag and record of each line; none of a segment that is damaged anywhere.
+
+    Damage can leave lines that read well and say something else, so gzip's checksum, which stands
+    at the end, is compared before the first.
+    """
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
-            left = _LARGEST
-            while left > 0 and (line := stream.readline(_LONGEST)).endswith(b"\n"):
-                left -= len(line)
-                head, _, record = line.partition(b"\t")
-                path, tag = parse_json(head)
-                if isinstance(path, str) and isinstance(tag, str):
-                    yield path, tag, record
+            lines = read_at_most(stream, _LARGEST).splitlines()
+        for line in lines:
+            head, _, record = line.partition(b"\t")
+            path, tag = parse_json(head)
+            if isinstance(path, str) and isinstance(tag, str):
+                yield path, tag, record
     except (OSError, EOFError, zlib.error, ValueError, TypeError):
         return
 

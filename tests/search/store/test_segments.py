@@ -166,6 +166,21 @@ def test_a_damaged_segment_loses_nothing(full, damage):
     assert read(full) == before
 
 
+def test_a_segment_that_was_changed_anywhere_says_nothing_wrong():
+    """A packed byte that is another one can unpack to other letters, and still to JSON."""
+    trials = [trial(number).model_dump_json().encode() for number in range(MANY)]
+    heads = [json.dumps([f"trials/{number}.json", "tag"]).encode() for number in range(MANY)]
+    whole = b"".join(h + b"\t" + t + b"\n" for h, t in zip(heads, trials, strict=True))
+    content = gzip.compress(whole, 6, mtime=0)
+    right = list(segments._lines(content))
+    assert [record for _, _, record in right] == trials
+    for place in range(len(content)):
+        for other in (1, 255):
+            changed = bytearray(content)
+            changed[place] ^= other
+            assert list(segments._lines(bytes(changed))) in ([], right), place
+
+
 def test_a_record_that_a_segment_holds_wrongly_is_read_by_itself(full):
     """Path and tag are right, the record is not: half of it, or another's."""
     storage, before = Storage(full), read(full)
