@@ -36,7 +36,7 @@ INJECTED = Path(__file__).parent / "injected"
 COLUMNS = ("seed", "faults", "seconds", "violations", "commit")
 #: Set in the process that has a mount namespace of its own, or could have none.
 _APART = "ANOMTUNE_TEST_APART"
-_DISK = "64m"
+_DISK = "256m"
 
 
 def _go_apart() -> None:
