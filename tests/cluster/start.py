@@ -141,9 +141,11 @@ class Start:
             grounds.cluster.remove_nodes()
         code = self._driver.poll()
         self._note_injected()
-        self._check(self._driver, {0}.union(*(_CODES.get(kind, set()) for kind in self.struck)))
+        codes = {0}.union(*(_CODES.get(kind, set()) for kind in self.struck))
+        self._check(self._driver, codes)
         if (rival := self._rivals.get("second")) is not None:
-            self._check(rival, {2})
+            # One that comes when the driver ends is none: it finds the directory free.
+            self._check(rival, {2} if "second" in self.struck else codes | {2})
         if (rival := self._rivals.get("stopped")) is not None:
             self._check(rival, {0})
             code = rival.poll()
@@ -324,11 +326,9 @@ class Start:
     def _start_second(self) -> _Fault:
         yield from self._until(lambda: self._owner() == self._driver.pid)
         yield from self._moment()
-        rival = self._grounds.drive(self._sweep, self._directory)
+        rival = self._rivals["second"] = self._grounds.drive(self._sweep, self._directory)
         yield from self._until(lambda: rival.poll() is not None)
-        if self._driver.poll() is None:
-            self._rivals["second"] = rival
-            self.struck.append("second")
+        self._strike("second")
 
     def _note_injected(self) -> None:
         """Notes the faults that have struck from within."""

@@ -174,8 +174,11 @@ def watched(actor, step):
     _own.busy = False
     record = json.loads(content or b"{}")
     safe = max((rung["step"] for rung in record.get("curve", ())), default=0)
-    if record.get("state") != "RUNNING" or safe < reported:
-        state = record.get("state", "absent")
+    state = record.get("state", "absent")
+    # The worker of an owner that was stopped may go on for a beat after another one has ended the
+    # trial: in vain, since what it reports is not written.
+    followed = "lease" in _plan() and state not in ("RUNNING", "absent")
+    if not followed and (state != "RUNNING" or safe < reported):
         _note(".unsafe", f"{path}: {state}, went on from rung {reported} of {safe}\n")
     result = step(actor)
     message = from_result(result)
