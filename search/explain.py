@@ -22,10 +22,10 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     if isinstance(reason := first.get("ctx", {}).get("error"), SweepError):
         return str(reason)  # of a model that says itself what is wrong in it
     location = _plain_location(first["loc"])
-    where = ".".join(location) or "the whole"
     if first["type"] == "extra_forbidden":
-        known = _keys_at(model, location[:-1])
-        return f"{where}: unknown key{suggest(location[-1], known)}"
+        above, key = _plain_location(first["loc"][:-1]), str(first["loc"][-1])
+        return f"{'.'.join([*above, key])}: unknown key{suggest(key, _keys_at(model, above))}"
+    where = ".".join(location) or "the whole"
     if first["type"] == "missing":
         return f"{where}: missing, please set it"
     # A key that may be one thing or another has an error for each.

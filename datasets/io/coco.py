@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,13 @@ class Shapes:
         polygons: Each ``x0, y0, x1, y1, ...`` in pixels, from the upper left corner of the image.
         boxes: Each ``x, y, width, height``.
         runs: Each of a height, a width and the lengths of runs down the columns, the first of
-            normal pixels; a text where they are compressed.
+            normal pixels.
     """
 
     size: tuple[int, int] | None
     polygons: tuple[tuple[float, ...], ...] = ()
     boxes: tuple[tuple[float, ...], ...] = ()
-    runs: tuple[tuple[int, int, tuple[int, ...] | str], ...] = ()
+    runs: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
 
     @property
     def any(self) -> bool:
@@ -57,7 +57,6 @@ class Shapes:
 
         Raises:
             ValueError: If run lengths are not those of a mask of their size.
-            DataError: If they are compressed and pycocotools is not installed.
         """
         mask = np.zeros(self.size or (height, width), np.bool_)
         for polygon in self.polygons:
@@ -125,7 +124,7 @@ def _annotated(image: dict[str, Any], annotations: Sequence[dict[str, Any]]) -> 
     areas: dict[str, float] = defaultdict(float)
     polygons: list[tuple[float, ...]] = []
     boxes: list[tuple[float, ...]] = []
-    runs: list[tuple[int, int, tuple[int, ...] | str]] = []
+    runs: list[tuple[int, int, tuple[int, ...]]] = []
     fault = ""
     for annotation in annotations:
         box = annotation.get("bbox")
@@ -155,16 +154,16 @@ def _annotated(image: dict[str, Any], annotations: Sequence[dict[str, Any]]) -> 
 
 
 def _polygons(
-    segmentation: Any, runs: list[tuple[int, int, tuple[int, ...] | str]]
+    segmentation: Any, runs: list[tuple[int, int, tuple[int, ...]]]
 ) -> list[tuple[float, ...]]:
     """Returns the polygons of an annotation; run lengths go to ``runs``."""
     if isinstance(segmentation, dict):
         counts, size = segmentation.get("counts"), _numbers(segmentation.get("size"))
         if len(size) != 2 or not isinstance(counts, str | list):
             raise ValueError("run lengths have counts, and size: height and width")
-        lengths = counts if isinstance(counts, str) else tuple(map(int, _numbers(counts)))
-        high, wide = map(int, size)
-        if not isinstance(lengths, str) and (min(lengths) < 0 or sum(lengths) != high * wide):
+        pixels = _unpacked(counts) if isinstance(counts, str) else map(int, _numbers(counts))
+        lengths, (high, wide) = tuple(pixels), map(int, size)
+        if min(lengths, default=-1) < 0 or sum(lengths) != high * wide:
             raise ValueError(f"run lengths of {sum(lengths)} pixels, not {high * wide}")
         runs.append((high, wide, lengths))
         return []
@@ -230,17 +229,34 @@ def _fill(mask: Mask, polygon: Sequence[float]) -> None:
             mask[row, left:right] = True
 
 
-def _runs(rows: int, columns: int, counts: tuple[int, ...] | str) -> Mask:
-    if isinstance(counts, str):
-        try:
-            from pycocotools import mask as decoder  # noqa: PLC0415 - an extra
-        except ImportError as error:
-            raise DataError(
-                "compressed run lengths of a COCO file need pycocotools; "
-                "pip install 'anomtune[coco]', or save them as polygons"
-            ) from error
-        found = decoder.decode({"size": [rows, columns], "counts": counts.encode("ascii")})
-        return np.asarray(found, np.bool_)
+def _unpacked(text: str) -> Iterator[int]:
+    """Yields run lengths of a compressed mask, as `rleToString` of COCO's maskApi.c writes them.
+
+    A character holds five bits of a number, the lowest first, and one that says that more follow;
+    the sign is the highest bit of the last. From the fourth on a number is the difference to the
+    length two before.
+    """
+    lengths: list[int] = []
+    number = place = 0
+    for character in text:
+        bits = ord(character) - ord("0")
+        if not 0 <= bits < 64 or place > 60:
+            raise ValueError("compressed run lengths that are none")
+        number |= (bits & 31) << place
+        place += 5
+        if bits & 32:
+            continue
+        number -= (bits & 16) << (place - 4)
+        if len(lengths) > 2:
+            number += lengths[-2]
+        lengths.append(number)
+        yield number
+        number = place = 0
+    if place:
+        raise ValueError("compressed run lengths whose end is missing")
+
+
+def _runs(rows: int, columns: int, counts: tuple[int, ...]) -> Mask:
     values = np.arange(len(counts)) % 2 == 1
     return np.repeat(values, counts).reshape((rows, columns), order="F")
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anomtune.bounded import inflate
+from anomtune.datasets.io.imagefile import MAX_PIXELS
 from anomtune.datasets.io.store import cache_root
 from anomtune.errors import DataError
 
@@ -35,10 +36,12 @@ class PackedMask:
         Raises:
             DataError: If the bits are not those of a mask of that shape.
         """
-        if not self.bits:
-            return np.zeros(self.shape, np.bool_)
         count = self.shape[0] * self.shape[1]
         try:
+            if not 0 < count <= MAX_PIXELS:
+                raise ValueError(f"{count} pixels")
+            if not self.bits:
+                return np.zeros(self.shape, np.bool_)
             packed = np.frombuffer(inflate(self.bits, -(-count // 8)), np.uint8)
             if 8 * len(packed) < count:
                 raise ValueError(f"{len(packed)} bytes for {count} pixels")

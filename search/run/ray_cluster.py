@@ -86,24 +86,23 @@ def _ended_with_head(address: str | None) -> Iterator[None]:
     name, usual = HEAD_PATIENCE
     pause = _SOONER * float(os.environ.get(name, usual)) / _LOOKS
     ended = threading.Event()
+    # A head that never was there is Ray's to tell of.
+    at_first = _answers(address, pause)
 
     def watch() -> None:
-        met, missed = False, 0
-        while not ended.wait(pause):
-            try:
-                if (head := _head(address)) is not None:
-                    socket.create_connection(head, timeout=pause).close()
-                    met, missed = True, 0
-            except (OSError, ValueError):
-                missed += met  # one that never was there is Ray's to tell of
-            if missed == _LOOKS:
-                print(
-                    f"anomtune: the head of the Ray cluster at {address} has gone; start the "
-                    "cluster, and then the same command, which goes on from here",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                os._exit(INTERRUPTED)
+        met, missed = at_first, 0
+        while missed < _LOOKS:
+            if ended.wait(pause):
+                return
+            answers = _answers(address, pause)
+            met, missed = met or answers, 0 if answers else missed + met
+        print(
+            f"anomtune: the head of the Ray cluster at {address} has gone; start the cluster, and "
+            "then the same command, which goes on from here",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(INTERRUPTED)
 
     thread = threading.Thread(target=watch, name="head-watch", daemon=True)
     thread.start()
@@ -112,6 +111,16 @@ def _ended_with_head(address: str | None) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def _answers(address: str, seconds: float) -> bool:
+    """Whether the head of a cluster can be reached; true while it is not known where that is."""
+    try:
+        if (head := _head(address)) is not None:
+            socket.create_connection(head, timeout=seconds).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _head(address: str) -> tuple[str, int] | None:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from anomtune.search.store.part import Part, Whole
+from anomtune.search.store.part import Count, Part
 
 
 class DomainFigures(Part):
@@ -25,8 +25,8 @@ class DomainFigures(Part):
         notes: Why a figure that should be there is not.
     """
 
-    n_normal: Whole
-    n_anomalous: Whole
+    n_normal: Count
+    n_anomalous: Count
     figures: dict[str, float | None] = {}
     auroc_low: float | None = None
     auroc_high: float | None = None

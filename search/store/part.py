@@ -27,6 +27,8 @@ Time = Annotated[str, AfterValidator(_exists)]
 
 #: A whole number that tables have room for.
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+#: How many images there are, or which trial it is: tables have 32 bits for it.
+Count = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Part(BaseModel):

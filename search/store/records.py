@@ -23,7 +23,7 @@ from anomtune.models.training.report import Histogram
 from anomtune.search.store.held_out import DomainFigures, Example, HeldOutScores
 from anomtune.search.store.judged import Judged
 from anomtune.search.store.lock import DirectoryLock
-from anomtune.search.store.part import MessageText, Part, Time, Whole
+from anomtune.search.store.part import Count, MessageText, Part, Time, Whole
 from anomtune.search.store.segments import SegmentWriter, read_segments
 from anomtune.search.store.storage import Storage
 
@@ -33,7 +33,7 @@ PAPER, SAMPLER = "paper", "sampler"
 #: What the arrays of a run may take in memory: more than the scores of a million images.
 _MOST_BYTES = 1 << 28
 
-_COUNTS = TypeAdapter(dict[str, tuple[Whole, Whole]])
+_COUNTS = TypeAdapter(dict[str, tuple[Count, Count]])
 
 
 def _has_a_scoring(params: dict[str, Any]) -> dict[str, Any]:
@@ -95,8 +95,8 @@ class Rung(Part):
 class Facts(Part):
     """What is known of a trained detector, apart from its scores."""
 
-    n_val_normal: Whole
-    n_val_anomalous: Whole
+    n_val_normal: Count
+    n_val_anomalous: Count
     parameters: Whole
 
 
@@ -146,7 +146,7 @@ class TrialRecord(Part):
     dataset: str
     category: str
     method: str
-    number: Whole
+    number: Count
     state: State
     params: Params
     seed: Whole
@@ -226,7 +226,7 @@ class ConfirmRecord(Part):
     dataset: str
     category: str
     method: str
-    number: Whole
+    number: Count
     seed: Whole
     state: Literal["RUNNING", "COMPLETE", "FAIL"]
     params: Params

@@ -73,6 +73,7 @@ class Reader:
         read: Reads them.
         weight: Its share of all inputs; readers that take long have less.
         memory: Bytes that it may take.
+        seconds: Of computing that it may take.
         asks: Whether it asks for what a file announces, and refuses the file if it does not get it.
     """
 
@@ -82,6 +83,7 @@ class Reader:
     read: Callable[[Path], object]
     weight: float = 4
     memory: int = MEMORY
+    seconds: float = 5.0
     asks: bool = False
 
 
@@ -184,7 +186,7 @@ def _write_segment(folder: Path) -> None:
 
 
 def _read_segment(folder: Path) -> None:
-    for path, tag, record in lines_of_segment((folder / "00.jsonl.gz").read_bytes()):
+    for path, tag, record in lines_of_segment(Storage(folder).read("00.jsonl.gz") or b""):
         assert isinstance(path + tag, str)
         assert isinstance(record, bytes)
 
@@ -347,7 +349,7 @@ def _write_coco(folder: Path) -> None:
         for n, row in enumerate(rows)
     ]
     runs = {"size": [8, 8], "counts": [10, 4, 50]}
-    packed = {"size": [8, 8], "counts": "<0h0"}
+    packed = {"size": [8, 8], "counts": ":d0R1"}
     shapes: list[dict[str, Any]] = [
         {"segmentation": [[1.0, 1.0, 5.0, 1.0, 5.0, 5.5]], "bbox": [1, 1, 4, 4.5], "area": 9},
         {"segmentation": runs, "bbox": [1, 1, 2, 2]},
@@ -493,8 +495,8 @@ READERS = (
     Reader("weights of a model", "*.safetensors", _write_model, _read_any_weights, 0.1),
     Reader("checkpoint", "**/*.safetensors", _write_checkpoint, _read_checkpoint, 20),
     Reader("weights files", "*", _write_weights, _each(read_weights), 2, MEMORY, asks=True),
-    Reader("image", "*", _write_images, _each(read_rgb), 16, IMAGE_MEMORY, asks=True),
-    Reader("mask", "*", _write_masks, _each(read_mask), 9, IMAGE_MEMORY, asks=True),
+    Reader("image", "*", _write_images, _each(read_rgb), 16, IMAGE_MEMORY, 30.0, asks=True),
+    Reader("mask", "*", _write_masks, _each(read_mask), 9, IMAGE_MEMORY, 30.0, asks=True),
     Reader("CSV table", "*.csv", _write_csv, _table("parts.csv"), 8),
     Reader("Parquet table", "*.parquet", _write_parquet, _table("parts.parquet"), 8),
     Reader("COCO file", "*.json", _write_coco, _table("parts.json"), 14),

@@ -28,8 +28,8 @@ from anomtune.errors import AnomtuneError
 from tests.fuzz.damage import Damager
 from tests.fuzz.readers import Reader
 
-#: Seconds of computing that an input may take, and of waiting until its process is ended.
-_SECONDS, _PATIENCE = 5.0, 60.0
+#: Seconds without an answer after which the process of an input is ended.
+_PATIENCE = 60.0
 #: Characters that a message may have: more is no line that anybody reads.
 _LONGEST = 2000
 
@@ -128,13 +128,13 @@ class Trial:
 
     def _outcome(self, target: Path) -> str:
         try:
-            with _limited_time():
+            with _limited_time(self._reader.seconds):
                 self._reader.read(self.folder)
         except AnomtuneError as error:
             cause = "" if self._reader.asks else _cause(error)
             return self._complaint(str(error), target) or cause or "refused"
         except _TooSlow as error:
-            return f"takes more than {_SECONDS:.0f} s {_where(error)}"
+            return f"takes more than {self._reader.seconds:.0f} s {_where(error)}"
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
             return f"{type(error).__name__} {_where(error)}: {str(error)[:80]!r}"
         return "accepted"
@@ -179,12 +179,12 @@ def _where(error: BaseException) -> str:
 
 
 @contextmanager
-def _limited_time() -> Iterator[None]:
+def _limited_time(seconds: float) -> Iterator[None]:
     def stop(*_: object) -> None:
         raise _TooSlow
 
     before = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, _SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:

@@ -6,8 +6,10 @@ import base64
 import io
 import json
 import pickle
+import re
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +146,11 @@ def changed(where: str, value: Any):
         ("scorings/**/*.json", b'{"a": 1}'),
         ("scorings/**/*.json", b'[{"sigma": 1}, {"border": 0}]'),
         ("held_out.json", json.dumps({"bottle": [10**30, 1]}).encode()),
+        ("held_out.json", json.dumps({"bottle": [8, 2**53]}).encode()),
+        ("held_out.json", json.dumps({"bottle": [-8, 8]}).encode()),
         ("trials/**/00000.json", DEEP),
+        ("trials/**/00000.json", changed("facts.n_val_normal", 2**40)),
+        ("trials/**/00000.json", changed("number", 2**40)),
         ("trials/**/00000.json", changed("facts.parameters", 10**30)),
         ("trials/**/00000.json", changed("params.scoring.reduce", ["max"])),
         ("trials/**/00000.json", changed("params.scoring", 3)),
@@ -268,6 +274,9 @@ def test_a_mask_of_the_cache_that_is_damaged():
     for bits in (b"x", zlib.compress(bytes(9)), zlib.compress(b"")):
         with pytest.raises(DataError, match="remove its folder categories"):
             PackedMask((8, 8), bits).unpack()
+    for shape in ((1 << 31, 32), (-8, 8), (0, 8)):
+        with pytest.raises(DataError, match="remove its folder categories"):
+            PackedMask(shape, b"").unpack()
 
 
 def test_a_table_of_text_that_is_none(tmp_path):
@@ -277,6 +286,30 @@ def test_a_table_of_text_that_is_none(tmp_path):
     with pytest.raises(DataError, match="cannot be read as Parquet") as error:
         Table(path).categories()
     assert str(path) in message(error)
+
+
+def test_a_parquet_table_with_one_wrong_byte_ends_no_process(tmp_path):
+    """Arrow 26 ends it where a column's metadata is asked for and its sums do not fit."""
+    path = tmp_path / "parts.parquet"
+    pq.write_table(
+        pa.table({"image": ["0.png", "1.png"], "label": ["good", "bad"]}), path, store_schema=False
+    )
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        with suppress(DataError):
+            Table(path).categories()
+
+
+def test_a_parquet_table_of_wide_numbers(tmp_path):
+    path = tmp_path / "parts.parquet"
+    wide = pa.array([bytes(10_000)]).cast(pa.binary(10_000)).take(pa.array([0] * 1000))
+    for _ in range(6):
+        wide = pa.concat_arrays([wide, wide])
+    pq.write_table(pa.table({"image": ["a.png"] * len(wide), "wide": wide}), path)
+    assert path.stat().st_size < 10_000_000
+    with pytest.raises(DataError, match="640000000 bytes of numbers"):
+        Table(path).categories()
 
 
 def test_a_table_of_many_rows_in_few_bytes(tmp_path):
@@ -298,6 +331,21 @@ def test_a_table_that_says_one_long_text_in_every_row(tmp_path):
     pq.write_table(pa.table({"image": text, "label": [0] * 9}), path)
     with pytest.raises(DataError, match="text of 200000 bytes"):
         Table(path).categories()
+
+
+@pytest.mark.parametrize("key", ["cpu[", "(gpu", "float"])
+def test_an_unknown_key_that_looks_like_a_type(tmp_path, key):
+    path = tmp_path / "line.yaml"
+    path.write_text(
+        f"{{name: a, dataset: {{name: folder, root: /data, '{key}': 1}}, methods: {{toy: {{}}}}}}"
+    )
+    with pytest.raises(SweepError, match=re.escape(f"dataset.{key}: unknown key")):
+        load_sweep(path)
+    path.write_text(
+        f"{{name: a, '{key}': 1, dataset: {{name: folder, root: /data}}, methods: {{toy: {{}}}}}}"
+    )
+    with pytest.raises(SweepError, match=re.escape(f"{key}: unknown key")):
+        load_sweep(path)
 
 
 def test_half_a_character_in_a_coco_file(tmp_path):

@@ -137,6 +137,16 @@ def test_a_process_whose_head_goes_away_ends_as_interrupted(head, capsys):
     assert f"the head of the Ray cluster at {address} has gone" in capsys.readouterr().err
 
 
+def test_a_head_that_goes_away_while_ray_connects_is_missed(head, monkeypatch):
+    listener, exits = head
+    monkeypatch.setattr(module.ray, "init", lambda **_: listener.close())
+    with ray_cluster(f"127.0.0.1:{listener.getsockname()[1]}"):
+        end = time.monotonic() + 30
+        while not exits and time.monotonic() < end:
+            time.sleep(0.01)
+    assert exits == [3]
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_a_head_that_never_was_there_is_not_missed(head, own):
     listener, exits = head
