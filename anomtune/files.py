@@ -13,6 +13,11 @@ from typing import IO, Any
 #: Ends the name of a file that is being written; one that is left over is of a killed process.
 TEMPORARY = ".tmp"
 
+#: How a file system says that it has no hard links.
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+#: How many names a draft has that has been given its own.
+_LINKED = 2
+
 
 def temporary_name(name: str) -> str:
     """Returns a name that says of a file what it is: left over, if its writer is gone."""
@@ -85,6 +90,44 @@ def write_whole(target: str | os.PathLike[str], content: bytes, *, durable: bool
     """Replaces a file by new content; see `replaced`."""
     with replaced(target, durable=durable) as stream:
         stream.write(content)
+
+
+def write_new(target: str | os.PathLike[str], content: bytes) -> None:
+    """Makes a file that is not there yet; of several who do it at once, one succeeds.
+
+    A reader sees all of it or no file; where the file system has no hard links, perhaps an empty
+    one for a moment.
+
+    Args:
+        target: The file; its mode becomes 0644. Folders above are made.
+        content: All of it.
+
+    Raises:
+        FileExistsError: If it is there.
+        OSError: If it cannot be written.
+    """
+    place = Path(target)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(TEMPORARY, f".{place.name[:48]}.", place.parent)
+    draft = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        draft.chmod(0o644)
+        try:
+            os.link(draft, place)
+        except FileExistsError:
+            # The answer of a file server was lost, and its second try has met the first.
+            if draft.stat().st_nlink != _LINKED:
+                raise
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with place.open("xb") as stream:
+                stream.write(content)
+    finally:
+        with suppress(OSError):
+            draft.unlink()
 
 
 def check_writable(target: str | os.PathLike[str]) -> None:

@@ -7,8 +7,12 @@ compared with another's.
 
 Where versions of files have tags (`Storage.has_tags`), and the store heeds them, the store decides:
 a mark is made if there is none, and renewed or taken if it is the one that was seen. Of two
-newcomers one is refused. Elsewhere a newcomer waits a second, for another one to overwrite its
-mark, and believes that it owns the directory if it is still there.
+newcomers one is refused. On a file system without locks a mark is made that is not there yet, which
+one process alone can do; that of an owner who is gone is taken away first, looked at, and put back
+if it is not the one that was seen. There, and where a mark can only be overwritten, a newcomer then
+waits a second and believes that it owns the directory if its mark is still there. What is left: an
+owner that is stopped amid a renewal, for longer than others wait, overwrites the mark of who has
+followed it, and that one ends when it renews its own.
 
 An owner that was stopped for long, or cut off, may have been followed without knowing it. It looks
 at its mark before each write, and can be stopped between the look and the write. So the records
@@ -237,7 +241,8 @@ class _Lease:
         self._storage = storage
         self._note = note
         self._mark: dict[str, Any] = {**_who(), "token": uuid.uuid4().hex, "beat": 0}
-        #: Of the mark as it was seen last.
+        #: The mark as it was seen last, and its tag.
+        self._seen: Version | None = None
         self._tag: str | None = None
         #: Says whose the directory is, once it is another's.
         self._lost: StorageError | None = None
@@ -255,9 +260,9 @@ class _Lease:
         while True:
             self._wait_for_owner()
             try:
-                self._write()
+                self._take()
                 break
-            except ChangedError:  # another newcomer was faster: its mark is watched now
+            except ChangedError:  # another was faster, or its owner lives: it is watched now
                 pass
         if not self.decided:
             time.sleep(_SETTLE)
@@ -310,6 +315,9 @@ class _Lease:
 
     def _see_ours(self) -> None:
         found = self._look()
+        if self._seen is None and not self.decided:
+            time.sleep(_SETTLE)  # for a newcomer that has taken it away to put it back
+            found = self._look()
         if found.get("token") != self._mark["token"]:
             self._renewed = -math.inf  # nothing more is written
             self._lost = _owned(self._storage, found)
@@ -317,9 +325,23 @@ class _Lease:
 
     def _look(self) -> dict[str, Any]:
         """Returns the mark as it is now, which is what `_write` replaces."""
-        found = self._storage.read_version(_MARK)
+        self._seen = found = self._storage.read_version(_MARK)
         self._tag = None if found is None else found.tag
         return _understood(found)
+
+    def _take(self) -> None:
+        """Puts our mark in the place of the one that was seen, or of none.
+
+        Raises:
+            ChangedError: If there is another by now, as far as that can be known.
+        """
+        if self.decided or self._storage.local_root is None:
+            self._write()
+            return
+        begin = _clock()
+        seen = None if self._seen is None else self._seen.content
+        self._storage.replace_seen(_MARK, json.dumps(self._mark).encode(), seen)
+        self._renewed = begin
 
     def _write(self) -> None:
         begin = _clock()

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from anomtune.datasets.io.uri import has_secrets, is_uri, mask_uri
 from anomtune.errors import StorageError
-from anomtune.files import TEMPORARY, check_writable, temporary_name, write_whole
+from anomtune.files import TEMPORARY, check_writable, temporary_name, write_new, write_whole
 from anomtune.names import leaves, plain_name, utf8
 from anomtune.search.store.objects import (
     ArrowObjects,
+    ChangedError,
     Objects,
     Stamp,
     TaggedObjects,
@@ -135,6 +136,32 @@ class Storage:
         assert isinstance(self._objects, TaggedObjects)
         try:
             return self._objects.replace(path, content, tag)
+        except OSError as error:
+            raise self._unusable("write", path, error) from error
+
+    def replace_seen(self, path: str, content: bytes, seen: bytes | None) -> None:
+        """Writes a file in the place of what was seen there, and of nothing else; on a disk.
+
+        Of several who have seen the same one succeeds. In between there is no such file for a
+        moment.
+
+        Args:
+            path: Where, relative to the root.
+            content: The whole new content.
+            seen: What it held; ``None`` if there was no such file.
+
+        Raises:
+            ChangedError: If it holds something else by now; that stays.
+            StorageError: If the storage refuses.
+        """
+        local = self._local(path)
+        assert local is not None
+        try:
+            if seen is not None:
+                _take_away(local, seen)
+            write_new(local, content)
+        except (FileExistsError, FileNotFoundError):
+            raise ChangedError(path) from None
         except OSError as error:
             raise self._unusable("write", path, error) from error
 
@@ -341,6 +368,23 @@ def _opened(uri: str) -> Path | tuple[Objects, str | None]:
     if isinstance(tagged, TaggedObjects):
         return tagged, None
     return ArrowObjects(found, path), tagged
+
+
+def _take_away(file: Path, seen: bytes) -> None:
+    """Removes a file that holds what was seen; else raises ChangedError, and it stays."""
+    if file.read_bytes() != seen:
+        raise ChangedError(file.name)
+    # It may be another by now. Who has moved it has it: nobody else can.
+    aside = file.with_name(temporary_name(f"{file.name}-{secrets.token_hex(8)}"))
+    file.rename(aside)
+    try:
+        found = aside.read_bytes()
+        if found != seen:
+            write_new(file, found)  # unless one has been made meanwhile: that one counts
+            raise ChangedError(file.name)
+    finally:
+        with suppress(OSError):
+            aside.unlink()
 
 
 def _not_usable(location: str, error: Exception) -> StorageError:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ import pytest
 from anomtune.errors import StorageError
 from anomtune.search.store import lock
 from anomtune.search.store.lock import DirectoryLock
+from anomtune.search.store.objects import ChangedError
 from anomtune.search.store.storage import Storage
 
 
@@ -126,6 +130,110 @@ def test_an_owner_that_was_stopped_notices_though_the_clock_was_set_back(tmp_pat
         monkeypatch.setattr(time, "time", lambda: real() - 3600)
         with pytest.raises(StorageError, match="another sweep owns"):
             owner.check()
+
+
+def _come_late(root: str, stop_at: tuple[object, str], outcome) -> None:
+    """Is a newcomer that is stopped before it calls something for the first time."""
+    place, name = stop_at
+    call = getattr(place, name)
+
+    def stop(*arguments):
+        setattr(place, name, call)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return call(*arguments)
+
+    setattr(place, name, stop)
+    try:
+        with DirectoryLock(Storage(root)):
+            outcome.put("owns")
+    except StorageError as error:
+        outcome.put(str(error))
+
+
+_MARKS = {
+    "none": None,
+    "expired": {"host": "h", "pid": 1, "token": "t", "beat": 7},
+    "let go of": {"host": "h", "pid": 1},
+}
+_STOPS = {
+    "take": (lock._Lease, "_take"),
+    "move": (Path, "rename"),
+    "make": (os, "link"),
+    "make without links": (os, "no link"),
+}
+
+
+@pytest.mark.usefixtures("no_locks")
+@pytest.mark.parametrize(
+    ("mark", "stop_at"),
+    [
+        pytest.param(mark, stop_at, id=f"{found}, {name}")
+        for found, mark in _MARKS.items()
+        for name, stop_at in _STOPS.items()
+        if (found, name) != ("none", "move")
+    ],
+)
+def test_a_newcomer_that_was_stopped_takes_nothing_from_its_owner(
+    tmp_path, monkeypatch, mark, stop_at
+):
+    if stop_at == (os, "no link"):
+        monkeypatch.setattr(os, "link", _no_link)
+        stop_at = (os, "link")
+    (tmp_path / "sweep.yaml").touch()
+    if mark is not None:
+        (tmp_path / "owner.json").write_text(json.dumps(mark))
+    fork = multiprocessing.get_context("fork")
+    outcome = fork.SimpleQueue()
+    late = fork.Process(target=_come_late, args=(str(tmp_path), stop_at, outcome))
+    late.start()
+    os.waitid(os.P_PID, late.pid, os.WSTOPPED | os.WNOWAIT)
+    written = set()
+    with DirectoryLock(Storage(tmp_path)) as owner:
+        os.kill(late.pid, signal.SIGCONT)
+        while late.is_alive():
+            with suppress(FileNotFoundError, ValueError):
+                written.add(json.loads((tmp_path / "owner.json").read_bytes())["token"])
+        assert "another sweep owns" in outcome.get()
+        owner._lock.renew()
+        assert written == {owner._lock._mark["token"]}
+    assert {path.name for path in tmp_path.iterdir()} == {"owner.json", "sweep.yaml"}
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_a_mark_that_is_away_for_a_moment_is_not_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock._Lease, "_beat", lambda self: None)
+    (tmp_path / "sweep.yaml").touch()
+    with DirectoryLock(Storage(tmp_path)) as owner:
+        monkeypatch.setattr(lock, "_SETTLE", 0.3)
+        mark, aside = tmp_path / "owner.json", tmp_path / "aside"
+        mark.rename(aside)
+        threading.Timer(0.1, aside.rename, [mark]).start()
+        owner._lock.renew()
+        mark.unlink()
+        with pytest.raises(StorageError, match="another sweep owns"):
+            owner._lock.renew()
+
+
+def _no_link(*_) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_is_not_what_was_seen_stays(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", _no_link)
+    storage = Storage(tmp_path)
+    storage.replace_seen("a", b"1", None)
+    for seen in (None, b"0", b""):
+        with pytest.raises(ChangedError):
+            storage.replace_seen("a", b"2", seen)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"1"]
+    storage.replace_seen("a", b"2", b"1")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"2"]
+    storage.delete("a")
+    with pytest.raises(ChangedError):
+        storage.replace_seen("a", b"3", b"2")
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_what_cannot_be_tidied_hides_no_error_and_holds_no_lock(tmp_path, monkeypatch):
