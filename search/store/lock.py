@@ -168,7 +168,9 @@ class DirectoryLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._storage.delete_left_overs()
+        with suppress(StorageError):  # a follower's: what looks left over is what it writes
+            self._lock.renew()
+            self._storage.delete_left_overs()
         self._lock.release()
 
 

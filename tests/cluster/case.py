@@ -71,13 +71,14 @@ class Case:
     def run(self) -> Outcome:
         """Starts the sweep until it is finished, and looks at what it leaves."""
         outcome, before = Outcome(), dict[str, bytes]()
-        code: int | None = None
+        code: int | None = 0
         if not self._cached:
             shutil.rmtree(os.environ["ANOMTUNE_CACHE"], ignore_errors=True)
         for number, kinds in enumerate([*self._starts, (), ()]):
             generator = random.Random(f"{self._seed}/{number}")
             start = Start(self._grounds, self.sweep, self.directory, kinds, generator)
-            code = start.run()
+            # The workers of one that was killed go on until Ray has noticed.
+            orphans, code = code != 0, start.run()
             outcome.struck += [f"{kind}:{code}" for kind in start.struck]
             outcome.wrong += start.wrong
             after = finished_records(self.directory)
@@ -86,9 +87,9 @@ class Case:
                 for path, content in before.items()
                 if after.get(path) != content
             ]
-            outcome.wrong += _opened_again(
-                self._grounds.beside_plan(".opened"), before, start.struck
-            )
+            died = sum(kind in ("worker", "node", "stopped") for kind in start.struck)
+            opened = self._grounds.beside_plan(".opened")
+            outcome.wrong += _opened_again(opened, before, 1 + died + orphans)
             before = after
             if code == 0:
                 break
@@ -161,16 +162,17 @@ def _draw_sweep(
     }, one_by_one
 
 
-def _opened_again(opened: list[str], before: dict[str, bytes], struck: list[str]) -> Iterator[str]:
-    """Yields the confirm runs of a start whose held-out images were opened without need."""
+def _opened_again(opened: list[str], before: dict[str, bytes], most: int) -> Iterator[str]:
+    """Yields the confirm runs of a start whose held-out images were opened without need.
+
+    A run whose process has died is begun again, so that they may be opened more than once.
+    """
     ended = set()
     for path, content in before.items():
         if path.startswith("confirm/"):
             record = json.loads(content)
             run = [record[name] for name in ("category", "method", "params", "seed")]
             ended.add(json.dumps(run, sort_keys=True))
-    # A run whose process has died is begun again.
-    most = 1 + sum(kind in ("worker", "node", "stopped") for kind in struck)
     for run, count in Counter(opened).items():
         if run in ended or count > most:
             yield f"{run}: held-out images opened {count} times, ended before: {run in ended}"

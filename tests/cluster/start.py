@@ -42,6 +42,8 @@ _REASONS = (
     "another sweep owns this directory",
     "no Ray cluster to use there",
 )
+#: What Ray says whose head goes while a driver connects: it ends the driver before that can.
+_CONNECTING = "Failed to connect to GCS at address"
 #: Seconds that one start may take: many times what it needs.
 _PATIENCE = 300.0
 _Fault = Iterator[None]
@@ -342,6 +344,8 @@ class Start:
     def _check(self, driver: Driver, codes: set[int]) -> None:
         """Notes what is wrong with how a driver has ended."""
         code, said = driver.poll(), driver.err.strip()
+        if code == 1 and "gcs" in self.struck and _CONNECTING in said:
+            return
         if code not in codes:
             self.wrong.append(f"ended with {code}, not {sorted(codes)}: {_ends(said)}")
         elif "Traceback" in said:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from anomtune.errors import StorageError
+from anomtune.files import temporary_name
 from anomtune.search.store import lock
 from anomtune.search.store.lock import DirectoryLock
 from anomtune.search.store.objects import ChangedError
@@ -130,6 +131,19 @@ def test_an_owner_that_was_stopped_notices_though_the_clock_was_set_back(tmp_pat
         monkeypatch.setattr(time, "time", lambda: real() - 3600)
         with pytest.raises(StorageError, match="another sweep owns"):
             owner.check()
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_an_owner_that_was_followed_leaves_what_its_follower_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock._Lease, "_beat", lambda self: None)
+    writes = tmp_path / temporary_name("a record")
+    with DirectoryLock(Storage(tmp_path)):
+        follower = DirectoryLock(Storage(tmp_path))
+        follower.__enter__()
+        writes.touch()
+    assert writes.exists()
+    follower.__exit__(None, None, None)
+    assert not writes.exists()
 
 
 def _come_late(root: str, stop_at: tuple[object, str], outcome) -> None:
