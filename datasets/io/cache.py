@@ -327,7 +327,7 @@ def _load_masks(path: Path, index: Sequence[tuple[int, int, int]]) -> Masks:
     """
     content, packed, start = path.read_bytes(), [], 0
     for height, width, length in index:
-        if not all(isinstance(number, int) and number >= 0 for number in (height, width, length)):
+        if not all(type(number) is int and number >= 0 for number in (height, width, length)):
             raise ValueError(f"{path}: sides of a mask that are none")
         packed.append(PackedMask((height, width), content[start : start + length]))
         start += length

@@ -182,26 +182,36 @@ def _values(path: Path, found: Opened) -> tuple[Values, Values | None]:
         return values.astype(np.uint32), None
     if not found.transparent and image.mode in {"1", "L"}:
         return np.asarray(image).astype(np.uint8), None
-    if not found.transparent:
-        colours = np.asarray(image.convert("RGB"))
+    if found.transparent:
+        colours = _on_black(path, np.asarray(image.convert("RGBA")))
     else:
-        rgba = np.asarray(image.convert("RGBA"))
-        alpha, below = rgba[..., 3:], rgba[..., :3]
-        # As a viewer with a black background shows it.
-        colours = np.rint(below * (alpha / 255)).astype(np.uint8)
-        clear = alpha[..., 0] == 0
-        if clear.any() and not colours.any():
-            if not clear.all():
-                what = "has nothing but black on a transparent ground"
-            elif (below != below[0, 0]).any():
-                what = "is transparent all over, with a picture hidden below"
-            else:
-                what = ""  # an empty layer
-            if what:
-                raise ImageError(str(path), f"{what}; {_REMEDY}")
-    red, green, blue = (colours[..., channel].astype(np.uint32) for channel in range(3))
-    identity = np.asarray((red << 16) | (green << 8) | blue, np.uint32)
+        colours = np.asarray(image.convert("RGB"))
+    identity = colours[..., 0].astype(np.uint32)
+    for channel in (1, 2):
+        identity <<= 8
+        identity |= colours[..., channel]
     return colours.max(axis=2), identity
+
+
+def _on_black(path: Path, rgba: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Returns the colours ``(H, W, 3)`` that a viewer with a black background shows, rounded.
+
+    Raises:
+        ImageError: If what is transparent may not be what is normal.
+    """
+    alpha, below = rgba[..., 3:], rgba[..., :3]
+    # Whole numbers: a large mask has no room for floats.
+    colours = ((below * alpha.astype(np.uint16) + 127) // 255).astype(np.uint8)
+    clear = alpha[..., 0] == 0
+    if clear.any() and not colours.any():
+        if not clear.all():
+            what = "has nothing but black on a transparent ground"
+        elif (below != below[0, 0]).any():
+            what = "is transparent all over, with a picture hidden below"
+        else:
+            return colours  # an empty layer
+        raise ImageError(str(path), f"{what}; {_REMEDY}")
+    return colours
 
 
 def _is_flat(identity: Values, grey: Mask) -> bool:

@@ -493,6 +493,8 @@ class RecordStore:
                 raise ValueError("no list of scorings")
             if any(scoring.keys() != scorings[0].keys() for scoring in scorings):
                 raise ValueError("scorings of different fields")
+            for scoring in scorings:
+                _has_a_scoring({"scoring": scoring})
         except ValueError:
             raise self._damaged(f"scorings/{key}.json") from None
         return scorings

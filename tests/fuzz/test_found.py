@@ -145,6 +145,7 @@ def changed(where: str, value: Any):
         ("scorings/**/*.json", DEEP),
         ("scorings/**/*.json", b'{"a": 1}'),
         ("scorings/**/*.json", b'[{"sigma": 1}, {"border": 0}]'),
+        ("scorings/**/*.json", b'[{"reduce": "top", "share": "top"}]'),
         ("held_out.json", json.dumps({"bottle": [10**30, 1]}).encode()),
         ("held_out.json", json.dumps({"bottle": [8, 2**53]}).encode()),
         ("held_out.json", json.dumps({"bottle": [-8, 8]}).encode()),
