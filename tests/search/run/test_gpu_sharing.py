@@ -17,8 +17,9 @@ from anomtune.search.detector import devices
 from anomtune.search.detector.devices import gpu_memory, limit_memory
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.run import trial as trial_module
-from anomtune.search.run.adapters import IDLE_SECONDS, Handout, PoolScheduler, PoolSearcher
+from anomtune.search.run.adapters import PoolScheduler, PoolSearcher
 from anomtune.search.run.capacity import Capacity
+from anomtune.search.run.handout import IDLE_SECONDS, Handout
 from anomtune.search.run.messages import (
     Assignment,
     Failed,

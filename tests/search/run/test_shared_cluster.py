@@ -13,7 +13,7 @@ import pytest
 import ray
 import yaml
 
-from anomtune.search.run import adapters
+from anomtune.search.run import handout
 from anomtune.search.run.board import ray_board
 from anomtune.search.run.claims import Claim, Held
 from anomtune.search.run.ray_internals import live_nodes
@@ -56,7 +56,7 @@ def free(resource: str) -> float:
 
 def test_a_worker_with_nothing_to_do_gives_back_what_it_holds(tmp_path, toy_data, monkeypatch):
     """Of two methods one is done, the other has a long trial left."""
-    monkeypatch.setattr(adapters, "IDLE_SECONDS", 1.0)
+    monkeypatch.setattr(handout, "IDLE_SECONDS", 1.0)
     gate = tmp_path / "gate"
     config = parse_sweep(
         sweep_dict(
