@@ -136,10 +136,10 @@ class PoolSearcher(Searcher):  # type: ignore[misc]
 
     def _learn(self, run: Run, cost: Cost) -> Cost:
         """Returns the cost of a run as its record keeps it, for the next start to learn from."""
-        cost = cost.model_copy(update={"ran_out_with": run.ran_out_with})
+        cost = run.of_its_type(cost).model_copy(update={"ran_out_with": run.ran_out_with})
         if run.kind is not None:
-            self._handout.packer.learn_memory(run.kind, cost, run.gpu_type)
-            self._handout.packer.learn_speed(run.kind, cost, run.gpu_type)
+            self._handout.packer.learn_memory(run.kind, cost)
+            self._handout.packer.learn_speed(run.kind, cost)
         return cost
 
     def _begin_again(self, run: Run, reason: str, with_node: bool) -> None:
@@ -278,10 +278,10 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         verdict = TrialScheduler.STOP
         with handout.guard():
             assert isinstance(report, TrialReport), report
-            reported = report.result
+            cost = run.of_its_type(report.result.cost)
             if run.kind is not None:
-                handout.packer.learn_memory(run.kind, reported.cost, run.gpu_type)
-            if handout.work.report(record, reported.rung, reported.cost):
+                handout.packer.learn_memory(run.kind, cost)
+            if handout.work.report(record, report.result.rung, cost):
                 verdict = TrialScheduler.CONTINUE
             else:
                 handout.pruned.add(trial.trial_id)

@@ -19,7 +19,7 @@ from anomtune.search.run.packing import Kind, Packer, kind_of
 from anomtune.search.run.ray_internals import Actors
 from anomtune.search.run.sharing import Sharing
 from anomtune.search.run.trial import TrialSpec
-from anomtune.search.store.records import AnyRecord
+from anomtune.search.store.records import AnyRecord, Cost
 from anomtune.search.store.writer import OrderedWriter
 
 #: Seconds for which a worker may have nothing to do: then others, and the autoscaler, may have what
@@ -42,7 +42,7 @@ class Run:
     Attributes:
         record: What it is.
         gpu: GPUs that it has.
-        gpu_type: Their type, where there are several.
+        gpu_type: The type that it asks for; ``None``: whichever there is.
         kind: What it shares GPUs as; ``None`` if the sweep file says how many GPUs it has.
         ran_out_with: The share with which its latest attempt ran out of memory.
         deaths: How many attempts ended with the death of their worker.
@@ -61,6 +61,10 @@ class Run:
     def slot(self) -> Slot:
         """What it has of the GPUs."""
         return Slot(self.gpu, self.gpu_type)
+
+    def of_its_type(self, cost: Cost) -> Cost:
+        """Returns what its worker has measured, of the type of GPU that it has."""
+        return cost.model_copy(update={"gpu_type": self.gpu_type})
 
 
 class Handout:
@@ -225,7 +229,7 @@ class Handout:
         if record is None:
             return None
         if not packs:
-            return Run(record, self.capacity.gpu)
+            return Run(record, self.capacity.gpu, types[0])
         kind = kind_of(record, self._image_size)
         best = self.packer.best(kind, free)
         return Run(record, self.packer.share(kind, best), best, kind)

@@ -295,6 +295,23 @@ def test_each_type_of_gpu_is_tried_and_has_its_own_share(engine):
     assert types(sweep).count("T4") == 2
 
 
+def test_records_name_the_type_and_a_later_start_goes_on_packed_by_type(engine):
+    sweep = engine(gpus=[SMALL, LARGE])
+    sweep.start()
+    memory = {"A100": 80, "T4": 16}
+    for name, run in list(sweep.handout.runs.items()):
+        number = run.record.number
+        sweep.report(name, peak=5)
+        assert sweep.record(number).cost.gpu_type == run.gpu_type
+        slow = 2.0 if run.gpu_type == "A100" else 1.0
+        sweep.complete(name, peak=5, device=memory[run.gpu_type], seconds=slow)
+        assert sweep.record(number).cost.gpu_type == run.gpu_type
+    again = engine(gpus=[SMALL, LARGE])
+    again.start()
+    shares = {(run.gpu_type, run.gpu) for run in again.handout.runs.values()}
+    assert shares == {("A100", 1 / 8), ("T4", 1 / 2)}
+
+
 def test_a_run_that_a_small_gpu_does_not_hold_is_retried_on_a_larger_type(engine):
     sweep = engine(gpus=[SMALL, LARGE])
     sweep.start()
