@@ -39,10 +39,10 @@ from anomtune.search.results.delivery import Loggers, open_loggers
 from anomtune.search.results.leaderboard import write_tables
 from anomtune.search.results.result import SweepResult
 from anomtune.search.results.winners import model_folder, publish_winner
-from anomtune.search.run.adapters import SpecMaker
 from anomtune.search.run.capacity import Capacity
 from anomtune.search.run.checkpoint import delete_other_checkpoints
 from anomtune.search.run.engine import run_work
+from anomtune.search.run.handout import SpecMaker
 from anomtune.search.run.probe import require_shared
 from anomtune.search.run.ray_cluster import living_nodes, ray_cluster
 from anomtune.search.run.trial import TrialSpec

@@ -95,7 +95,9 @@ class Capacity:
     @property
     def gpu_types(self) -> tuple[str | None, ...]:
         """The types of GPU that a run can ask for; ``None`` alone where it makes no difference."""
-        if not self.packs or self._wanted.accelerator is not None:
+        if self._wanted.accelerator is not None:
+            return (self._wanted.accelerator,)
+        if not self.packs:
             return (None,)
         found: set[str] = set()
         for node in self._nodes:

@@ -21,9 +21,10 @@ from ray.tune.execution import class_cache
 from anomtune.registry import registrations
 from anomtune.search.config import Sweep
 from anomtune.search.decide.work import Work
-from anomtune.search.run.adapters import Handout, PoolScheduler, PoolSearcher, SpecMaker
+from anomtune.search.run.adapters import PoolScheduler, PoolSearcher
 from anomtune.search.run.board import ray_board
 from anomtune.search.run.capacity import Capacity
+from anomtune.search.run.handout import Handout, SpecMaker
 from anomtune.search.run.messages import Assignment
 from anomtune.search.run.process import (
     muted,

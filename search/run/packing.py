@@ -5,8 +5,9 @@ smallest share that holds that peak with a margin. When the runs that share a GP
 by more than their number, so that one after the other would have been faster, they take larger
 shares again. The records say all that is needed, so that a resumed sweep goes on packed.
 
-Where a cluster has GPUs of several types, all of this is learned of each type by itself. Records do
-not name the type: what earlier starts have learned counts until a type has its own experience.
+Where a cluster has GPUs of several types, all of this is learned of each type by itself. What was
+learned where there was one type, which records then do not name, counts until a type has its own
+experience; and where there is one type, what was learned of any does.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ _ENOUGH = 2
 _RECENT = 31
 
 
-#: Ray's name for a type of GPU (``A100``); ``None`` where there is only one, or they have no names.
+#: Ray's name for a type of GPU (``A100``); ``None``: whichever there is, as there is only one, or
+#: they have no names.
 GpuType = str | None
 
 
@@ -105,6 +107,8 @@ class _Experience:
         """Whether runs that share a GPU so are slower than one after the other."""
         seen = [(name, memory) for name, memory, measured in self.seconds if measured == share]
         own = [one for one in seen if one[0] == gpu_type] or [one for one in seen if one[0] is None]
+        if gpu_type is None and all(name is not None for name, _, _ in self.seconds):
+            own = seen  # any may be had
         return share < 1 and any(self._is_slow_on(name, memory, share) for name, memory in own)
 
     def pace(self, share: float, gpu_type: GpuType) -> float | None:
@@ -135,10 +139,10 @@ class Packer:
 
     def __init__(self) -> None:
         self._known: dict[Kind, _Experience] = defaultdict(_Experience)
-        #: Memory of the GPUs that runs had, in bytes: since this start of the sweep by their type,
-        #: and before.
+        #: Memory of the GPUs that runs had, in bytes, by their type: since this start of the sweep,
+        #: and before. A sweep that has moved to other machines has other GPUs.
         self._devices: dict[GpuType, set[int]] = defaultdict(set)
-        self._earlier_devices: set[int] = set()
+        self._earlier_devices: dict[GpuType, set[int]] = defaultdict(set)
         #: What `share` has answered since something new was learned.
         self._shares: dict[tuple[Kind, GpuType], float] = {}
 
@@ -177,48 +181,55 @@ class Packer:
     def remember(self, kind: Kind, cost: Cost) -> None:
         """Learns from a run of an earlier start of the sweep."""
         if cost.gpu_memory_bytes is not None:
-            self._learn_memory(kind, cost, cost.gpu_memory_bytes, self._earlier_devices, None)
+            self._learn_memory(kind, cost, cost.gpu_memory_bytes, self._earlier_devices)
             self.learn_speed(kind, cost)
 
-    def learn_memory(self, kind: Kind, cost: Cost, gpu_type: GpuType = None) -> None:
+    def learn_memory(self, kind: Kind, cost: Cost) -> None:
         """Learns what a run has needed so far, or that it was not given enough."""
         if cost.gpu_memory_bytes is not None:
-            devices = self._devices[gpu_type]
-            self._learn_memory(kind, cost, cost.gpu_memory_bytes, devices, gpu_type)
+            self._learn_memory(kind, cost, cost.gpu_memory_bytes, self._devices)
 
-    def learn_speed(self, kind: Kind, cost: Cost, gpu_type: GpuType = None) -> None:
+    def learn_speed(self, kind: Kind, cost: Cost) -> None:
         """Learns how fast a run was that has ended."""
         if cost.gpu is not None and cost.iterations:
-            place = (gpu_type, cost.gpu_memory_bytes or 0, cost.gpu)
+            place = (cost.gpu_type, cost.gpu_memory_bytes or 0, cost.gpu)
             self._known[kind].seconds[place].append(cost.train_seconds / cost.iterations)
             self._shares.clear()
 
     def _learn_memory(
-        self, kind: Kind, cost: Cost, device: int, devices: set[int], gpu_type: GpuType
+        self, kind: Kind, cost: Cost, device: int, devices: dict[GpuType, set[int]]
     ) -> None:
+        gpu_type, same = cost.gpu_type, devices[cost.gpu_type]
         lacking = 0 if cost.ran_out_with is None else memory_limit(cost.ran_out_with, device)
         need = max(cost.peak_memory_bytes or 0, lacking)
         known = self._known[kind]
-        if device not in devices or need > known.needs.get(gpu_type, 0):
-            devices.add(device)
+        if device not in same or need > known.needs.get(gpu_type, 0):
+            same.add(device)
             known.needs[gpu_type] = max(need, known.needs.get(gpu_type, 0))
             self._shares.clear()
 
     def _memory(self, gpu_type: GpuType) -> int:
         """Returns the bytes of GPUs of a type, the smallest of them; 0 if nothing ran on one."""
-        return min(self._devices.get(gpu_type, ()), default=0)
+        found = self._devices.get(gpu_type) or self._earlier_devices.get(gpu_type)
+        return min(found) if found else 0
+
+    def _memory_of_others(self, gpu_type: GpuType) -> int:
+        """Returns the bytes that a type is taken to have on which nothing ran; 0 if unknown."""
+        if gpu_type is not None:
+            return min(self._earlier_devices.get(None, ()), default=0)
+        known = self._devices.keys() | self._earlier_devices.keys()
+        return min(filter(None, map(self._memory, known)), default=0)
 
     def _holds(self, known: _Experience, gpu_type: GpuType) -> bool:
         memory = self._memory(gpu_type)
         return not memory or known.need(gpu_type) <= memory_limit(1.0, memory)
 
     def _choose(self, known: _Experience | None, gpu_type: GpuType) -> float:
-        # A sweep that has moved to other machines has other GPUs.
-        devices = self._devices.get(gpu_type) or self._earlier_devices
-        if known is None or not known.need(gpu_type) or not devices:
+        memory = self._memory(gpu_type) or self._memory_of_others(gpu_type)
+        if known is None or not known.need(gpu_type) or not memory:
             return 1.0
         # Ray does not say beforehand which GPU of the type it will be: the smallest must do.
-        limits = {share: memory_limit(share, min(devices)) for share in SHARES}
+        limits = {share: memory_limit(share, memory) for share in SHARES}
         slow = (share for share in SHARES if known.is_slow(share, gpu_type))
         too_slow = max(slow, default=0.0)
         need = known.need(gpu_type) * MARGIN

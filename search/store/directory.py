@@ -19,7 +19,7 @@ from anomtune.search.yaml_text import dump_yaml, read_yaml
 
 #: The format that is written. Raise it when an anomtune that reads this one would refuse or misread
 #: what is written now (records and sweep files refuse keys that they do not know), and say here
-#: what came with it: 6 `loggers`, and images of one's own.
+#: what came with it: 6 `loggers`, images of one's own, and the type of a run's GPU.
 FORMAT = 6
 #: The oldest format that is read, and gone on with, as it is: that of 0.5. It stays, and so does
 #: each after it:

@@ -113,6 +113,7 @@ class Cost(Part):
         iterations: How many iterations ``train_seconds`` were spent on.
         gpu: GPUs that the run was given, below 1 a share of one; ``None`` on a CPU.
         gpu_memory_bytes: Memory of the whole GPU.
+        gpu_type: Ray's name for its type, if the run asked for one (`Capacity.gpu_types`).
         ran_out_with: The share with which the attempt before ran out of memory.
         started_at: UTC, ISO 8601.
         finished_at: UTC, ISO 8601.
@@ -125,6 +126,7 @@ class Cost(Part):
     iterations: Whole | None = None
     gpu: float | None = None
     gpu_memory_bytes: Whole | None = None
+    gpu_type: MessageText | None = None
     ran_out_with: float | None = None
     started_at: Time | None = None
     finished_at: Time | None = None

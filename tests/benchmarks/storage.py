@@ -31,8 +31,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from anomtune.search.decide.work import Confirmation, Work
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.journal import Journal
-from anomtune.search.run.adapters import Handout, PoolScheduler, PoolSearcher
+from anomtune.search.run.adapters import PoolScheduler, PoolSearcher
 from anomtune.search.run.capacity import Capacity
+from anomtune.search.run.handout import Handout
 from anomtune.search.run.messages import Assignment, TrialReport, to_result
 from anomtune.search.run.trial import TrialResult, TrialSpec
 from anomtune.search.store.lock import DirectoryLock

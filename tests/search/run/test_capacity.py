@@ -207,12 +207,17 @@ def test_each_type_of_gpu_has_its_own_room():
         ([HEAD, T4, T4], {}),
         ([HEAD], {}),
         ([A100, T4], {"gpu": 1}),
-        ([A100, T4], {"accelerator": "T4"}),
         ([A100, T4, {"CPU": 4.0, "GPU": 1.0}], {}),  # who asks for a type never has the last one
     ],
 )
 def test_where_types_make_no_difference_none_is_asked_for(nodes, resources):
     assert Cluster(*nodes).capacity(resources=resources).gpu_types == (None,)
+
+
+@pytest.mark.parametrize("gpu", ["auto", 1])
+def test_the_type_that_the_sweep_file_names_is_the_only_one(gpu):
+    capacity = Cluster(A100, T4).capacity(resources={"gpu": gpu, "accelerator": "T4"})
+    assert capacity.gpu_types == ("T4",)
 
 
 def test_slots_of_thirds():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +16,9 @@ from anomtune.search.detector import devices
 from anomtune.search.detector.devices import gpu_memory, limit_memory
 from anomtune.search.detector.spec import TrainingSpec
 from anomtune.search.run import trial as trial_module
-from anomtune.search.run.adapters import IDLE_SECONDS, Handout, PoolScheduler, PoolSearcher
+from anomtune.search.run.adapters import PoolScheduler, PoolSearcher
 from anomtune.search.run.capacity import Capacity
+from anomtune.search.run.handout import IDLE_SECONDS, Handout
 from anomtune.search.run.messages import (
     Assignment,
     Failed,
@@ -294,6 +294,23 @@ def test_each_type_of_gpu_is_tried_and_has_its_own_share(engine):
     assert types(sweep).count("T4") == 2
 
 
+def test_records_name_the_type_and_a_later_start_goes_on_packed_by_type(engine):
+    sweep = engine(gpus=[SMALL, LARGE])
+    sweep.start()
+    memory = {"A100": 80, "T4": 16}
+    for name, run in list(sweep.handout.runs.items()):
+        number = run.record.number
+        sweep.report(name, peak=5)
+        assert sweep.record(number).cost.gpu_type == run.gpu_type
+        slow = 2.0 if run.gpu_type == "A100" else 1.0
+        sweep.complete(name, peak=5, device=memory[run.gpu_type], seconds=slow)
+        assert sweep.record(number).cost.gpu_type == run.gpu_type
+    again = engine(gpus=[SMALL, LARGE])
+    again.start()
+    shares = {(run.gpu_type, run.gpu) for run in again.handout.runs.values()}
+    assert shares == {("A100", 1 / 8), ("T4", 1 / 2)}
+
+
 def test_a_run_that_a_small_gpu_does_not_hold_is_retried_on_a_larger_type(engine):
     sweep = engine(gpus=[SMALL, LARGE])
     sweep.start()
@@ -419,15 +436,14 @@ def test_a_sweep_on_gpus_that_are_not_there(tmp_path, toy_data):
     }
     sweep = sweep_dict(
         toy_data, trials=12, confirm=0, sampler="random", pruner="none", methods=methods,
-        resources={"accelerator": "A100"},
+        resources={"accelerator": "T4"},
         dataset={"name": "folder", "root": str(toy_data), "categories": ["plate"]},
     )  # fmt: skip
     (tmp_path / "sweep.json").write_text(json.dumps(sweep))
     script = Path(__file__).parent / "gpu_sweep.py"
-    environment = os.environ | {"FAKE_GPU_LOG": str(tmp_path / "log")}
-    command = [sys.executable, str(script), str(tmp_path / "sweep.json"), str(tmp_path / "out")]
+    command = [sys.executable, script, *(tmp_path / name for name in ("sweep.json", "out", "log"))]
     # In a process of its own: the session's Ray has no GPUs.
-    subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[3])
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[3])
 
     records = RecordStore(Storage(tmp_path / "out")).read_all()[StudyKey("plate", "toy")]
     assert len(records) == 12
@@ -439,14 +455,16 @@ def test_a_sweep_on_gpus_that_are_not_there(tmp_path, toy_data):
         else:
             assert record.state == "COMPLETE", record.error
             assert record.cost.gpu in SHARES
+            assert record.cost.gpu_type == "T4"
             limit = memory_limit(record.cost.gpu, 16 * GIB)
             assert int(record.params["marker"] or 2) * GIB <= limit
     assert any(" and again with a whole GPU" in record.error for record in records if record.error)
 
-    runs = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    runs = [line for line in lines if "end" in line]
     assert {run["share"] for run in runs} > {1.0}
-    assert {run["gpu"] for run in runs} == {0, 1}
-    for gpu in (0, 1):
+    assert {run["gpu"] for run in runs} == {"T4-0", "T4-1"}
+    for gpu in ("T4-0", "T4-1"):
         on_it = [run for run in runs if run["gpu"] == gpu]
         for moment in [run["begin"] for run in on_it]:
             there = [run["share"] for run in on_it if run["begin"] <= moment < run["end"]]

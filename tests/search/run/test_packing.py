@@ -149,10 +149,15 @@ def test_records_of_before_still_load():
     assert Cost.model_validate_json(old).gpu is None
 
 
-def learned(packer: Packer, gpu_type: str, *seen: Cost) -> None:
+def of(gpu_type: str | None, item: Cost) -> Cost:
+    """The same on a GPU of a type."""
+    return item.model_copy(update={"gpu_type": gpu_type})
+
+
+def learned(packer: Packer, gpu_type: str | None, *seen: Cost) -> None:
     for item in seen:
-        packer.learn_memory(KIND, item, gpu_type)
-        packer.learn_speed(KIND, item, gpu_type)
+        packer.learn_memory(KIND, of(gpu_type, item))
+        packer.learn_speed(KIND, of(gpu_type, item))
 
 
 def test_memory_and_speed_are_learned_of_each_type_of_gpu():
@@ -180,6 +185,33 @@ def test_what_earlier_starts_learned_counts_until_a_type_has_its_own_experience(
     assert packer.share(KIND, "A100") == 1 / 8
 
 
+def test_what_earlier_starts_learned_of_a_type_counts_for_it_alone():
+    packer = Packer()
+    packer.remember(KIND, of("A100", cost(12, device=80)))
+    for _ in range(2):
+        packer.remember(KIND, of("A100", cost(12, device=80, share=1 / 4, seconds=9)))
+    assert packer.share(KIND, "A100") == 1 / 3, "together they were slow"
+    assert packer.share(KIND, "T4") == 1, "its memory is not known"
+    packer.remember(KIND, of("T4", cost(5, device=16)))
+    assert (packer.share(KIND, "A100"), packer.share(KIND, "T4")) == (1 / 3, 1 / 2)
+    assert packer.larger("T4", ("A100", "T4")) == "A100"
+    packer.remember(KIND, of("T4", cost(40, device=16)))
+    assert packer.best(KIND, ("A100", "T4")) == "A100", "the other one does not hold it"
+
+
+def test_what_was_learned_of_types_counts_where_they_are_not_told_apart():
+    """The nodes of all types but one have gone."""
+    packer = Packer()
+    packer.remember(KIND, of("A100", cost(5, device=80)))
+    assert packer.share(KIND) == 1 / 8
+    learned(packer, "T4", cost(5, device=16))
+    assert packer.share(KIND) == 1 / 2, "the smaller one must do"
+    learned(packer, "T4", *[cost(5, device=16, share=1 / 2, seconds=9)] * 2)
+    assert packer.share(KIND) == 1
+    learned(packer, None, cost(5, device=80))
+    assert packer.share(KIND) == 1 / 8, "there is experience of what is there"
+
+
 def test_a_run_takes_the_fastest_type_that_holds_it():
     packer, both = Packer(), ("A100", "T4")
     assert packer.best(KIND, both) == "A100"
@@ -190,7 +222,7 @@ def test_a_run_takes_the_fastest_type_that_holds_it():
     assert packer.best(KIND, both) == "A100"
     assert packer.best(KIND, ["T4"]) == "T4"
     learned(packer, "A100", cost(40, device=80))
-    packer.learn_memory(KIND, Cost(gpu_memory_bytes=16 * GIB, ran_out_with=1.0), "T4")
+    learned(packer, "T4", Cost(gpu_memory_bytes=16 * GIB, ran_out_with=1.0))
     assert packer.best(KIND, both) == "A100"
     assert packer.larger("T4", both) == "A100"
     assert packer.larger("A100", both) is None

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
-from anomtune.search.run.adapters import IDLE_SECONDS
 from anomtune.search.run.claims import Claim, Held
+from anomtune.search.run.handout import IDLE_SECONDS
 from anomtune.search.run.places import Site
 from anomtune.search.run.sharing import EXPIRES, PATIENCE, QUANTUM, Sharing
 
