@@ -30,6 +30,7 @@ from anomtune.search.run.messages import (
 from anomtune.search.run.packing import larger_share, share_name
 from anomtune.search.run.ray_internals import (
     ACTOR_DIED,
+    MEMORY_RAN_OUT,
     NODE_LOST,
     EndedTrials,
     LoopWaker,
@@ -40,6 +41,7 @@ from anomtune.search.run.trial import TrialResult
 from anomtune.search.store.records import ConfirmRecord, ConfirmResult, Cost, TrialRecord
 
 _NO_REASON = "Ray gave no reason"
+_WITHOUT_MEMORY = "its node ran out of memory, and Ray killed the worker process"
 _WORKER_DIED = "the worker process died (killed, out of memory, or a crash of native code)"
 
 #: How often a run is begun again when its worker died, and when its node did. Nodes come and go,
@@ -255,6 +257,8 @@ class PoolScheduler(FIFOScheduler):  # type: ignore[misc]
         text = error_text(trial)
         if any(sign in text for sign in NODE_LOST):
             reason = "its node went away", True
+        elif MEMORY_RAN_OUT in text:
+            reason = _WITHOUT_MEMORY, False
         elif ACTOR_DIED in text:
             reason = _WORKER_DIED, False
         else:

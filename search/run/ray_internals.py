@@ -70,8 +70,9 @@ _GLANCE = 0.005
 #: How Ray says that an actor went with its node: once it knows, and before. That it died is an
 #: exception of its own, why it died is told in words alone.
 NODE_LOST = ("its node has died", "is unavailable")
-#: How it says that the process died.
+#: How it says that the process died, and that it killed it since the node had no memory left.
 ACTOR_DIED = "actor died"
+MEMORY_RAN_OUT = "node running low on memory"
 
 
 class LiveNode(NamedTuple):
@@ -153,6 +154,7 @@ class Actors:
             self._controller = controller
             cache = controller._actor_cache
             cache.cache_object, cache.flush_cached_objects = self._keep, self._let_go
+            _take_for_deaths(controller._actor_manager)
             # The controller hides behind a wrapper, which takes no attributes.
             _never_sleep(getattr(controller, "_tune_controller", controller))
 
@@ -212,6 +214,30 @@ class Actors:
                     actors.remove(actor)
                     cache._num_cached_objects -= 1
                     yield actor
+
+
+def _take_for_deaths(manager: Any) -> None:
+    """Lets Tune take every error of Ray by which a worker is lost for the death of an actor.
+
+    Of a worker that Ray has killed since the node's memory ran out, it gets another one, which it
+    takes for a fault of its own: it would end, and the sweep with it.
+    """
+    from ray.exceptions import (  # noqa: PLC0415 - see above
+        ActorDiedError,
+        RayActorError,
+        RayError,
+        RayTaskError,
+    )
+
+    failed = manager._actor_task_failed
+
+    def task_failed(tracked_actor_task: Any, exception: Exception) -> None:
+        told = isinstance(exception, RayActorError | RayTaskError)
+        if isinstance(exception, RayError) and not told:
+            exception = RayActorError(error_msg=f"{ActorDiedError.BASE_ERROR_MSG}\n{exception}")
+        failed(tracked_actor_task, exception)
+
+    manager._actor_task_failed = task_failed
 
 
 def _never_sleep(controller: Any) -> None:

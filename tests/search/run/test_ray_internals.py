@@ -13,7 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    WorkerCrashedError,
+)
 from ray.tune.execution import class_cache
 
 from anomtune.search.events import TrialEnded
@@ -26,6 +33,7 @@ from anomtune.search.run.ray_internals import (
     COMMAND_LINE,
     JOB_STOP_WAIT,
     LONGEST_SOCKET,
+    MEMORY_RAN_OUT,
     NODE_LOST,
     PROPAGATED,
     RAYLET_PID,
@@ -76,6 +84,38 @@ def test_ray_says_in_these_words_that_a_node_is_lost():
 def test_ray_says_in_these_words_that_a_worker_died():
     assert ACTOR_DIED in str(ActorDiedError())
     assert not any(sign in str(ActorDiedError()) for sign in NODE_LOST)
+
+
+def test_ray_says_in_these_words_that_memory_ran_out():
+    assert holds(ROOT / "core/src/ray/raylet/raylet", MEMORY_RAN_OUT)
+
+
+@pytest.mark.parametrize(
+    "error", [OutOfMemoryError("node running low on memory"), WorkerCrashedError(), RayError("x")]
+)
+def test_a_worker_that_ray_has_killed_is_one_that_died(error):
+    """Tune would take these for a fault of its own, and end."""
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.air.execution._internal.tracked_actor import TrackedActor
+
+    manager = RayActorManager(SimpleNamespace(free_resources=lambda **_: None))
+    told = []
+    tracked = TrackedActor(0, on_error=lambda _, error: told.append(error))
+    manager._live_actors_to_ray_actors_resources[tracked] = (
+        None,
+        SimpleNamespace(resource_request=None),
+    )
+    task = SimpleNamespace(_tracked_actor=tracked, _on_error=lambda _, error: told.append(error))
+    with pytest.raises(RuntimeError, match="unexpected exception"):
+        manager._actor_task_failed(tracked_actor_task=task, exception=error)
+    controller = SimpleNamespace(
+        _actor_manager=manager, _actor_cache=SimpleNamespace(), _update_trial_queue=None
+    )
+    Actors(lambda actor, idle: True).attach(controller)
+    manager._actor_task_failed(tracked_actor_task=task, exception=error)
+    assert [type(error) for error in told] == [RayActorError] * 2
+    assert ACTOR_DIED in str(told[0])
+    assert str(error) in str(told[0])
 
 
 @pytest.mark.parametrize("name", CLIENT_LOGGERS)
@@ -167,7 +207,9 @@ def test_tune_keeps_actors_as_it_is_told():
     cache = _ObjectCache(may_keep_one=True)
     updates = []
     controller = SimpleNamespace(
-        _actor_cache=cache, _update_trial_queue=lambda *, blocking: updates.append(blocking)
+        _actor_cache=cache,
+        _actor_manager=SimpleNamespace(_actor_task_failed=None),
+        _update_trial_queue=lambda *, blocking: updates.append(blocking),
     )
     clock, told = SimpleNamespace(now=0.0), []
 
