@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import gc
 import marshal
 import os
@@ -21,14 +22,14 @@ import socket
 import sys
 import threading
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 #: CLONE_NEWNET of setns(2).
 _NETWORK = 0x40000000
 _execvp = os.execvp
 
 
-def _import() -> None:
+def _import(lock: str) -> None:
     # Ray takes these when it is loaded, and never again. With this job a worker takes on any; of
     # its raylet's end the stand-in tells.
     os.environ |= {"RAY_JOB_ID": "ffffffff", "RAY_RAYLET_PID": str(os.getpid())}
@@ -38,16 +39,33 @@ def _import() -> None:
     import ray._private.log_monitor
     import ray.autoscaler._private.monitor
     import ray.dashboard.agent
-    import ray.dashboard.dashboard  # noqa: F401
+    import ray.dashboard.dashboard
     from ray.dashboard.utils import DashboardAgentModule, get_all_modules
 
     import anomtune.search.run.worker  # noqa: F401
 
     get_all_modules(DashboardAgentModule)
     sys.modules.pop("sitecustomize", None)
+    _connect_one_by_one(ray._private.worker, lock)
 
     gc.collect()
     gc.freeze()
+
+
+def _connect_one_by_one(worker: Any, lock: str) -> None:
+    """Lets forks connect to Ray one after the other.
+
+    They draw the same random numbers, in C++ as well: two that connect at once put an object of the
+    same name into Ray's store, which ends one of them now and then, and its raylet waits for ever.
+    """
+    connect = worker.connect
+
+    def connect_alone(*given: Any, **named: Any) -> None:
+        with open(lock, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            connect(*given, **named)
+
+    worker.connect = connect_alone
 
 
 class Server:
@@ -219,7 +237,7 @@ def main() -> None:
     except OSError:
         return  # there is one already
     listener.listen(64)  # whoever comes meanwhile waits
-    _import()
+    _import(f"{path}.lock")
     Server(listener, int(owner)).serve()
     shutil.rmtree(os.path.dirname(path), ignore_errors=True)
 
