@@ -26,6 +26,7 @@ from anomtune.search.run.ray_internals import (
     COMMAND_LINE,
     HEAD_PATIENCE,
     LONGEST_SOCKET,
+    OWN,
     STARTER,
     SWITCHES,
     TEMPORARY_FOLDER,
@@ -218,6 +219,7 @@ def _start(address: str | None, folder: str | None) -> None:
             _temp_dir=folder,
             address=address or "local",
             include_dashboard=None if address else False,
+            _system_config=None if address else OWN,
             log_to_driver=False,
             configure_logging=False,
         )

@@ -35,6 +35,7 @@ from anomtune.search.run.ray_internals import (
     LONGEST_SOCKET,
     MEMORY_RAN_OUT,
     NODE_LOST,
+    OWN,
     PROPAGATED,
     RAYLET_PID,
     STARTER,
@@ -84,6 +85,11 @@ def test_ray_says_in_these_words_that_a_node_is_lost():
 def test_ray_says_in_these_words_that_a_worker_died():
     assert ACTOR_DIED in str(ActorDiedError())
     assert not any(sign in str(ActorDiedError()) for sign in NODE_LOST)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_ray_still_has_the_setting(name):
+    assert holds(ROOT / "core/src/ray/gcs/gcs_server", name)
 
 
 def test_ray_says_in_these_words_that_memory_ran_out():
