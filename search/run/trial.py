@@ -78,7 +78,8 @@ class TrialSpec(BaseModel):
         Raises:
             StorageError: If it cannot be understood.
         """
-        return Storage(self.directory if is_uri(self.directory) else to_name(self.directory))
+        place = self.directory if is_uri(self.directory) else to_name(self.directory)
+        return Storage(place, known=True)  # to the driver
 
     def identity(self) -> str:
         """Returns a hash of all that makes a training the same training, wherever it runs."""

@@ -38,8 +38,13 @@ def place(request, monkeypatch, server, credentials) -> str:
     return folder(server.address)
 
 
+_WITHOUT = "obstore is not installed"
+
+
 def without_obstore(monkeypatch) -> None:
-    monkeypatch.setattr(storage_module, "tagged_objects", lambda *_: "obstore is not installed")
+    monkeypatch.setattr(
+        storage_module, "tagged_objects", lambda *_, **__: "obstore is not installed"
+    )
 
 
 @pytest.fixture
