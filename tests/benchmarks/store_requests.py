@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import yaml
 
@@ -37,8 +38,12 @@ def asked(proxy: Proxy) -> Counter[str]:
     for line in proxy.look()["log"]:
         method, path = line.split(" ", 1)
         if "owner.json" not in path:
-            kind = "LIST" if "list-type" in path else method
-            found[kind] += 1
+            parts = urlsplit(path)
+            query = dict(parse_qsl(parts.query))
+            kind = "LIST" if "list-type" in query else method
+            # What is asked for lies in a bucket, and there in a folder.
+            below = f"/bucket/{query['prefix']}" if "prefix" in query else parts.path
+            found[f"{kind} {'/'.join(below.split('/')[3:4])}".strip()] += 1
     return found
 
 

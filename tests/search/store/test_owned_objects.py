@@ -299,7 +299,7 @@ def test_a_store_that_is_throttled_loses_nothing(proxy, conditional, monkeypatch
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_store_that_refuses_for_ever_is_an_error_in_a_line(proxy, monkeypatch, status):
     monkeypatch.setattr(objects, "_TRIES", 2)
-    storage = Storage(folder(proxy.address))
+    storage = Storage(folder(proxy.address), known=True)
     proxy.set(slow_down=1.0, status=status)
     with pytest.raises(StorageError, match="cannot write: Please reduce your request rate"):
         storage.write("a", b"1")
