@@ -43,7 +43,8 @@ def asked(proxy: Proxy) -> Counter[str]:
             kind = "LIST" if "list-type" in query else method
             # What is asked for lies in a bucket, and there in a folder.
             below = f"/bucket/{query['prefix']}" if "prefix" in query else parts.path
-            found[f"{kind} {'/'.join(below.split('/')[3:4])}".strip()] += 1
+            name = "".join(below.split("/")[3:4])
+            found[f"{kind} {'probe' if name.startswith('.') else name}".strip()] += 1
     return found
 
 
