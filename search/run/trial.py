@@ -33,8 +33,9 @@ from anomtune.search.detector.timing import usual
 from anomtune.search.metrics.delong import errors_against_first, intervals
 from anomtune.search.run.checkpoint import Checkpoints
 from anomtune.search.run.packing import memory_limit
+from anomtune.search.store.arrays import npz_bytes
 from anomtune.search.store.judged import Judged
-from anomtune.search.store.records import Cost, Facts, Rung, canonical, npz_bytes
+from anomtune.search.store.records import Cost, Facts, Rung, canonical
 from anomtune.search.store.storage import Storage
 
 #: Scores of all scorings are kept where they take no more bytes.

@@ -22,7 +22,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from anomtune.search.store.records import RecordStore
+from anomtune.search.store.record_store import RecordStore
 from anomtune.search.store.storage import Storage
 from tests.conftest import draw_category
 from tests.search.object_store import Proxy, Server, folder, make_bucket

@@ -37,7 +37,8 @@ from anomtune.errors import StorageError
 from anomtune.search.journal import Journal
 from anomtune.search.store import segments
 from anomtune.search.store.lock import DirectoryLock
-from anomtune.search.store.records import RecordStore, TrialRecord
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import TrialRecord
 from anomtune.search.store.storage import Storage
 from tests.search.object_store import Proxy, Server, folder, hasten, make_bucket
 from tests.search.results.test_tensorboard import TOY_PLANS, toy_record

@@ -15,7 +15,7 @@ from anomtune.search.store import lock, objects
 from anomtune.search.store import storage as storage_module
 from anomtune.search.store.lock import DirectoryLock
 from anomtune.search.store.objects import ChangedError
-from anomtune.search.store.records import RecordStore
+from anomtune.search.store.record_store import RecordStore
 from anomtune.search.store.storage import Storage
 from tests.search.conftest import sweep_dict
 from tests.search.object_store import credentials, folder, place, proxy, running_proxy, server

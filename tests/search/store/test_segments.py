@@ -11,7 +11,8 @@ from anomtune.search.journal import Journal
 from anomtune.search.store import segments
 from anomtune.search.store.changes import RecordChanges
 from anomtune.search.store.lock import DirectoryLock
-from anomtune.search.store.records import ConfirmRecord, RecordStore, StudyKey
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import ConfirmRecord, StudyKey
 from anomtune.search.store.storage import Storage
 from tests.search.object_store import credentials, folder, proxy, running_proxy, server
 from tests.search.results.test_tensorboard import TOY_PLANS, toy_record
