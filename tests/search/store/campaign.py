@@ -167,7 +167,7 @@ class Case:
             "latency": dice.choice([0.0, 0.005, 0.03]),
         }
         self.faults.update(name for name, value in changes.items() if value)
-        self._proxy.set(**changes, seed=dice.random())
+        self._proxy.set(**changes, status=dice.choice([429, 503]), seed=dice.random())
 
     def _start(self) -> Any:
         driver = _processes.Process(

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from anomtune.errors import StorageError
+from anomtune.search.run.trial import TrialSpec
 from anomtune.search.store import lock, objects
 from anomtune.search.store import storage as storage_module
 from anomtune.search.store.lock import DirectoryLock
@@ -357,7 +358,7 @@ class TestAServerOfWhichNothingIsKnown:
         monkeypatch.setattr(objects, "_LONGEST", 0.2)
         proxy.set(cut=1.0)
         threading.Timer(1.0, proxy.set, kwargs={"cut": 0.0}).start()
-        Storage(folder(proxy.address), known=True).write("a", b"1")
+        TrialSpec.model_construct(directory=folder(proxy.address)).storage().write("a", b"1")
 
     def test_pyarrow_gives_up_once(self):
         refused = "AWS Error NETWORK_CONNECTION; Details: Failed to connect"
