@@ -264,7 +264,7 @@ def test_a_whole_sweep_is_throttled_and_killed_and_goes_on(proxy, sweep, tmp_pat
         assert {path: after[path] for path in before} == before
         before = after
     driver = sweep.start()
-    assert driver.wait(60) == 0, driver.err
+    assert driver.wait() == 0, driver.err
     assert sweep.place in driver.out
     assert proxy.look()["refused"] > 50
     proxy.set(slow_down=0.0, cut=0.0, latency=0.0)
@@ -282,11 +282,11 @@ def test_a_driver_that_was_stopped_and_followed_changes_nothing(sweep, tmp_path)
     try:
         before |= sweep.ended()  # what was under way then may have come through
         second = sweep.start()
-        assert second.wait(60) == 0, second.err
+        assert second.wait() == 0, second.err
         finished = sweep.storage.stamps("", "")
     finally:
         first.send_signal(signal.SIGCONT)
-    assert first.wait(30) == 2
+    assert first.wait() == 2
     assert "another sweep owns this directory" in first.err
     assert "Traceback" not in first.err
     assert sweep.storage.stamps("", "") == finished
