@@ -14,7 +14,8 @@ from anomtune.search.decide.plan import SearchPlan
 from anomtune.search.results.tensorboard import CurveWriter
 from anomtune.search.run.checkpoint import delete_checkpoint
 from anomtune.search.store.lock import DirectoryLock
-from anomtune.search.store.records import AnyRecord, RecordStore, StudyKey, TrialRecord
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import AnyRecord, StudyKey, TrialRecord
 from anomtune.search.store.writer import OrderedWriter
 
 #: How many records, and curves, are written at once; pyarrow sends to an object store with eight

@@ -48,13 +48,8 @@ from anomtune.search.run.ray_cluster import living_nodes, ray_cluster
 from anomtune.search.run.trial import TrialSpec
 from anomtune.search.store.directory import write_config
 from anomtune.search.store.lock import DirectoryLock
-from anomtune.search.store.records import (
-    AnyRecord,
-    ConfirmRecord,
-    RecordStore,
-    StudyKey,
-    TrialRecord,
-)
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import AnyRecord, ConfirmRecord, StudyKey, TrialRecord
 from anomtune.search.store.spent import Spent, SpentClock, read_spent
 from anomtune.search.store.storage import Storage
 

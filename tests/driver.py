@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 _PROCESSES = multiprocessing.get_context("forkserver")
@@ -18,14 +19,19 @@ _PROCESSES.set_forkserver_preload(["anomtune.cli.main", "anomtune.search.sweep",
 
 
 class Driver:
-    """The command in a process of its own session, as `subprocess.Popen` would start it."""
+    """The command in a process of its own session, as `subprocess.Popen` would start it.
 
-    def __init__(self, *arguments: object) -> None:
+    Args:
+        arguments: Of the command.
+        prepare: Is called there before it; a function of a module.
+    """
+
+    def __init__(self, *arguments: object, prepare: Callable[[], None] | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._out, self._err = (Path(self._folder.name) / name for name in ("out", "err"))
         words = tuple(map(str, arguments))
         self._process = _PROCESSES.Process(
-            target=_run, args=(words, str(self._out), str(self._err), dict(os.environ))
+            target=_run, args=(words, str(self._out), str(self._err), dict(os.environ), prepare)
         )
         self._process.start()
 
@@ -67,7 +73,13 @@ def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def _run(words: tuple[str, ...], out: str, err: str, environment: dict[str, str]) -> None:
+def _run(
+    words: tuple[str, ...],
+    out: str,
+    err: str,
+    environment: dict[str, str],
+    prepare: Callable[[], None] | None,
+) -> None:
     from anomtune.cli.main import main
 
     os.setsid()
@@ -76,5 +88,7 @@ def _run(words: tuple[str, ...], out: str, err: str, environment: dict[str, str]
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
         with open(path, "w") as file:
             os.dup2(file.fileno(), stream.fileno())
+    if prepare is not None:
+        prepare()
     sys.argv = ["anomtune", *words]
     main()

@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from anomtune.errors import SweepError
-from anomtune.search.store.records import RecordStore, Rung, StudyKey, TrialRecord
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import Rung, StudyKey, TrialRecord
 
 
 def neighbours(scorings: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float64]:

@@ -19,7 +19,8 @@ from anomtune.search.report.verdict import Verdict, is_papers, judge
 from anomtune.search.results.column import Row
 from anomtune.search.results.leaderboard import rank_studies, tabulate
 from anomtune.search.store.directory import SweepDirectory
-from anomtune.search.store.records import ConfirmRecord, RecordStore, StudyKey, TrialRecord
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import ConfirmRecord, StudyKey, TrialRecord
 from anomtune.search.store.spent import read_spent
 
 

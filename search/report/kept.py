@@ -11,7 +11,8 @@ from anomtune.search.config import ConfirmConfig
 from anomtune.search.decide.confirm import Confirmed, kept_seed
 from anomtune.search.detector.threshold import choose_threshold
 from anomtune.search.results.winners import kept_config
-from anomtune.search.store.records import ConfirmRecord, RecordStore
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import ConfirmRecord
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from anomtune.search.metrics.image import Labels, Scores, are_tied, auroc
 from anomtune.search.results.column import row_of, schema_of
 from anomtune.search.results.columns import Standing, leaderboard_columns
 from anomtune.search.results.trial_columns import TRIAL_COLUMNS
-from anomtune.search.store.records import ConfirmRecord, RecordStore, StudyKey, TrialRecord
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import ConfirmRecord, StudyKey, TrialRecord
 
 SCHEMA_VERSION = 3
 

@@ -26,13 +26,8 @@ from anomtune.search.results.leaderboard import compile_trials, rank_studies, ta
 from anomtune.search.results.status import sweep_status
 from anomtune.search.results.winners import model_folder
 from anomtune.search.store.directory import read_sweeps
-from anomtune.search.store.records import (
-    ConfirmRecord,
-    RecordStore,
-    StudyKey,
-    TrialRecord,
-    best_record,
-)
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import ConfirmRecord, StudyKey, TrialRecord, best_record
 
 if TYPE_CHECKING:
     from anomtune.search.detector.predict import Model

@@ -13,7 +13,8 @@ from anomtune.search.decide.scoring import read_studies
 from anomtune.search.decide.timeleft import RunTimes
 from anomtune.search.results.duration import duration
 from anomtune.search.store.lock import OwnerWatch
-from anomtune.search.store.records import AnyRecord, RecordStore, StudyKey
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import AnyRecord, StudyKey
 from anomtune.search.store.spent import Spent, read_spent
 
 

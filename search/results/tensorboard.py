@@ -35,14 +35,8 @@ from anomtune.search.detector.heatmaps import png_bytes, sheet_rows
 from anomtune.search.metrics.image import roc_curve
 from anomtune.search.results import tensorboard_internals as events
 from anomtune.search.store.held_out import DomainFigures, HeldOutScores
-from anomtune.search.store.records import (
-    AnyRecord,
-    ConfirmRecord,
-    RecordStore,
-    Rung,
-    StudyKey,
-    TrialRecord,
-)
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import AnyRecord, ConfirmRecord, Rung, StudyKey, TrialRecord
 from anomtune.search.store.storage import Storage
 
 #: TensorBoard takes any file with "tfevents" in its name.

@@ -37,8 +37,9 @@ from anomtune.search.run.trial import (
     open_trial,
     pieces,
 )
+from anomtune.search.store.arrays import npz_bytes
 from anomtune.search.store.held_out import DomainFigures, Example, ExampleKind
-from anomtune.search.store.records import ConfirmResult, Cost, PaperScored, npz_bytes
+from anomtune.search.store.records import ConfirmResult, Cost, PaperScored
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,9 @@ from anomtune.search.detector.timing import usual
 from anomtune.search.metrics.delong import errors_against_first, intervals
 from anomtune.search.run.checkpoint import Checkpoints
 from anomtune.search.run.packing import memory_limit
+from anomtune.search.store.arrays import npz_bytes
 from anomtune.search.store.judged import Judged
-from anomtune.search.store.records import Cost, Facts, Rung, canonical, npz_bytes
+from anomtune.search.store.records import Cost, Facts, Rung, canonical
 from anomtune.search.store.storage import Storage
 
 #: Scores of all scorings are kept where they take no more bytes.
@@ -78,7 +79,8 @@ class TrialSpec(BaseModel):
         Raises:
             StorageError: If it cannot be understood.
         """
-        return Storage(self.directory if is_uri(self.directory) else to_name(self.directory))
+        place = self.directory if is_uri(self.directory) else to_name(self.directory)
+        return Storage(place, known=True)  # to the driver
 
     def identity(self) -> str:
         """Returns a hash of all that makes a training the same training, wherever it runs."""

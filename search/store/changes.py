@@ -12,13 +12,8 @@ from dataclasses import dataclass, field
 
 from anomtune.errors import SweepError
 from anomtune.search.store.objects import Stamp
-from anomtune.search.store.records import (
-    AnyRecord,
-    ConfirmRecord,
-    RecordStore,
-    StudyKey,
-    TrialRecord,
-)
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import AnyRecord, ConfirmRecord, StudyKey, TrialRecord
 from anomtune.search.store.segments import read_segments
 
 

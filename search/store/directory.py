@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from anomtune.errors import SweepError
 from anomtune.search.config import MADE_BY, Sweep, join_sweeps, parse_sweep
-from anomtune.search.store.records import RecordStore
+from anomtune.search.store.record_store import RecordStore
 from anomtune.search.store.storage import Storage
 from anomtune.search.yaml_text import dump_yaml, read_yaml
 

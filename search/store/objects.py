@@ -8,6 +8,9 @@ What a store refuses for a while (429, 5xx such as ``503 SlowDown``), and what t
 tried again for a minute, after random times with a growing limit. obstore does so by itself.
 pyarrow does what Amazon's SDK does: it gives up after six seconds and about thirty requests, and a
 URI cannot change that; so the whole is done again here.
+
+A minute is for a store that has been there. One of which nothing is known yet, whose address may be
+wrong, has ten seconds to answer anything at all.
 """
 
 from __future__ import annotations
@@ -37,12 +40,21 @@ Stamp = tuple[int | str, ...]
 _FIRST, _LONGEST, _LAST = 0.1, 5.0, 60.0
 #: More than there is time for; and how many are enough to ask what a store knows.
 _TRIES, _FEW = 100, 5
+#: Seconds in which a store must have answered for the first time.
+_ANSWER = 10.0
 
 #: What Amazon's SDK says when it has given up what may go better later.
 _LATER = re.compile(
     "SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|NETWORK_CONNECTION"
     r"|HTTP status (429|5\d\d)"
 )
+#: What it says then of a server that it has not reached.
+_NOT_REACHED = "NETWORK_CONNECTION"
+
+#: What obstore says of a request that no server has answered.
+_NO_ANSWER = "HTTP error"
+#: A file that is never there.
+_NOTHING = ".nothing"
 
 #: Parameters of a URI that both libraries understand; with another, pyarrow opens it.
 _PARAMETERS = {"endpoint_override", "scheme", "region", "allow_delayed_open"}
@@ -56,6 +68,10 @@ T = TypeVar("T")
 
 class ChangedError(Exception):
     """A file is not in the version that was to be replaced."""
+
+
+class UnreachableError(OSError):
+    """No server has answered, ever."""
 
 
 class Version(NamedTuple):
@@ -74,15 +90,21 @@ class ArrowObjects:
     """The files below a folder of a pyarrow filesystem that is not the local one.
 
     Its methods raise OSError, and FileNotFoundError where there is no such file.
+
+    Args:
+        filesystem: Of which library.
+        root: The folder.
+        known: Whether its server has answered others.
     """
 
-    def __init__(self, filesystem: fs.FileSystem, root: str) -> None:
+    def __init__(self, filesystem: fs.FileSystem, root: str, *, known: bool = False) -> None:
         self._fs = filesystem
         self._root = root
+        self._known = known
 
     def read(self, path: str) -> Version:
         """Returns a file."""
-        return Version(_patiently(lambda: self._read(path)), None)
+        return Version(self._patiently(lambda: self._read(path)), None)
 
     def _read(self, path: str) -> bytes:
         while True:
@@ -105,7 +127,7 @@ class ArrowObjects:
             with self._fs.open_output_stream(self._full(path)) as stream:
                 stream.write(content)  # an object appears when its upload is complete
 
-        _patiently(upload)
+        self._patiently(upload)
 
     def files(self, folder: str) -> Iterator[tuple[str, Stamp]]:
         """Yields the files below a folder, from the root."""
@@ -113,24 +135,41 @@ class ArrowObjects:
 
         selector = fs.FileSelector(self._full(folder), allow_not_found=True, recursive=True)
         prefix = len(self._root) + 1
-        for info in _patiently(lambda: self._fs.get_file_info(selector)):
+        for info in self._patiently(lambda: self._fs.get_file_info(selector)):
             if info.is_file:
                 yield info.path[prefix:], (info.mtime_ns or 0, info.size)
 
     def copy(self, source: str, target: str) -> None:
         """Puts a file, as it is, in the place of another."""
-        _patiently(lambda: self._fs.copy_file(self._full(source), self._full(target)))
+        self._patiently(lambda: self._fs.copy_file(self._full(source), self._full(target)))
 
     def delete(self, path: str) -> None:
         """Removes a file."""
-        _patiently(lambda: self._fs.delete_file(self._full(path)))
+        self._patiently(lambda: self._fs.delete_file(self._full(path)))
 
     def delete_folder(self, path: str) -> None:
         """Removes the files below a folder."""
-        _patiently(lambda: self._fs.delete_dir(self._full(path)))
+        self._patiently(lambda: self._fs.delete_dir(self._full(path)))
 
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root
+
+    def _patiently(self, request: Callable[[], T]) -> T:
+        """Makes a request, again and again while it may go better later."""
+        for remains in _waits(_LAST):
+            try:
+                found = request()
+            except OSError as error:
+                said = str(error)
+                if not self._known and _NOT_REACHED in said:
+                    raise UnreachableError(said.rpartition("Details: ")[2]) from None
+                self._known = True
+                if not remains or not _LATER.search(said):
+                    raise
+            else:
+                self._known = True
+                return found
+        raise AssertionError
 
 
 class TaggedObjects:
@@ -139,12 +178,42 @@ class TaggedObjects:
     Its methods raise OSError, and FileNotFoundError where there is no such file.
 
     Args:
-        open_store: Returns the bucket; its requests are made again so many times at most.
+        open_store: Returns the bucket. Its requests are made again so many times at most, and each
+            takes so many seconds at most.
+        known: Whether its server has answered others.
     """
 
-    def __init__(self, open_store: Callable[[int], S3Store]) -> None:
-        self._store = open_store(_TRIES)
-        self._hasty = open_store(_FEW)
+    def __init__(self, open_store: Callable[[int, float], S3Store], *, known: bool = False) -> None:
+        self._open = open_store
+        self._patient = open_store(_TRIES, _LAST)
+        self._known = known
+
+    @property
+    def _store(self) -> S3Store:
+        """The bucket, on a server that has answered."""
+        if not self._known:
+            self._meet()
+            self._known = True
+        return self._patient
+
+    def _meet(self) -> None:
+        """Waits for any answer at all; raises UnreachableError."""
+        import obstore  # noqa: PLC0415 - an extra
+        from obstore.exceptions import BaseError  # noqa: PLC0415
+
+        hasty = self._open(0, _ANSWER)
+        for remains in _waits(_ANSWER):
+            try:
+                obstore.head(hasty, _NOTHING)
+                return
+            except FileNotFoundError:
+                return
+            except BaseError as error:
+                said = str(error)
+                if _NO_ANSWER not in said:
+                    return
+                if not remains:
+                    raise UnreachableError(_cause(said)) from None
 
     def read(self, path: str) -> Version:
         """Returns a file."""
@@ -177,7 +246,7 @@ class TaggedObjects:
     def heeds_conditions(self) -> bool:
         """Whether the store does what `replace` asks of it, or knows no conditions."""
         probe = f".probe-{uuid.uuid4().hex}"  # no file that is there must be put at risk
-        for store in (self._hasty, self._store):
+        for store in (self._open(_FEW, _LAST), self._store):
             try:
                 return self._is_refused(store, probe)
             except OSError as error:
@@ -263,7 +332,7 @@ class TaggedObjects:
 Objects = ArrowObjects | TaggedObjects
 
 
-def tagged_objects(uri: str, region: str | None) -> TaggedObjects | str:
+def tagged_objects(uri: str, region: str | None, *, known: bool = False) -> TaggedObjects | str:
     """Returns the files below an S3 URI as obstore has them, or why it does not.
 
     Credentials are looked for where pyarrow looks for them.
@@ -271,6 +340,7 @@ def tagged_objects(uri: str, region: str | None) -> TaggedObjects | str:
     Args:
         uri: As pyarrow takes it.
         region: Of the bucket, as pyarrow has found it.
+        known: Whether its server has answered others.
     """
     parts = urlsplit(uri)
     options = dict(parse_qsl(parts.query))
@@ -296,14 +366,14 @@ def tagged_objects(uri: str, region: str | None) -> TaggedObjects | str:
     if endpoint and "://" not in endpoint:
         endpoint = f"{options.get('scheme', 'https')}://{endpoint}"
     return TaggedObjects(
-        lambda tries: S3Store(
+        lambda tries, seconds: S3Store(
             parts.netloc,
             # Else a URI that ends with a slash would name other files than pyarrow does.
             prefix=unquote(parts.path).strip("/") or None,
             region=region or None,
             endpoint=endpoint,
             credential_provider=provider,
-            client_options={"allow_http": True, "timeout": timedelta(seconds=60)},
+            client_options={"allow_http": True, "timeout": timedelta(seconds=seconds)},
             retry_config={
                 "max_retries": tries,
                 "retry_timeout": timedelta(seconds=_LAST),
@@ -313,7 +383,8 @@ def tagged_objects(uri: str, region: str | None) -> TaggedObjects | str:
                     "base": 2,
                 },
             },
-        )
+        ),
+        known=known,
     )
 
 
@@ -323,17 +394,17 @@ def _keeps_credentials() -> bool:
     )
 
 
-def _patiently(request: Callable[[], T]) -> T:
-    """Makes a request of pyarrow, again and again while it may go better later."""
-    end, limit = time.monotonic() + _LAST, _FIRST
-    while True:
-        try:
-            return request()
-        except OSError as error:
-            if not _LATER.search(str(error)) or time.monotonic() >= end:
-                raise
+def _waits(seconds: float) -> Iterator[bool]:
+    """Yields until so many seconds are over, after random times with a growing limit.
+
+    Whether there is time for another try.
+    """
+    end, limit = time.monotonic() + seconds, _FIRST
+    while time.monotonic() < end:
+        yield True
         time.sleep(random.uniform(0, limit))  # noqa: S311 - no secret
         limit = min(2 * limit, _LONGEST)
+    yield False
 
 
 @contextmanager
@@ -344,6 +415,12 @@ def _as_os_errors() -> Iterator[None]:
         yield
     except (BaseError, ValueError) as error:  # ValueError: a name that obstore does not take
         raise OSError(_reason(error)) from None
+
+
+def _cause(said: str) -> str:
+    """Returns why a server was not reached, of all that obstore says of it."""
+    found = re.findall(r'(?:message|error): "(.+?)"', said) or re.findall(r"kind: (\w+)", said)
+    return str(found[-1]) if found else said.splitlines()[0]
 
 
 def _reason(error: Exception) -> str:

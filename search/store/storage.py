@@ -21,6 +21,7 @@ from anomtune.search.store.objects import (
     Objects,
     Stamp,
     TaggedObjects,
+    UnreachableError,
     Version,
     tagged_objects,
 )
@@ -38,12 +39,14 @@ class Storage:
         location: A local path or a pyarrow filesystem URI (``s3://bucket/sweep``; for servers
             other than Amazon's with ``?endpoint_override=host:port&scheme=http``). Credentials
             come from the environment.
+        known: Whether others use it already. An object store of which nothing is known must answer
+            within ten seconds, one that has answered is waited for for a minute.
 
     Raises:
         StorageError: If the location cannot be understood, or carries credentials.
     """
 
-    def __init__(self, location: str | os.PathLike[str]) -> None:
+    def __init__(self, location: str | os.PathLike[str], *, known: bool = False) -> None:
         self.location = os.fspath(location)
         if is_uri(self.location) and has_secrets(self.location):
             # It is shown in messages and told to every worker.
@@ -58,7 +61,7 @@ class Storage:
         #: Why files of an object store have no tags, if they have none.
         self.without_tags: str | None = None
         if is_uri(self.location):
-            opened = _opened(self.location)
+            opened = _opened(self.location, known=known)
             if isinstance(opened, Path):
                 self.local_root = opened
             else:
@@ -346,6 +349,11 @@ class Storage:
             raise StorageError(f"{path}: leaves the sweep directory {self.location}")
 
     def _unusable(self, verb: str, path: str, error: OSError) -> StorageError:
+        if isinstance(error, UnreachableError):
+            return StorageError(
+                f"{self.location}: nothing answers there: {error}; check the address and the "
+                "network, or choose another directory with --dir"
+            )
         reason = (os.strerror(error.errno) if error.errno else str(error)).splitlines()[0]
         remedy = "free some space" if error.errno == errno.ENOSPC else "check its permissions"
         return StorageError(
@@ -354,7 +362,7 @@ class Storage:
         )
 
 
-def _opened(uri: str) -> Path | tuple[Objects, str | None]:
+def _opened(uri: str, *, known: bool) -> Path | tuple[Objects, str | None]:
     """Returns the local path that a URI names, or its files, and why they have no tags."""
     from pyarrow import ArrowException, fs  # noqa: PLC0415 - a local model is used without pyarrow
 
@@ -364,10 +372,10 @@ def _opened(uri: str) -> Path | tuple[Objects, str | None]:
         raise _not_usable(uri, error) from None
     if isinstance(found, fs.LocalFileSystem):
         return Path(plain_name(path))
-    tagged = tagged_objects(uri, getattr(found, "region", None))
+    tagged = tagged_objects(uri, getattr(found, "region", None), known=known)
     if isinstance(tagged, TaggedObjects):
         return tagged, None
-    return ArrowObjects(found, path), tagged
+    return ArrowObjects(found, path, known=known), tagged
 
 
 def _take_away(file: Path, seen: bytes) -> None:

@@ -20,7 +20,8 @@ from anomtune.search.results.status import searched_studies, within_hours
 from anomtune.search.store.changes import RecordChanges
 from anomtune.search.store.directory import SWEEP_FILE, read_config
 from anomtune.search.store.lock import Owner, OwnerWatch
-from anomtune.search.store.records import AnyRecord, RecordStore, StudyKey
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import AnyRecord, StudyKey
 from anomtune.search.store.spent import Spent, read_spent
 from anomtune.search.store.storage import Storage
 from anomtune.search.watch.study import FollowedStudy, Neighbours

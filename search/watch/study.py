@@ -18,10 +18,10 @@ from anomtune.search.decide.scoring import Judgements, neighbours, read_with
 from anomtune.search.decide.timeleft import RunTimes
 from anomtune.search.store.changes import Changes
 from anomtune.search.store.judged import Judged
+from anomtune.search.store.record_store import RecordStore
 from anomtune.search.store.records import (
     AnyRecord,
     ConfirmRecord,
-    RecordStore,
     State,
     StudyKey,
     TrialRecord,

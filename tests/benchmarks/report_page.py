@@ -26,7 +26,8 @@ import numpy as np
 from anomtune.search.decide.confirm import to_confirm
 from anomtune.search.report import write_report
 from anomtune.search.store.directory import write_config
-from anomtune.search.store.records import RecordStore, StudyKey, TrialRecord
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import StudyKey, TrialRecord
 from anomtune.search.store.storage import Storage
 from tests.benchmarks.scale import METHODS, sweep, write_records
 from tests.search.sample_sweep import write_confirm_run

@@ -44,15 +44,8 @@ from anomtune.search.decide.work import Confirmation, Work
 from anomtune.search.journal import Journal
 from anomtune.search.run.process import rare_full_collections
 from anomtune.search.store.lock import DirectoryLock
-from anomtune.search.store.records import (
-    Cost,
-    Facts,
-    RecordStore,
-    Rung,
-    State,
-    StudyKey,
-    TrialRecord,
-)
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import Cost, Facts, Rung, State, StudyKey, TrialRecord
 from anomtune.search.store.storage import Storage
 
 #: Median minutes of a whole trial, and whether it is looked at once only.

@@ -37,7 +37,8 @@ from anomtune.search.run.handout import Handout
 from anomtune.search.run.messages import Assignment, TrialReport, to_result
 from anomtune.search.run.trial import TrialResult, TrialSpec
 from anomtune.search.store.lock import DirectoryLock
-from anomtune.search.store.records import AnyRecord, Cost, RecordStore, TrialRecord
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import AnyRecord, Cost, TrialRecord
 from anomtune.search.store.storage import Storage
 from tests.benchmarks.scale import FACTS, make_plans, make_pool, rung, steps, sweep
 

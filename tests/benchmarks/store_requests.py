@@ -16,12 +16,13 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from anomtune.search.store.records import RecordStore
+from anomtune.search.store.record_store import RecordStore
 from anomtune.search.store.storage import Storage
 from tests.conftest import draw_category
 from tests.search.object_store import Proxy, Server, folder, make_bucket
@@ -37,8 +38,13 @@ def asked(proxy: Proxy) -> Counter[str]:
     for line in proxy.look()["log"]:
         method, path = line.split(" ", 1)
         if "owner.json" not in path:
-            kind = "LIST" if "list-type" in path else method
-            found[kind] += 1
+            parts = urlsplit(path)
+            query = dict(parse_qsl(parts.query))
+            kind = "LIST" if "list-type" in query else method
+            # What is asked for lies in a bucket, and there in a folder.
+            below = f"/bucket/{query['prefix']}" if "prefix" in query else parts.path
+            name = "".join(below.split("/")[3:4])
+            found[f"{kind} {'probe' if name.startswith('.') else name}".strip()] += 1
     return found
 
 

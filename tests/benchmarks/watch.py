@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from anomtune.search.config import Sweep
 from anomtune.search.store.directory import write_config
-from anomtune.search.store.records import Cost, RecordStore, TrialRecord
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import Cost, TrialRecord
 from anomtune.search.store.storage import Storage
 from tests.benchmarks.scale import make_plans, sweep, write_records
 

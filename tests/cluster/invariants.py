@@ -28,13 +28,8 @@ from anomtune.search.results.tensorboard_internals import says_the_end
 from anomtune.search.results.winners import model_folder
 from anomtune.search.store.directory import read_sweep
 from anomtune.search.store.lock import DirectoryLock, OwnerWatch
-from anomtune.search.store.records import (
-    AnyRecord,
-    ConfirmRecord,
-    RecordStore,
-    StudyKey,
-    TrialRecord,
-)
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import AnyRecord, ConfirmRecord, StudyKey, TrialRecord
 
 #: All that may lie at the top of a sweep directory.
 _TOP = {

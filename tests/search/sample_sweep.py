@@ -25,19 +25,19 @@ from anomtune.search.decide.scoring import read_studies
 from anomtune.search.detector.heatmaps import outline, overlay, png_bytes, sheet
 from anomtune.search.metrics.delong import intervals
 from anomtune.search.metrics.image import auroc
+from anomtune.search.store.arrays import npz_bytes
 from anomtune.search.store.directory import write_config
 from anomtune.search.store.held_out import DomainFigures, Example
 from anomtune.search.store.judged import Judged
+from anomtune.search.store.record_store import RecordStore
 from anomtune.search.store.records import (
     ConfirmRecord,
     Cost,
     Facts,
     PaperScored,
-    RecordStore,
     Rung,
     StudyKey,
     TrialRecord,
-    npz_bytes,
 )
 from anomtune.search.store.storage import Storage
 

@@ -16,7 +16,8 @@ from anomtune.search import journal as journal_module
 from anomtune.search.journal import Journal
 from anomtune.search.results.tensorboard import CurveWriter
 from anomtune.search.store.lock import DirectoryLock
-from anomtune.search.store.records import AnyRecord, Cost, RecordStore, TrialRecord
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import AnyRecord, Cost, TrialRecord
 from anomtune.search.store.storage import Storage
 from tests.search.results.test_tensorboard import TOY_PLANS, toy_record
 

@@ -15,14 +15,8 @@ from anomtune.search.decide.confirm import choose, summarise, to_confirm
 from anomtune.search.decide.work import Confirmation, Work
 from anomtune.search.results.leaderboard import compile_leaderboard
 from anomtune.search.store.held_out import DomainFigures, Example
-from anomtune.search.store.records import (
-    ConfirmRecord,
-    ConfirmResult,
-    Cost,
-    RecordStore,
-    Rung,
-    TrialRecord,
-)
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import ConfirmRecord, ConfirmResult, Cost, Rung, TrialRecord
 from anomtune.search.store.storage import Storage
 from anomtune.search.sweep import run as run_sweep
 from tests.driver import Driver

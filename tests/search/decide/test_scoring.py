@@ -19,7 +19,8 @@ from anomtune.search.decide.scoring import (
     read_with,
 )
 from anomtune.search.store.judged import Judged
-from anomtune.search.store.records import RecordStore, Rung, StudyKey, TrialRecord
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import Rung, StudyKey, TrialRecord
 from anomtune.search.store.storage import Storage
 
 SCORINGS = [{"sigma": sigma, "reduce": reduce} for reduce in ("max", "mean") for sigma in range(4)]

@@ -15,17 +15,10 @@ from anomtune.cli.tables import leaderboard_note, leaderboard_table
 from anomtune.search.config import load_sweep, parse_sweep
 from anomtune.search.metrics.image import auroc as area_of
 from anomtune.search.results.leaderboard import compile_leaderboard, compile_trials, write_tables
+from anomtune.search.store.arrays import npz_bytes
 from anomtune.search.store.judged import Judged
-from anomtune.search.store.records import (
-    ConfirmRecord,
-    Cost,
-    Facts,
-    RecordStore,
-    Rung,
-    StudyKey,
-    TrialRecord,
-    npz_bytes,
-)
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import ConfirmRecord, Cost, Facts, Rung, StudyKey, TrialRecord
 from anomtune.search.store.storage import Storage
 from tests.search.conftest import sweep_dict
 

@@ -13,7 +13,8 @@ from anomtune.errors import StorageError, SweepError
 from anomtune.search.decide.scoring import read_studies
 from anomtune.search.results.optuna_export import export_studies, rebuild_studies
 from anomtune.search.store.directory import read_sweep, write_config
-from anomtune.search.store.records import RecordStore, StudyKey, TrialRecord
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import StudyKey, TrialRecord
 from tests.search.sample_sweep import write_sample_sweep
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,8 @@ from anomtune.search.decide.scoring import read_studies
 from anomtune.search.results.optuna_export import export_studies, rebuild_studies
 from anomtune.search.results.optuna_follow import Followed, follow_studies
 from anomtune.search.store.directory import read_sweep, write_config
-from anomtune.search.store.records import RecordStore, TrialRecord
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import TrialRecord
 from anomtune.search.store.storage import Storage
 from tests.search.results.test_optuna_export import contents, open_url
 from tests.search.sample_sweep import write_sample_sweep

@@ -9,14 +9,8 @@ import pytest
 
 from anomtune.search.results.status import status_line, sweep_status
 from anomtune.search.store.lock import _who
-from anomtune.search.store.records import (
-    ConfirmRecord,
-    Cost,
-    RecordStore,
-    Rung,
-    StudyKey,
-    TrialRecord,
-)
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import ConfirmRecord, Cost, Rung, StudyKey, TrialRecord
 from anomtune.search.store.storage import Storage
 
 #: Before all runs of these tests.

@@ -20,7 +20,8 @@ from anomtune.search.results.column import schema_of
 from anomtune.search.results.columns import leaderboard_columns
 from anomtune.search.results.trial_columns import TRIAL_COLUMNS
 from anomtune.search.store.directory import read_sweep
-from anomtune.search.store.records import RecordStore, StudyKey
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import StudyKey
 from anomtune.search.store.storage import Storage
 from anomtune.search.sweep import run
 

@@ -30,7 +30,8 @@ from anomtune.search.run.messages import (
 from anomtune.search.run.packing import CONTEXT_BYTES, SHARES, memory_limit
 from anomtune.search.run.sharing import Sharing
 from anomtune.search.run.trial import TrialResult, TrialSpec, open_trial
-from anomtune.search.store.records import Cost, RecordStore, Rung, StudyKey
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import Cost, Rung, StudyKey
 from anomtune.search.store.storage import Storage
 from anomtune.search.store.writer import OrderedWriter
 from tests.search.conftest import FACTS, sweep_dict

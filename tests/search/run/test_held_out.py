@@ -32,7 +32,8 @@ from anomtune.search.run.checkpoint import SECONDS_VARIABLE
 from anomtune.search.run.held_out import run_confirm
 from anomtune.search.run.trial import TrialSpec
 from anomtune.search.source import DatasetConfig
-from anomtune.search.store.records import ConfirmRecord, RecordStore, Rung, TrialRecord
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import ConfirmRecord, Rung, TrialRecord
 from anomtune.search.store.storage import Storage
 from tests.conftest import draw_category
 

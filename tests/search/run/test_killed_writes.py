@@ -21,7 +21,8 @@ from anomtune.search.run.adapters import PoolScheduler
 from anomtune.search.run.messages import TrialReport, to_result
 from anomtune.search.run.trial import TrialResult
 from anomtune.search.store.lock import DirectoryLock
-from anomtune.search.store.records import AnyRecord, Cost, RecordStore, TrialRecord
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import AnyRecord, Cost, TrialRecord
 from anomtune.search.store.storage import Storage
 from tests.search.conftest import FACTS, Simulation
 from tests.search.run.test_gpu_sharing import Engine

@@ -27,7 +27,8 @@ from anomtune.search.run.board import ray_board
 from anomtune.search.run.claims import Claim, Held
 from anomtune.search.run.ray_internals import live_nodes
 from anomtune.search.run.sharing import BEAT, PATIENCE, QUANTUM
-from anomtune.search.store.records import RecordStore, TrialRecord
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import TrialRecord
 from anomtune.search.store.storage import Storage
 from anomtune.search.sweep import run
 from tests.driver import Driver

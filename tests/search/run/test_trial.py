@@ -29,7 +29,8 @@ from anomtune.search.run.messages import Aborted, Assignment, Failed, from_resul
 from anomtune.search.run.trial import TrialResult, TrialSpec, open_trial, run_trial
 from anomtune.search.run.worker import TrialActor
 from anomtune.search.source import DatasetConfig
-from anomtune.search.store.records import RecordStore, TrialRecord
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import TrialRecord
 from anomtune.search.store.storage import Storage
 
 pytestmark = pytest.mark.slow

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,17 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent.parent))
 import tests.conftest  # noqa: F401 - lets the toy method be found
 from anomtune.errors import StorageError
 from anomtune.search.journal import Journal
-from anomtune.search.store import lock, objects, segments
+from anomtune.search.store import segments
 from anomtune.search.store.lock import DirectoryLock
-from anomtune.search.store.records import RecordStore, TrialRecord
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import TrialRecord
 from anomtune.search.store.storage import Storage
-from tests.search.object_store import Proxy, Server, folder, make_bucket
+from tests.search.object_store import Proxy, Server, folder, hasten, make_bucket
 from tests.search.results.test_tensorboard import TOY_PLANS, toy_record
 
 _TRIALS = 24
 #: What a driver ends with that has lost its directory.
 _FOLLOWED = 2
-#: Leases are shorter here.
-_FASTER = 8
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
@@ -60,9 +60,7 @@ def trial(number: int, steps: int, state: str, mark: float) -> TrialRecord:
 
 def drive(place: str, log: str, seed: int) -> None:
     """Is a driver: does what is left to do, and notes what it begins and what it is told."""
-    for name in ("_BEAT", "_LEASE", "_PATIENCE"):
-        setattr(lock, name, getattr(lock, name) / _FASTER)
-    objects._LONGEST = 0.3
+    hasten()
     segments._FEW, segments._FULL = 4, 8
     dice, storage = random.Random(seed), Storage(place)
 
@@ -119,6 +117,7 @@ class Case:
         self._place = folder(proxy.address)
         self._log = Path(tempfile.mkstemp()[1])
         self._stopped: list[Any] = []
+        self._awake: list[Any] = []
         self.faults: Counter[str] = Counter()
         self.violations: list[str] = []
 
@@ -131,7 +130,7 @@ class Case:
             if driver.exitcode is None:
                 kind = dice.choice(["kill", "stop"])
                 self.faults[kind] += 1
-                os.kill(driver.pid, signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
+                _send(driver, signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
                 if kind == "stop":
                     self._stopped.append(driver)
                 else:
@@ -168,7 +167,7 @@ class Case:
             "latency": dice.choice([0.0, 0.005, 0.03]),
         }
         self.faults.update(name for name, value in changes.items() if value)
-        self._proxy.set(**changes, seed=dice.random())
+        self._proxy.set(**changes, status=dice.choice([429, 503]), seed=dice.random())
 
     def _start(self) -> Any:
         driver = _processes.Process(
@@ -188,7 +187,8 @@ class Case:
 
     def _wake(self, driver: Any) -> None:
         self.faults["wake"] += 1
-        os.kill(driver.pid, signal.SIGCONT)
+        _send(driver, signal.SIGCONT)
+        self._awake.append(driver)
 
     def _notes(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._log.read_text().splitlines()]
@@ -197,6 +197,9 @@ class Case:
         self.violations.append(what)
 
     def _check(self) -> None:
+        for driver in self._awake:
+            if driver.exitcode not in (0, _FOLLOWED):
+                self._wrong(f"a driver that was awake again ended with {driver.exitcode}")
         notes = self._notes()
         safe: dict[int, float] = {}
         taken: dict[int, set[int]] = {}
@@ -221,6 +224,11 @@ class Case:
         segments._FEW = kept
         if known != store.read_trials(found[0].key):
             self._wrong("segments and single files differ")
+
+
+def _send(driver: Any, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # it has just ended by itself
+        os.kill(driver.pid, number)
 
 
 def main() -> None:

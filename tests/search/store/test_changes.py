@@ -8,7 +8,8 @@ import shutil
 import pytest
 
 from anomtune.search.store.changes import RecordChanges
-from anomtune.search.store.records import ConfirmRecord, RecordStore, StudyKey, TrialRecord
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import ConfirmRecord, StudyKey, TrialRecord
 from anomtune.search.store.storage import Storage
 
 KEYS = [StudyKey("a", "toy"), StudyKey("b", "toy")]

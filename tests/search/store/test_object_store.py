@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,17 +14,23 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from anomtune.errors import StorageError
 from anomtune.search.detector.saved import load_detector
-from anomtune.search.results.leaderboard import write_tables
 from anomtune.search.results.tensorboard import CurveWriter
 from anomtune.search.store import lock
 from anomtune.search.store import storage as storage_module
-from anomtune.search.store.directory import read_sweep
 from anomtune.search.store.lock import DirectoryLock
-from anomtune.search.store.records import RecordStore, TrialRecord
 from anomtune.search.store.storage import Storage
+from tests.cluster.invariants import violations
 from tests.driver import Driver
 from tests.search.conftest import sweep_dict
-from tests.search.object_store import credentials, folder, proxy, running_proxy, server
+from tests.search.object_store import (
+    credentials,
+    download,
+    folder,
+    hasten,
+    proxy,
+    running_proxy,
+    server,
+)
 from tests.search.results.test_tensorboard import TOY_PLANS, toy_record
 
 pytestmark = pytest.mark.slow
@@ -38,8 +46,13 @@ def place(request, monkeypatch, server, credentials) -> str:
     return folder(server.address)
 
 
+_WITHOUT = "obstore is not installed"
+
+
 def without_obstore(monkeypatch) -> None:
-    monkeypatch.setattr(storage_module, "tagged_objects", lambda *_: "obstore is not installed")
+    monkeypatch.setattr(
+        storage_module, "tagged_objects", lambda *_, **__: "obstore is not installed"
+    )
 
 
 @pytest.fixture
@@ -193,50 +206,88 @@ def test_a_store_that_fails_for_a_while_is_forgiven(place, quick, monkeypatch):
         owner.check()
 
 
+class Sweep:
+    """A small sweep of two categories, whose directory is in an object store.
+
+    Args:
+        place: The directory.
+        file: Where the sweep file is to be.
+        data: Of the two categories.
+        address: Of Ray.
+    """
+
+    def __init__(self, place: str, file: Path, data: Path, address: str) -> None:
+        config = sweep_dict(
+            data,
+            trials=3,
+            rungs=2,
+            concurrency=1,  # a driver that is stopped keeps its place in Ray
+            confirm={"top": 1, "seeds": [1, 2]},
+            methods={"toy": {"fixed": {"seconds": 0.03}}},
+        )
+        file.write_text(yaml.safe_dump(config))
+        self._words = ["sweep", file, "--dir", place, "--address", address]
+        self.place = place
+        self.storage = Storage(place)
+
+    def start(self) -> Driver:
+        return Driver(*self._words, prepare=hasten)
+
+    def ended(self) -> dict[str, bytes]:
+        """Returns the records that have ended, by their paths."""
+        paths = [p for p in self.storage.list("", ".json") if p.startswith(("trials/", "confirm/"))]
+        contents = zip(paths, self.storage.read_many(paths), strict=True)
+        return {path: b for path, b in contents if b and json.loads(b)["state"] != "RUNNING"}
+
+    def until(self, driver: Driver, count: int) -> dict[str, bytes]:
+        """Waits until so many records have ended, and returns them."""
+        while len(found := self.ended()) < count:
+            assert driver.poll() is None, driver.err
+            time.sleep(0.05)
+        return found
+
+
+@pytest.fixture
+def sweep(proxy, tmp_path, toy_data, ray_address) -> Sweep:
+    return Sweep(folder(proxy.address), tmp_path / "sweep.yaml", toy_data, ray_address)
+
+
 @pytest.mark.ray
-def test_a_whole_sweep_is_killed_and_goes_on(server, credentials, tmp_path, toy_data, ray_address):
-    place = folder(server.address)
-    config = sweep_dict(
-        toy_data,
-        trials=5,
-        confirm={"top": 1, "seeds": [1, 2]},
-        methods={"toy": {"fixed": {"seconds": 0.03}}},
-    )
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(config))
-    store = RecordStore(Storage(place))
-
-    def start() -> Driver:
-        return Driver("sweep", tmp_path / "sweep.yaml", "--dir", place, "--address", ray_address)
-
-    def trials() -> dict[str, TrialRecord]:
-        return {r.path: r for study in store.read_all().values() for r in study}
-
-    before: dict[str, TrialRecord] = {}
-    for count in (3, 6):  # with the labels of two categories
-        driver = start()
-        while driver.poll() is None and len(store.storage.list("trials", ".npz")) < count:
-            time.sleep(0.1)
+def test_a_whole_sweep_is_throttled_and_killed_and_goes_on(proxy, sweep, tmp_path):
+    proxy.set(slow_down=0.15, cut=0.05, latency=0.003)
+    before: dict[str, bytes] = {}
+    for count in (2, 7):  # the second while winners are confirmed
+        driver = sweep.start()
+        sweep.until(driver, count)
         driver.kill()
-        after = trials()
+        after = sweep.ended()
         assert {path: after[path] for path in before} == before
-        before = {path: record for path, record in after.items() if record.state != "RUNNING"}
-    driver = start()
-    assert driver.wait(300) == 0, driver.err
-    after = trials()
-    assert {path: after[path] for path in before} == before
-    assert sorted(after) == [
-        f"trials/{category}/toy/{n:05}" for category in ("plate", "ring") for n in range(5)
-    ]
-    assert {record.state for record in after.values()} <= {"COMPLETE", "PRUNED"}
-    for record in after.values():
-        (scores,) = store.read_scores([record])
-        assert (scores is None) == (record.state == "PRUNED")
-    runs = [run for study in store.read_confirmed().values() for run in study]
-    assert {run.state for run in runs} == {"COMPLETE"}
-    config, _ = read_sweep(place)
-    assert write_tables(config, store).num_rows == 2
-    address, _, options = place.partition("?")
+        before = after
+    driver = sweep.start()
+    assert driver.wait() == 0, driver.err
+    assert sweep.place in driver.out
+    assert proxy.look()["refused"] > 50
+    proxy.set(slow_down=0.0, cut=0.0, latency=0.0)
+    assert [*violations(download(sweep.place, tmp_path / "copy"), before)] == []
+    address, _, options = sweep.place.partition("?")
     for category in ("plate", "ring"):  # also reads what a move has copied
         load_detector(f"{address}/models/{category}/toy?{options}")
-    assert "token" not in json.loads(store.storage.read("owner.json"))
-    assert place in driver.out
+
+
+@pytest.mark.ray
+def test_a_driver_that_was_stopped_and_followed_changes_nothing(sweep, tmp_path):
+    first = sweep.start()
+    before = sweep.until(first, 2)
+    first.send_signal(signal.SIGSTOP)
+    try:
+        before |= sweep.ended()  # what was under way then may have come through
+        second = sweep.start()
+        assert second.wait() == 0, second.err
+        finished = sweep.storage.stamps("", "")
+    finally:
+        first.send_signal(signal.SIGCONT)
+    assert first.wait() == 2
+    assert "another sweep owns this directory" in first.err
+    assert "Traceback" not in first.err
+    assert sweep.storage.stamps("", "") == finished
+    assert [*violations(download(sweep.place, tmp_path / "copy"), before)] == []

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 
 import pytest
+import yaml
 
 from anomtune.errors import StorageError
+from anomtune.search.run.trial import TrialSpec
 from anomtune.search.store import lock, objects
 from anomtune.search.store import storage as storage_module
 from anomtune.search.store.lock import DirectoryLock
 from anomtune.search.store.objects import ChangedError
-from anomtune.search.store.records import RecordStore
+from anomtune.search.store.record_store import RecordStore
 from anomtune.search.store.storage import Storage
+from tests.search.conftest import sweep_dict
 from tests.search.object_store import credentials, folder, place, proxy, running_proxy, server
 from tests.search.results.test_tensorboard import toy_record
 from tests.search.store.campaign import Case
@@ -246,7 +251,7 @@ def test_names_are_those_that_pyarrow_gives(server, credentials, monkeypatch):
     names = ["a b/ü#c%20[x]~{}^|.json", "q?*/1.json", "plain.json"]
     with_obstore = Storage(place)
     with monkeypatch.context() as without:
-        without.setattr(storage_module, "tagged_objects", lambda *_: "no")
+        without.setattr(storage_module, "tagged_objects", lambda *_, **__: "no")
         with_pyarrow = Storage(place)
     assert with_obstore.has_tags
     for one, other in ((with_obstore, with_pyarrow), (with_pyarrow, with_obstore)):
@@ -295,16 +300,89 @@ def test_a_store_that_is_throttled_loses_nothing(proxy, conditional, monkeypatch
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_store_that_refuses_for_ever_is_an_error_in_a_line(proxy, monkeypatch, status):
     monkeypatch.setattr(objects, "_TRIES", 2)
-    storage = Storage(folder(proxy.address))
+    storage = Storage(folder(proxy.address), known=True)
     proxy.set(slow_down=1.0, status=status)
     with pytest.raises(StorageError, match="cannot write: Please reduce your request rate"):
         storage.write("a", b"1")
     assert proxy.look()["counts"] == {"PUT": 3}
 
 
+class TestAServerOfWhichNothingIsKnown:
+    """It has ten seconds, here one third of one; the patience of a minute stays."""
+
+    #: Nothing listens there.
+    nowhere = "s3://bucket/sweep?endpoint_override=127.0.0.1:1&scheme=http"
+
+    @pytest.fixture(autouse=True)
+    def _quick(self, monkeypatch, credentials):
+        monkeypatch.setattr(objects, "_ANSWER", 0.3)
+
+    @pytest.mark.parametrize("command", ["sweep", "leaderboard", "watch"])
+    def test_a_wrong_address_is_a_line(self, run, command, tmp_path, toy_data):
+        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep_dict(toy_data)))
+        begin = time.monotonic()
+        if command == "sweep":
+            found = run("sweep", tmp_path / "sweep.yaml", "--dir", self.nowhere)
+        else:
+            found = run(command, self.nowhere)
+        assert time.monotonic() - begin < 10
+        code, _, said = found
+        assert code == 2
+        assert [line for line in said.splitlines() if not line.startswith("anomtune ")] == [
+            f"anomtune: {self.nowhere}: nothing answers there: Connection refused; check the "
+            "address and the network, or choose another directory with --dir"
+        ]
+
+    def test_one_that_takes_connections_and_never_answers(self):
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            address = f"127.0.0.1:{silent.getsockname()[1]}"
+            storage = Storage(self.nowhere.replace("127.0.0.1:1", address))
+            with pytest.raises(StorageError, match="nothing answers there"):
+                storage.read("a")
+
+    @pytest.mark.parametrize("first", [{"slow_down": 1.0}, {}], ids=["refuses", "answers"])
+    def test_one_that_has_answered_is_waited_for(self, proxy, monkeypatch, first):
+        monkeypatch.setattr(objects, "_LONGEST", 0.2)
+        storage = Storage(folder(proxy.address))
+        if first:
+            proxy.set(**first)  # to refuse is to answer
+        else:
+            storage.write("a", b"0")
+            proxy.set(cut=1.0)
+        threading.Timer(1.0, proxy.set, kwargs={"slow_down": 0.0, "cut": 0.0}).start()
+        storage.write("a", b"1")
+        assert proxy.look()["refused"] > 3
+        assert storage.read("a") == b"1"
+
+    def test_nodes_wait_for_what_the_driver_knows(self, proxy, monkeypatch):
+        monkeypatch.setattr(objects, "_LONGEST", 0.2)
+        proxy.set(cut=1.0)
+        threading.Timer(1.0, proxy.set, kwargs={"cut": 0.0}).start()
+        TrialSpec.model_construct(directory=folder(proxy.address)).storage().write("a", b"1")
+
+    def test_pyarrow_gives_up_once(self):
+        refused = "AWS Error NETWORK_CONNECTION; Details: Failed to connect"
+        asked = []
+
+        def request():
+            asked.append(1)
+            if len(asked) != 2:
+                raise OSError(refused)
+            return "an answer"
+
+        files = objects.ArrowObjects(None, "bucket")
+        with pytest.raises(objects.UnreachableError, match=r"^Failed to connect$"):
+            files._patiently(request)
+        assert len(asked) == 1
+        assert files._patiently(request) == "an answer"
+        asked.clear()
+        assert files._patiently(request) == "an answer"
+        assert len(asked) == 2
+
+
 def test_pyarrow_is_patient_too(proxy, monkeypatch):
     """It gives up after six seconds by itself."""
-    monkeypatch.setattr(storage_module, "tagged_objects", lambda *_: "no")
+    monkeypatch.setattr(storage_module, "tagged_objects", lambda *_, **__: "no")
     storage = Storage(folder(proxy.address))
     proxy.set(slow_down=1.0)
     threading.Timer(8.0, proxy.set, kwargs={"slow_down": 0.0}).start()

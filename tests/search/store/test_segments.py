@@ -11,7 +11,8 @@ from anomtune.search.journal import Journal
 from anomtune.search.store import segments
 from anomtune.search.store.changes import RecordChanges
 from anomtune.search.store.lock import DirectoryLock
-from anomtune.search.store.records import ConfirmRecord, RecordStore, StudyKey
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import ConfirmRecord, StudyKey
 from anomtune.search.store.storage import Storage
 from tests.search.object_store import credentials, folder, proxy, running_proxy, server
 from tests.search.results.test_tensorboard import TOY_PLANS, toy_record
@@ -56,7 +57,7 @@ def run(place, records) -> None:
 
 
 def read(place):
-    store = RecordStore(Storage(place))
+    store = RecordStore(Storage(place, known=True))
     found = (*store.read_all().values(), *store.read_confirmed().values())
     return {record.path: record for study in found for record in study}
 
@@ -194,7 +195,7 @@ def test_a_record_that_a_segment_holds_wrongly_is_read_by_itself(full):
 
 
 def test_who_follows_a_sweep_reads_segments_first(full, proxy):
-    changes = RecordChanges(RecordStore(Storage(full)))
+    changes = RecordChanges(RecordStore(Storage(full, known=True)))
     proxy.look()
     found = [record for one in changes.poll([KEY]) for record in one.records]
     assert proxy.look()["counts"] == {"LIST": 4, "GET": 2}

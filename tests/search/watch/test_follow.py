@@ -16,7 +16,8 @@ from anomtune.search.decide.scoring import read_studies
 from anomtune.search.results.leaderboard import compile_leaderboard
 from anomtune.search.results.status import sweep_status
 from anomtune.search.store.directory import read_sweep, write_config
-from anomtune.search.store.records import RecordStore, StudyKey
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import StudyKey
 from anomtune.search.store.storage import Storage
 from anomtune.search.watch.follow import SweepFollower
 from anomtune.search.watch.picture import picture, sheets

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from anomtune.search.store.records import ConfirmRecord, RecordStore, TrialRecord
+from anomtune.search.store.record_store import RecordStore
+from anomtune.search.store.records import ConfirmRecord, TrialRecord
 from anomtune.search.store.storage import Storage
 from anomtune.search.watch.follow import SweepFollower
 from tests.search.object_store import credentials, place, server
