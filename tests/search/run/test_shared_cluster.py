@@ -56,7 +56,7 @@ def three_gpus(ray_address) -> Iterator[None]:
             ]
             quiet = subprocess.DEVNULL
             nodes.append(subprocess.Popen(command, stdout=quiet, stderr=quiet))
-            # One after the other: they would choose the same ports.
+            # One after the other: they would give their sockets the same names.
             wait_for(lambda name=name: f"accelerator_type:{name}" in ray.cluster_resources())
         yield
     finally:
@@ -190,7 +190,6 @@ def test_a_sweep_of_whole_gpus_has_one_of_those_that_small_runs_of_another_fill(
     costs = sorted(costs, key=lambda cost: cost.started_at)[6:]
     longest = max(seconds(cost.started_at, cost.finished_at) for cost in costs)
     bound = longest + PATIENCE + QUANTUM + 2 * BEAT + START
-    print(f"waited {seconds(whole.cost.started_at, now):.1f} s of {bound:.1f}, run {longest:.1f}")
     assert seconds(whole.cost.started_at, now) < bound
     assert len(costs) < MANY / 2
 
@@ -248,7 +247,6 @@ def test_a_run_that_needs_a_whole_gpu_has_one_among_small_runs_of_its_sweep(
     before = [run for run in runs if "end" in run and run["begin"] < whole["begin"]]
     longest = max(run["end"] - run["begin"] for run in before)
     bound = longest + PATIENCE + 2 * BEAT + START
-    print(f"waited {whole['begin'] - small['end']:.1f} s of {bound:.1f}, run {longest:.1f}")
     assert whole["begin"] - small["end"] < bound
     on_it = [run for run in before if run["gpu"] == whole["gpu"]]
     assert max(run["end"] for run in on_it) <= whole["begin"]
