@@ -236,7 +236,12 @@ def test_a_run_that_needs_a_whole_gpu_has_one_among_small_runs_of_its_sweep(
     # More than there is room for wait, so that none need end before it is handed out.
     config = gpu_toys(toy_data, "7", resources={"accelerator": "A100"}, concurrency=6)
     with Gpus(tmp_path, ray_address, config) as sweep:
-        wait_for(lambda: [run["share"] for run in sweep.under_way()] == [1 / 2] * 4)
+        wait_for(
+            lambda: (
+                {(run["gpu"], run["share"]) for run in sweep.under_way()}
+                == {("A100-0", 1 / 2), ("A100-1", 1 / 2)}
+            )
+        )
         sweep.log.with_suffix(".large").touch()
 
         wait_for(lambda: sum(run["large"] for run in sweep.runs()) == 2, 150)
