@@ -6,8 +6,8 @@ waits for room *reserves* a place: a node and some of its GPUs. Workers there ar
 runs end, and whoever is not entitled to it starts no new worker meanwhile. So
 
 - a run that wants more of a GPU than others of its sweep has it at the latest when the runs have
-  ended that were on these GPUs when it began to wait, plus `PATIENCE` seconds and the start of a
-  process: one run's length;
+  ended that were on these GPUs when it began to wait, plus `PATIENCE` and `BEAT` seconds and the
+  start of a process: one run's length;
 - a sweep that holds less than its fair share of the cluster, the n-th part of it for n sweeps, has
   that as soon where runs are alike: on the places that it has reserved the others begin no further
   run. Where they are not (one wants two GPUs of a node, others parts of these) the sweeps have
