@@ -160,7 +160,9 @@ class Actors:
             cache.cache_object, cache.flush_cached_objects = self._keep, self._let_go
             _take_for_deaths(controller._actor_manager)
             # The controller hides behind a wrapper, which takes no attributes.
-            _never_sleep(getattr(controller, "_tune_controller", controller))
+            inner = getattr(controller, "_tune_controller", controller)
+            _never_sleep(inner)
+            _let_start(inner)
 
     def held(self) -> dict[Hashable, Mapping[str, float]]:
         """Returns what each actor holds, also while it has nothing to do."""
@@ -251,6 +253,22 @@ def _never_sleep(controller: Any) -> None:
     """
     update = controller._update_trial_queue
     controller._update_trial_queue = lambda blocking=False, timeout=0: update(blocking=False)
+
+
+def _let_start(controller: Any) -> None:
+    """Lets a worker whose process begins do the trial that it begins for.
+
+    Tune would give that trial any worker that another one leaves, and end the one that begins.
+    Where trials are shorter than the start of a process, places stay empty for ever.
+    """
+    reuse = controller._maybe_reuse_cached_actor
+
+    def reuse_unless_one_begins(trial: Any) -> bool:
+        actor = controller._trial_to_actor.get(trial)
+        begins = actor in controller._actor_manager._live_actors_to_ray_actors_resources
+        return False if begins else reuse(trial)
+
+    controller._maybe_reuse_cached_actor = reuse_unless_one_begins
 
 
 class EndedTrials:

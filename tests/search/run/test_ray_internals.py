@@ -115,7 +115,10 @@ def test_a_worker_that_ray_has_killed_is_one_that_died(error):
     with pytest.raises(RuntimeError, match="unexpected exception"):
         manager._actor_task_failed(tracked_actor_task=task, exception=error)
     controller = SimpleNamespace(
-        _actor_manager=manager, _actor_cache=SimpleNamespace(), _update_trial_queue=None
+        _actor_manager=manager,
+        _actor_cache=SimpleNamespace(),
+        _update_trial_queue=None,
+        _maybe_reuse_cached_actor=None,
     )
     Actors(lambda actor, idle: True).attach(controller)
     manager._actor_task_failed(tracked_actor_task=task, exception=error)
@@ -206,15 +209,21 @@ def test_tune_keeps_actors_as_it_is_told():
     from ray.tune.utils.object_cache import _ObjectCache
 
     source = inspect.getsource(TuneController)
+    assert "self._maybe_reuse_cached_actor(trial):" in source
+    assert "self._remove_actor(tracked_actor=original_actor)" in source
     for call in (".cache_object(", ".flush_cached_objects(\n", ".pop_cached_object("):
         assert f"_actor_cache{call}" in source, call
     asks = inspect.getsource(TuneController._maybe_update_trial_queue)
     assert "_update_trial_queue(blocking=not dont_wait_for_trial)" in asks
     cache = _ObjectCache(may_keep_one=True)
-    updates = []
+    updates, reused = [], []
     controller = SimpleNamespace(
         _actor_cache=cache,
-        _actor_manager=SimpleNamespace(_actor_task_failed=None),
+        _actor_manager=SimpleNamespace(
+            _actor_task_failed=None, _live_actors_to_ray_actors_resources={"begins": None}
+        ),
+        _trial_to_actor={"a": "begins", "b": "waits"},
+        _maybe_reuse_cached_actor=lambda trial: reused.append(trial) or True,
         _update_trial_queue=lambda *, blocking: updates.append(blocking),
     )
     clock, told = SimpleNamespace(now=0.0), []
@@ -228,6 +237,8 @@ def test_tune_keeps_actors_as_it_is_told():
         actors.attach(controller)
     controller._update_trial_queue(blocking=True)
     assert updates == [False], "it would sleep, and end no actor meanwhile"
+    assert [controller._maybe_reuse_cached_actor(trial) for trial in "abc"] == [False, True, True]
+    assert reused == ["b", "c"], "one that begins for a trial would be ended"
     whole = type("Key", (), {"bundles": [{"CPU": 1.0}]})()
     assert cache.cache_object(whole, "one")
     assert not cache.cache_object(whole, "unwanted")
@@ -256,6 +267,7 @@ def test_what_actors_hold_and_what_waits_for_room_is_found_in_tune():
         _actor_manager=manager,
         _actor_cache=SimpleNamespace(),
         _update_trial_queue=None,
+        _maybe_reuse_cached_actor=None,
         _actor_to_trial={"a": "trial"},
     )
     actors = Actors(lambda actor, idle: True)
