@@ -344,7 +344,7 @@ class Start:
     def _check(self, driver: Driver, codes: set[int]) -> None:
         """Notes what is wrong with how a driver has ended."""
         code, said = driver.poll(), driver.err.strip()
-        if code == 1 and "gcs" in self.struck and _CONNECTING in said:
+        if code == 1 and {"gcs", "head"} & {*self.struck} and _CONNECTING in said:
             return
         if code not in codes:
             self.wrong.append(f"ended with {code}, not {sorted(codes)}: {_ends(said)}")
