@@ -29,11 +29,11 @@ SHORT: dict[str, dict[str, Any]] = {
     },
     # The features of a critic of so few steps say nothing yet.
     "f_anogan": {
-        "width": 4,
+        "width": 8,
         "codes": 16,
         "resolution": SIZE,
         "batch_size": 4,
-        "iterations": 120,
+        "iterations": 200,
         "encoder_lr": 1e-3,
         "lr": 1e-3,
         "kappa": 0.0,
