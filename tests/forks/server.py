@@ -53,16 +53,18 @@ def _import(lock: str) -> None:
 
 
 def _connect_one_by_one(worker: Any, lock: str) -> None:
-    """Lets forks connect to Ray one after the other.
+    """Lets workers connect to Ray one after the other.
 
-    They draw the same random numbers, in C++ as well: two that connect at once put an object of the
-    same name into Ray's store, which ends one of them now and then, and its raylet waits for ever.
+    Forks draw the same random numbers, in C++ as well: two that connect at once put an object of
+    the same name into Ray's store, which ends one of them now and then; its raylet waits for ever.
     """
     connect = worker.connect
 
     def connect_alone(*given: Any, **named: Any) -> None:
         with open(lock, "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            # A driver, as an agent that runs jobs is one, waits for workers while it connects.
+            if sys.argv[0].endswith("_worker.py"):
+                fcntl.flock(file, fcntl.LOCK_EX)
             connect(*given, **named)
 
     worker.connect = connect_alone
