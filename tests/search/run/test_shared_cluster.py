@@ -169,10 +169,11 @@ def test_three_sweeps_share_gpus(tmp_path, toy_data, all_free, ray_address):
         names = ("first", "second", "third")
         for name in names[1:]:
             start(name, slow_toys(toy_data, 1))
-        # Alone it would keep its workers to its end.
-        wait_for(lambda: all(ended(tmp_path / name) for name in names))
+        # Alone it would keep its workers to its end, a quarter of an hour. A place in which there
+        # was no room after all is left alone for a minute.
+        wait_for(lambda: all(ended(tmp_path / name) for name in names), 240)
         counts = {name: ended(tmp_path / name) for name in names}
-        wait_for(lambda: all(ended(tmp_path / name) > counts[name] for name in names))
+        wait_for(lambda: all(ended(tmp_path / name) > counts[name] for name in names), 240)
         assert ended(tmp_path / "first") < MANY / 2
 
 
