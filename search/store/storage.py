@@ -347,6 +347,12 @@ class Storage:
     def _check(self, path: str) -> None:
         if leaves(path):
             raise StorageError(f"{path}: leaves the sweep directory {self.location}")
+        try:
+            plain_name(path)
+        except UnicodeEncodeError:
+            raise StorageError(
+                f"{self.location}: {path!a} is no name that a file can have; its text is damaged"
+            ) from None
 
     def _unusable(self, verb: str, path: str, error: OSError) -> StorageError:
         if isinstance(error, UnreachableError):

@@ -24,7 +24,7 @@ _QUICK = {
     "health_check_timeout_ms": 60000,
 }
 #: What a driver and the nodes wait for a GCS that is gone, in seconds; Ray's own is 60.
-_GCS_PATIENCE = "3"
+_GCS_PATIENCE = "6"
 
 
 class LocalCluster:

@@ -349,6 +349,13 @@ def test_an_unknown_key_that_looks_like_a_type(tmp_path, key):
         load_sweep(path)
 
 
+def test_half_a_character_in_the_name_of_a_category(written, replace):
+    replace("sweep.yaml", lambda content: content.replace(b"- bottle", b'- "\\uD800"'))
+    with pytest.raises(AnomtuneError, match=r"no name that a file can have") as error:
+        open_sweep(written).leaderboard  # noqa: B018
+    assert str(written) in message(error)
+
+
 def test_half_a_character_in_a_coco_file(tmp_path):
     content = {
         "images": [{"id": 1, "file_name": "\ud800.png"}],
