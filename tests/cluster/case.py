@@ -89,7 +89,8 @@ class Case:
             ]
             died = sum(kind in ("worker", "node", "stopped") for kind in start.struck)
             opened = self._grounds.beside_plan(".opened")
-            outcome.wrong += _opened_again(opened, before, 1 + died + orphans)
+            most = 1 + died + orphans + start.followed
+            outcome.wrong += _opened_again(opened, before, most)
             before = after
             # A worker of an owner that was followed may still write: the next start tidies up.
             if code == 0 and "stopped" not in start.struck:

@@ -107,6 +107,7 @@ class Start:
     Attributes:
         struck: Those that really have.
         wrong: What was not as documented.
+        followed: Whether a second driver found the directory free, and ran the sweep.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class Start:
         self._begun = time.time()
         self.struck: list[str] = []
         self.wrong: list[str] = []
+        self.followed = False
 
     def run(self) -> int | None:
         """Runs it to its end and returns the exit code, ``None`` if it has not ended."""
@@ -149,6 +151,7 @@ class Start:
         if (rival := self._rivals.get("second")) is not None:
             # One that comes when the driver ends is none: it finds the directory free.
             self._check(rival, {2} if "second" in self.struck else codes | {2})
+            self.followed = rival.poll() != 2
         if (rival := self._rivals.get("stopped")) is not None:
             # An owner that goes on while its follower has not settled yet may have it refused.
             self._check(rival, {0, 2} if code == 0 else {0})
