@@ -169,7 +169,7 @@ class DirectoryLock:
         trace: TracebackType | None,
     ) -> None:
         with suppress(StorageError):  # a follower's: what looks left over is what it writes
-            self._lock.renew()
+            self._lock.check()
             self._storage.delete_left_overs()
         self._lock.release()
 

@@ -135,7 +135,7 @@ class Storage:
             ChangedError: If it is in another version; see `TaggedObjects.replace`.
             StorageError: If the storage refuses.
         """
-        self._check(path)
+        self._checked(path)
         assert isinstance(self._objects, TaggedObjects)
         try:
             return self._objects.replace(path, content, tag)
@@ -266,12 +266,12 @@ class Storage:
         Raises:
             StorageError: If the storage refuses.
         """
-        self._check(path)
+        plain = self._checked(path)
         if self.local_root is None:
             return None
         try:
             # No `Path` is made: the folders of a sweep are looked at every few seconds.
-            return _stamp(f"{self.local_root}{os.sep}{plain_name(path)}")
+            return _stamp(f"{self.local_root}{os.sep}{plain}")
         except OSError as error:
             raise self._unusable("look at", path, error) from error
 
@@ -341,14 +341,15 @@ class Storage:
 
     def _local(self, path: str) -> Path | None:
         """Returns a path below the root as the operating system takes it, if the root is local."""
-        self._check(path)
-        return None if self.local_root is None else self.local_root / plain_name(path)
+        plain = self._checked(path)
+        return None if self.local_root is None else self.local_root / plain
 
-    def _check(self, path: str) -> None:
+    def _checked(self, path: str) -> str:
+        """Returns a path below the root as the operating system takes it."""
         if leaves(path):
             raise StorageError(f"{path}: leaves the sweep directory {self.location}")
         try:
-            plain_name(path)
+            return plain_name(path)
         except UnicodeEncodeError:
             raise StorageError(
                 f"{self.location}: {path!a} is no name that a file can have; its text is damaged"

@@ -142,7 +142,8 @@ def main() -> None:
     master = options.seed or secrets.token_hex(3)
     if earlier and not options.seed:
         master = earlier[-1]["seed"].partition("/")[0]
-    first, longest = options.first + len(earlier), 10.0
+    done = [int(row["seed"].rpartition("/")[2]) for row in earlier]
+    first, longest = max([options.first, *(number + 1 for number in done)]), 10.0
     with _grounds() as grounds:
         from tests.cluster.case import Case
 
