@@ -51,6 +51,9 @@ _SECONDS = 30.0
 #: Metrics that are no column of TensorBoard's table: there is enough to read.
 _LEFT_OUT = {"auroc", "aupro_per_image", "accuracy"}
 
+#: TensorBoard's table shows its first few metrics by name: what decides begins with an a.
+_DECIDING = "auroc/validation"
+
 _ROC_TAG = "roc/TPR by FPR (per mille)"
 
 
@@ -101,11 +104,21 @@ class CurveWriter:
             self._update_trial(record)
 
     def is_whole(self, record: AnyRecord) -> bool:
-        """Whether all is written of a run that has ended."""
+        """Whether all is written of a run that has ended, and nothing else.
+
+        A driver that was stopped, and followed by another, may have added a rung that is there
+        already.
+        """
         files = self._storage.list(_folder(record), "")
         if isinstance(record, ConfirmRecord):
             return bool(files) or record.state != "COMPLETE"
-        return bool(files) and events.says_the_end(self._storage.read(files[-1]) or b"")
+        content = b"".join(part or b"" for part in self._storage.read_many(files))
+        told = [
+            event.step
+            for event in events.decode(content)
+            if any(value.tag == _DECIDING for value in event.summary.value)
+        ]
+        return events.says_the_end(content) and told == [rung.step for rung in record.curve]
 
     def _update_trial(self, record: TrialRecord) -> None:
         path, new = _folder(record), []
@@ -188,8 +201,7 @@ def _paper_auroc(rung: Rung) -> float:
 
 
 def _rung_figures(rung: Rung) -> dict[str, float]:
-    # TensorBoard's table shows its first few metrics by name: what decides begins with an a.
-    figures = {"auroc/validation": rung.auroc}
+    figures = {_DECIDING: rung.auroc}
     if rung.loss is not None:
         figures["train/loss"] = rung.loss
     return figures | {f"train/{name}": value for name, value in rung.figures.items()}

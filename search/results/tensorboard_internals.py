@@ -12,6 +12,7 @@ names what is gone when a version changes them.
 from __future__ import annotations
 
 import io
+import struct
 import time
 from collections.abc import Iterable, Mapping
 from typing import Literal
@@ -30,6 +31,7 @@ from tensorboard.util.tensor_util import make_tensor_proto
 __all__ = [
     "Event",
     "Summary",
+    "decode",
     "encode",
     "event",
     "first_event",
@@ -42,6 +44,8 @@ __all__ = [
     "text",
 ]
 
+#: Bytes before an event, its length and the checksum of that, and with its own checksum behind it.
+_HEAD, _FRAME = 12, 16
 _STATUS = {"success": api_pb2.STATUS_SUCCESS, "failure": api_pb2.STATUS_FAILURE}
 
 
@@ -115,6 +119,25 @@ def session_end(outcome: Literal["success", "failure"]) -> Event:
 def says_the_end(content: bytes) -> bool:
     """Whether an event file has a `session_end`."""
     return metadata.SESSION_END_INFO_TAG.encode() in content
+
+
+def decode(content: bytes) -> list[Event]:
+    """Returns the events of an event file, as far as they are whole.
+
+    Checksums are not compared.
+    """
+    found: list[Event] = []
+    at = 0
+    while len(content) - at >= _FRAME:
+        (length,) = struct.unpack_from("<Q", content, at)
+        begin, at = at + _HEAD, at + _FRAME + length
+        if at > len(content):
+            break
+        try:
+            found.append(Event.FromString(content[begin : begin + length]))
+        except Exception:  # noqa: BLE001 - protobuf has no public name for what it raises
+            break
+    return found
 
 
 def encode(events: Iterable[Event]) -> bytes:

@@ -138,8 +138,11 @@ def soak(trials: int, every: int, slots: int, show: Callable[[Look], None]) -> l
 
 
 def growth(looks: list[Look]) -> dict[str, float]:
-    """Returns of each figure what a thousand trials add, in the second half of the looks."""
-    second = looks[len(looks) // 2 :]
+    """Returns of each figure what a thousand trials add, in the second half of the looks.
+
+    The last look does not count: by then the workers may have ended.
+    """
+    second = looks[len(looks) // 2 : -1]
     trials = [one.trials / 1000 for one in second]
     return {
         field.name: float(np.polyfit(trials, [getattr(one, field.name) for one in second], 1)[0])

@@ -29,6 +29,7 @@ from tests.search.sample_sweep import write_sample_sweep
 pytestmark = pytest.mark.slow
 
 ROC = "roc/TPR by FPR (per mille)"
+DECIDING = "auroc/validation"
 
 
 def toy_record(number: int, state: str, steps: int) -> TrialRecord:
@@ -112,6 +113,38 @@ def test_a_trial_that_begins_again_leaves_no_double_curve(tmp_path):
     writer.update(toy_record(2, "RUNNING", 0))
     writer.update(toy_record(2, "RUNNING", 1))
     assert sizes(tmp_path) == before
+
+
+def test_a_curve_is_whole_that_has_each_rung_once_and_an_end(tmp_path):
+    write_toys(tmp_path)
+    writer = CurveWriter(Storage(tmp_path), TOY_PLANS)
+    assert writer.is_whole(toy_record(0, "COMPLETE", 4))
+    assert writer.is_whole(toy_record(1, "PRUNED", 2))
+    assert not writer.is_whole(toy_record(2, "PRUNED", 1)), "has no end"
+    assert not writer.is_whole(toy_record(1, "PRUNED", 3)), "misses a rung"
+    assert not writer.is_whole(toy_record(3, "PRUNED", 1)), "is not there"
+
+
+def test_a_rung_that_a_former_owner_has_added_is_seen(tmp_path):
+    """It was stopped between the look at its mark and the write."""
+    former = CurveWriter(Storage(tmp_path), TOY_PLANS)
+    former.update(toy_record(0, "RUNNING", 0))
+    follower = CurveWriter(Storage(tmp_path), TOY_PLANS)
+    for steps in range(3):
+        follower.update(toy_record(0, "RUNNING", steps))
+    former.update(toy_record(0, "RUNNING", 1))
+    ended = toy_record(0, "PRUNED", 2)
+    follower.update(ended)
+
+    def shown() -> list[int]:
+        return [event.step for event in events(tmp_path, "plate/toy/00000").Scalars(DECIDING)]
+
+    assert sorted(shown()) == [1, 1, 2]
+    new = CurveWriter(Storage(tmp_path), TOY_PLANS)
+    assert not new.is_whole(ended)
+    new.update(ended)
+    assert new.is_whole(ended)
+    assert shown() == [1, 2]
 
 
 def test_a_confirm_run_is_written_when_it_is_complete(sweep):

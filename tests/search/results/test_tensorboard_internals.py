@@ -53,6 +53,9 @@ def test_tensorboard_reads_what_is_written(tmp_path):
     ]
     (tmp_path / "events.out.tfevents.0.x").write_bytes(internals.encode(written))
     found = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
+    content = internals.encode(written)
+    assert internals.decode(content) == written
+    assert internals.decode(content[:-1]) == written[:-1]
     (loss,) = found.Scalars("loss")
     assert (loss.step, loss.value) == (3, 0.5)
     assert found.Tensors("note")[0].tensor_proto.string_val[0] == b"some *text*"
