@@ -28,7 +28,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from math import inf
 from pathlib import Path
@@ -399,7 +399,10 @@ def _print_requests(
     name: str, storage: Storage, trials: int, asked: Callable[[], Counter[str]]
 ) -> None:
     config = sweep(trials // 8, categories=1)
-    with DirectoryLock(storage) as lock, Journal(storage, lock, make_plans(config)) as journal:
+    with ExitStack() as opened:
+        lock = opened.enter_context(DirectoryLock(storage))
+        store = RecordStore(storage, lock)
+        journal = opened.enter_context(Journal(store, lock, make_plans(config)))
         before = asked()
 
         def save(record: TrialRecord) -> None:
