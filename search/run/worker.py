@@ -11,7 +11,6 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import ray
@@ -19,7 +18,7 @@ import torch
 from ray import cloudpickle, tune
 
 from anomtune.errors import MethodError, StorageError, TrainingDivergedError
-from anomtune.registry import METHODS, adopt
+from anomtune.registry import adopt
 from anomtune.search.run.held_out import run_confirm
 from anomtune.search.run.messages import (
     SURROUNDINGS,
@@ -99,6 +98,8 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
     _results: _Results
     #: Whether it has said where it is.
     _told = True
+    #: How many modules there were when what stays was last set apart.
+    _imported = 0
 
     def setup(
         self, config: dict[str, Any], path: Sequence[str] = (), known: bytes | None = None
@@ -113,10 +114,6 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         sys.path += [place for place in path if place not in sys.path]
         if known is not None:
             adopt(_unpacked(known))
-        with suppress(MethodError):
-            METHODS.get(Assignment.of(config).spec.training.method)  # import what it imports
-        # All that stays: the collector need not look through it after each trial.
-        gc.freeze()
         self._begin(config)
         self._told = False
         # Once: later runs of this process find the same file systems.
@@ -165,5 +162,9 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         """Lets go of the trial's memory."""
         self._results = iter(())
         gc.collect()
+        if len(sys.modules) != self._imported:
+            # They stay: the collector need not look through them after each trial.
+            self._imported = len(sys.modules)
+            gc.freeze()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +196,25 @@ def test_an_actor_reports_failures_and_lives_on(tmp_path, toy_data):
     results = [actor.step() for _ in range(4)]
     assert [result["done"] for result in results] == [False, False, False, True]
     assert from_result(results[-1]).result.facts is not None
+    gc.unfreeze()
+
+
+def test_what_an_actor_has_imported_is_not_looked_through_after_each_trial(
+    tmp_path, toy_data, monkeypatch
+):
+    """The first trial imports most, torchvision among it: a tenth of a second for the collector."""
+    actor = TrialActor.__new__(TrialActor)
+    _, spec = make_spec(tmp_path, toy_data, "plate")
+    actor.setup(assigned(spec))
+    gc.unfreeze()
+    actor.cleanup()
+    kept = gc.get_freeze_count()
+    assert kept > 10 * len(gc.get_objects())
+    actor.reset_config(assigned(spec))
+    assert gc.get_freeze_count() <= kept, "what a trial leaves is set apart"
+    monkeypatch.setitem(sys.modules, "another_method", sys)
+    actor.cleanup()
+    assert gc.get_freeze_count() > kept
     gc.unfreeze()
 
 
