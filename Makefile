@@ -17,7 +17,7 @@ test: $(VENV)/.dev
 
 # Sweeps struck by random faults, other ones each time; what is printed repeats a case.
 faults: $(VENV)/.dev
-	$(BIN)/python tests/cluster/faults.py --cases 40
+	$(BIN)/python tests/cluster/faults.py --cases 40 --minutes 20 --again 3
 
 # The habit of every few minutes: lint, types, and the tests that take no time.
 check: lint

@@ -3,6 +3,10 @@
 What a case is stands in `case.py`, what must hold of what it leaves in `invariants.py`. A case is
 made by its seed. With ``--log`` the campaign goes on where that table ends, and adds to it.
 
+What a case comes to also depends on when things happen. With ``--again`` one that has shown a
+violation is run again so many times: all of it is told, but it fails only if it shows one again. So
+a change is not held up by what is rare and was there before; what is told is to be looked at.
+
 Run: python tests/cluster/faults.py [--cases 40 | --minutes 8] [--seed SEED] [--log campaign.csv]
 """
 
@@ -30,13 +34,15 @@ sys.path[:0] = [str(PROJECT)]
 from tests.conftest import FORKS, PLUGIN, draw_category  # noqa: E402
 
 if TYPE_CHECKING:
-    from tests.cluster.case import Grounds
+    from tests.cluster.case import Case, Grounds
 
 INJECTED = Path(__file__).parent / "injected"
 COLUMNS = ("seed", "faults", "seconds", "violations", "commit")
 #: Set in the process that has a mount namespace of its own, or could have none.
 _APART = "ANOMTUNE_TEST_APART"
 _DISK = "256m"
+#: Seconds that a case takes: none is begun for which there is less time.
+_USUAL = 10.0
 
 
 def _go_apart() -> None:
@@ -133,6 +139,7 @@ def main() -> None:
     parser.add_argument("--seed", help="of all cases; default: that of the log, else any")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--log", type=Path, help="a table that is gone on with")
+    parser.add_argument("--again", type=int, help="how often a case with violations is run again")
     options = parser.parse_args()
     _go_apart()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves nothing running
@@ -143,34 +150,37 @@ def main() -> None:
     if earlier and not options.seed:
         master = earlier[-1]["seed"].partition("/")[0]
     done = [int(row["seed"].rpartition("/")[2]) for row in earlier]
-    first, longest = max([options.first, *(number + 1 for number in done)]), 10.0
+    first = max([options.first, *(number + 1 for number in done)])
     with _grounds() as grounds:
         from tests.cluster.case import Case
 
         for number in range(first, first + options.cases):
-            begin = time.monotonic()
-            if begin + longest > end:
+            if time.monotonic() + _USUAL > end:
                 break
             seed = f"{master}/{number}"
-            case = Case(grounds, seed)
-            outcome = case.run()
-            seconds = time.monotonic() - begin
-            print(f"{seed}: {' '.join(outcome.struck)} in {seconds:.1f} s", flush=True)
-            for violation in outcome.wrong:
-                print(f"    {violation}", flush=True)
-            case.clear()
-            values = [
-                seed,
-                " ".join(outcome.struck),
-                f"{seconds:.1f}",
-                str(len(outcome.wrong)),
-                commit,
-            ]
-            rows.append(dict(zip(COLUMNS, values, strict=True)))
+            rows.append({**_run(Case(grounds, seed), seed), "commit": commit})
             if options.log:
                 _add(options.log, rows[-1])
+        wrong = [row["seed"] for row in rows if int(row["violations"])]
+        if options.again is not None:
+            print(f"again: {', '.join(wrong) or 'none'}", flush=True)
+            again = [_run(Case(grounds, s), s) for s in wrong for _ in range(options.again)]
+            wrong = [row["seed"] for row in again if int(row["violations"])]
     print(table(earlier + rows))
-    sys.exit(any(int(row["violations"]) for row in rows))
+    sys.exit(bool(wrong))
+
+
+def _run(case: Case, seed: str) -> dict[str, str]:
+    """Runs a case, prints what it came to, and returns its row of the log without the commit."""
+    begin = time.monotonic()
+    outcome = case.run()
+    seconds = time.monotonic() - begin
+    print(f"{seed}: {' '.join(outcome.struck)} in {seconds:.1f} s", flush=True)
+    for violation in outcome.wrong:
+        print(f"    {violation}", flush=True)
+    case.clear()
+    found = seed, " ".join(outcome.struck), f"{seconds:.1f}", str(len(outcome.wrong))
+    return dict(zip(COLUMNS, found, strict=False))
 
 
 def _add(log: Path, row: dict[str, str]) -> None:
