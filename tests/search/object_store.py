@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -133,7 +135,11 @@ def download(place: str, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[Server]:
+def server(tmp_path_factory) -> Iterator[Server | SimpleNamespace]:
+    if (address := os.environ.get("ANOMTUNE_TEST_S3")) is not None:
+        make_bucket(address)
+        yield SimpleNamespace(address=address)
+        return
     pytest.importorskip("moto.server", reason="needs moto[server], an S3 server for tests")
     running = Server(tmp_path_factory.mktemp("s3") / "log")
     make_bucket(running.address)
