@@ -51,9 +51,6 @@ _SECONDS = 30.0
 #: Metrics that are no column of TensorBoard's table: there is enough to read.
 _LEFT_OUT = {"auroc", "aupro_per_image", "accuracy"}
 
-#: TensorBoard's table shows its first few metrics by name: what decides begins with an a.
-_DECIDING = "auroc/validation"
-
 _ROC_TAG = "roc/TPR by FPR (per mille)"
 
 
@@ -113,12 +110,10 @@ class CurveWriter:
         if isinstance(record, ConfirmRecord):
             return bool(files) or record.state != "COMPLETE"
         content = b"".join(part or b"" for part in self._storage.read_many(files))
-        told = [
-            event.step
-            for event in events.decode(content)
-            if any(value.tag == _DECIDING for value in event.summary.value)
-        ]
-        return events.says_the_end(content) and told == [rung.step for rung in record.curve]
+        steps = [event.step for event in events.decode(content)]
+        # Of the file, its hyperparameters, each rung, the end.
+        expected = [0, 0, *(rung.step for rung in record.curve), 0]
+        return events.says_the_end(content) and steps == expected
 
     def _update_trial(self, record: TrialRecord) -> None:
         path, new = _folder(record), []
@@ -201,7 +196,8 @@ def _paper_auroc(rung: Rung) -> float:
 
 
 def _rung_figures(rung: Rung) -> dict[str, float]:
-    figures = {_DECIDING: rung.auroc}
+    # TensorBoard's table shows its first few metrics by name: what decides begins with an a.
+    figures = {"auroc/validation": rung.auroc}
     if rung.loss is not None:
         figures["train/loss"] = rung.loss
     return figures | {f"train/{name}": value for name, value in rung.figures.items()}

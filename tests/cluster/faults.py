@@ -139,7 +139,8 @@ def main() -> None:
     parser.add_argument("--seed", help="of all cases; default: that of the log, else any")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--log", type=Path, help="a table that is gone on with")
-    parser.add_argument("--again", type=int, help="how often a case with violations is run again")
+    more = "how often a case with violations is run again"
+    parser.add_argument("--again", type=int, default=0, help=more)
     options = parser.parse_args()
     _go_apart()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves nothing running
@@ -158,20 +159,24 @@ def main() -> None:
             if time.monotonic() + _USUAL > end:
                 break
             seed = f"{master}/{number}"
-            rows.append({**_run(Case(grounds, seed), seed), "commit": commit})
+            rows.append(_run(Case(grounds, seed), seed, commit))
             if options.log:
                 _add(options.log, rows[-1])
-        wrong = [row["seed"] for row in rows if int(row["violations"])]
-        if options.again is not None:
+        wrong = _with_violations(rows)
+        if options.again:
             print(f"again: {', '.join(wrong) or 'none'}", flush=True)
-            again = [_run(Case(grounds, s), s) for s in wrong for _ in range(options.again)]
-            wrong = [row["seed"] for row in again if int(row["violations"])]
+            runs = [seed for seed in wrong for _ in range(options.again)]
+            wrong = _with_violations([_run(Case(grounds, seed), seed, commit) for seed in runs])
     print(table(earlier + rows))
     sys.exit(bool(wrong))
 
 
-def _run(case: Case, seed: str) -> dict[str, str]:
-    """Runs a case, prints what it came to, and returns its row of the log without the commit."""
+def _with_violations(rows: list[dict[str, str]]) -> list[str]:
+    return [row["seed"] for row in rows if int(row["violations"])]
+
+
+def _run(case: Case, seed: str, commit: str) -> dict[str, str]:
+    """Runs a case, prints what it came to, and returns its row of the log."""
     begin = time.monotonic()
     outcome = case.run()
     seconds = time.monotonic() - begin
@@ -179,8 +184,8 @@ def _run(case: Case, seed: str) -> dict[str, str]:
     for violation in outcome.wrong:
         print(f"    {violation}", flush=True)
     case.clear()
-    found = seed, " ".join(outcome.struck), f"{seconds:.1f}", str(len(outcome.wrong))
-    return dict(zip(COLUMNS, found, strict=False))
+    found = seed, " ".join(outcome.struck), f"{seconds:.1f}", str(len(outcome.wrong)), commit
+    return dict(zip(COLUMNS, found, strict=True))
 
 
 def _add(log: Path, row: dict[str, str]) -> None:

@@ -45,6 +45,7 @@ from anomtune.search.detector.train import _complete, read_spec, train
 from anomtune.search.report import write_report
 from anomtune.search.results.result import open_sweep
 from anomtune.search.results.status import status_line, sweep_status
+from anomtune.search.results.tensorboard import CurveWriter
 from anomtune.search.run.checkpoint import Checkpoints
 from anomtune.search.store.directory import read_sweep
 from anomtune.search.store.lock import DirectoryLock
@@ -55,6 +56,7 @@ from anomtune.search.store.storage import Storage
 from anomtune.search.watch.follow import SweepFollower
 from anomtune.search.watch.picture import picture
 from tests.conftest import draw_category
+from tests.search.results.test_tensorboard import TOY_PLANS, toy_record
 from tests.search.sample_sweep import write_sample_sweep
 from tests.search.toy_models import toy_config
 
@@ -477,6 +479,17 @@ def _read_cache(folder: Path) -> None:
     assert memo(["coreset"], _tensors)
 
 
+# Curves
+
+
+def _write_curve(folder: Path) -> None:
+    CurveWriter(Storage(folder), TOY_PLANS).update(toy_record(0, "COMPLETE", 4))
+
+
+def _read_curve(folder: Path) -> None:
+    CurveWriter(Storage(folder), TOY_PLANS).is_whole(toy_record(0, "COMPLETE", 4))
+
+
 READERS = (
     Reader("sweep file", "*.yaml", _write_sweep_file, _read_sweep_file, 2),
     Reader("training config", "*.yaml", _write_spec, _read_spec_file, 0.8),
@@ -491,6 +504,7 @@ READERS = (
     Reader("records, watched", "**/*.json", _write_sweep_directory, _watch, 0.2),
     Reader("report", "**/*.[jnp]*", _write_sweep_directory, _report, 0.02),
     Reader("segments", "*.gz", _write_segment, _read_segment, 4),
+    Reader("curves", "**/*tfevents*", _write_curve, _read_curve, 4),
     Reader("model folder", "*", _write_toy_model, _read_model, 0.4),
     Reader("weights of a model", "*.safetensors", _write_model, _read_any_weights, 0.1),
     Reader("checkpoint", "**/*.safetensors", _write_checkpoint, _read_checkpoint, 20),

@@ -29,7 +29,6 @@ from tests.search.sample_sweep import write_sample_sweep
 pytestmark = pytest.mark.slow
 
 ROC = "roc/TPR by FPR (per mille)"
-DECIDING = "auroc/validation"
 
 
 def toy_record(number: int, state: str, steps: int) -> TrialRecord:
@@ -123,6 +122,9 @@ def test_a_curve_is_whole_that_has_each_rung_once_and_an_end(tmp_path):
     assert not writer.is_whole(toy_record(2, "PRUNED", 1)), "has no end"
     assert not writer.is_whole(toy_record(1, "PRUNED", 3)), "misses a rung"
     assert not writer.is_whole(toy_record(3, "PRUNED", 1)), "is not there"
+    (file,) = (tmp_path / "tensorboard/plate/toy/00001").iterdir()
+    file.write_bytes(file.read_bytes() + file.read_bytes())
+    assert not writer.is_whole(toy_record(1, "PRUNED", 2)), "is there twice"
 
 
 def test_a_rung_that_a_former_owner_has_added_is_seen(tmp_path):
@@ -137,7 +139,8 @@ def test_a_rung_that_a_former_owner_has_added_is_seen(tmp_path):
     follower.update(ended)
 
     def shown() -> list[int]:
-        return [event.step for event in events(tmp_path, "plate/toy/00000").Scalars(DECIDING)]
+        found = events(tmp_path, "plate/toy/00000")
+        return [event.step for event in found.Scalars("auroc/validation")]
 
     assert sorted(shown()) == [1, 1, 2]
     new = CurveWriter(Storage(tmp_path), TOY_PLANS)
