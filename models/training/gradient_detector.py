@@ -15,6 +15,7 @@ from anomtune.errors import TrainingDivergedError
 from anomtune.models.base import Detector, H
 from anomtune.models.images.pixels import upload
 from anomtune.models.layers.precision import mixed_precision
+from anomtune.models.layers.small_maps import use_small_maps
 from anomtune.models.training.batches import BatchOrder
 from anomtune.models.training.flat import FlatWeights
 from anomtune.models.training.report import Report
@@ -74,6 +75,7 @@ class GradientDetector(Detector[H]):
 
     def set_up(self) -> None:
         """Builds optimisers and the order of the batches; see `Detector.set_up`."""
+        use_small_maps(self.network)
         #: All stepped once per batch.
         self.optimizers = self.build_optimizers()
         self._steps = [FlatWeights(optimizer) for optimizer in self.optimizers]

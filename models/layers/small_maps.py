@@ -1,0 +1,155 @@
+"""Convolutions of small maps as matrix products, where CPUs train them.
+
+A network ends in maps of a few points with many channels: 2 x 2 x 512 for ResNet18's student and
+images of 64 pixels. There are more weights than points then, and what torch calls for a
+convolution on a CPU (oneDNN) takes most of its time to rearrange the weights, and even more for
+their gradient. As a product of two matrices, patches times weights, it takes a fifth of the time in
+bfloat16, a third in float32 (torch 2.15). With larger maps the copy of the patches costs more than
+that saves.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+
+#: From how many points for each number that a point becomes a convolution is faster as such.
+_POINTS = 2
+
+
+class _Patches(Function):
+    """What the kernel sees: ``(B, H, W, k k C)`` of a padded map ``(B, h, w, C)``."""
+
+    @staticmethod
+    def forward(padded: Tensor, kernel: int, stride: int) -> Tensor:
+        windows = padded.unfold(1, kernel, stride).unfold(2, kernel, stride)
+        return windows.permute(0, 1, 2, 4, 5, 3).flatten(3)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
+        padded, ctx.kernel, ctx.stride = inputs
+        ctx.size = padded.shape[1:3]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _Sum.apply(*gradients, ctx.kernel, ctx.stride, ctx.size), None, None
+
+
+class _Sum(Function):
+    """The transpose of `_Patches`: each number goes back to where it was seen, and is added."""
+
+    @staticmethod
+    def forward(patches: Tensor, kernel: int, stride: int, size: tuple[int, int]) -> Tensor:
+        batch, height, width, _ = patches.shape
+        taps = patches.unflatten(3, (kernel, kernel, -1))
+        # One of up to k k numbers is small beside their sum: bfloat16 would round it away.
+        total = torch.zeros(batch, *size, taps.shape[-1], dtype=torch.promote_types(taps.dtype, torch.float32))
+        for row in range(kernel):
+            for column in range(kernel):
+                rows = slice(row, row + stride * (height - 1) + 1, stride)
+                columns = slice(column, column + stride * (width - 1) + 1, stride)
+                total[:, rows, columns] += taps[:, :, :, row, column]
+        return total.to(patches.dtype)
+
+    @staticmethod
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, int, int, tuple[int, int]], output: Tensor
+    ) -> None:
+        _, ctx.kernel, ctx.stride, _ = inputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return _Patches.apply(*gradients, ctx.kernel, ctx.stride), None, None, None
+
+
+class SmallMapConv2d(nn.Conv2d):
+    """A convolution that is one matrix product while it trains on small maps on a CPU.
+
+    Args:
+        layer: To take the place of; without groups and dilation, padded with zeros.
+    """
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(layer.__dict__)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns what the layer would, but for rounding."""
+        (kernel, _), (stride, _), (padding, _) = self.kernel_size, self.stride, self.padding
+        height, width = ((side + 2 * int(padding) - kernel) // stride + 1 for side in x.shape[-2:])
+        if not _pays(self, x, height * width, self.out_channels):
+            return super().forward(x)
+        points = x.permute(0, 2, 3, 1)
+        if padding:
+            points = F.pad(points, (0, 0, *(2 * (int(padding), int(padding)))))
+        patches = _Patches.apply(points, kernel, stride)  # type: ignore[no-untyped-call]
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        return _as_map(patches @ weight.t(), self.bias)
+
+
+class SmallMapConvTranspose2d(nn.ConvTranspose2d):
+    """A transposed convolution that is one matrix product, as `SmallMapConv2d`.
+
+    Args:
+        layer: To take the place of; its stride is its kernel, and it has neither groups nor padding.
+    """
+
+    def __init__(self, layer: nn.ConvTranspose2d) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(layer.__dict__)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Returns what the layer would, but for rounding."""
+        kernel = self.kernel_size[0]
+        height, width = x.shape[-2:]
+        if output_size or not _pays(self, x, height * width, kernel**2 * self.out_channels):
+            return super().forward(x, output_size)
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        tiles = (x.permute(0, 2, 3, 1) @ weight).unflatten(3, (kernel, kernel, -1))
+        # (B, h, w, k, k, C) to (B, h k, w k, C)
+        points = tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return _as_map(points, self.bias)
+
+
+def use_small_maps(network: nn.Module) -> None:
+    """Puts the two layers wherever a network has such a convolution."""
+    for block in list(network.modules()):
+        for name, layer in block.named_children():
+            # Not subclasses, which compute something else.
+            if type(layer) is nn.Conv2d and _is_plain(layer):
+                setattr(block, name, SmallMapConv2d(layer))
+            elif type(layer) is nn.ConvTranspose2d and _is_plain(layer):
+                if layer.stride == layer.kernel_size and layer.padding == (0, 0):
+                    setattr(block, name, SmallMapConvTranspose2d(layer))
+
+
+def _is_plain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """Returns whether a layer has nothing but a square kernel, a stride and zeros around it."""
+    return (
+        layer.groups == 1
+        and layer.dilation == (1, 1)
+        and layer.padding_mode == "zeros"
+        and set(layer.output_padding) == {0}
+        and not isinstance(layer.padding, str)
+        and all(len(set(pair)) == 1 for pair in (layer.kernel_size, layer.stride, layer.padding))
+    )
+
+
+def _pays(layer: nn.Module, x: Tensor, points: int, numbers: int) -> bool:
+    """Returns whether a layer trains faster as a product, on so many points of each image."""
+    return (
+        layer.training
+        and torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and x.dim() == 4
+        and x.shape[0] * points <= _POINTS * numbers
+    )
+
+
+def _as_map(points: Tensor, bias: Tensor | None) -> Tensor:
+    """Returns ``(B, C, h, w)`` of ``(B, h, w, C)``, with a bias if there is one."""
+    return (points if bias is None else points + bias.to(points.dtype)).permute(0, 3, 1, 2)
