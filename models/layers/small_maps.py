@@ -45,9 +45,10 @@ class _Sum(Function):
     @staticmethod
     def forward(patches: Tensor, kernel: int, stride: int, size: tuple[int, int]) -> Tensor:
         batch, height, width, _ = patches.shape
-        taps = patches.unflatten(3, (kernel, kernel, -1))
-        # One of up to k k numbers is small beside their sum: bfloat16 would round it away.
-        total = torch.zeros(batch, *size, taps.shape[-1], dtype=torch.promote_types(taps.dtype, torch.float32))
+        taps = patches.reshape(batch, height, width, kernel, kernel, -1)
+        # Each of up to k k numbers is small beside their sum: bfloat16 would round it away.
+        wide = torch.promote_types(taps.dtype, torch.float32)
+        total = torch.zeros(batch, *size, taps.shape[-1], dtype=wide)
         for row in range(kernel):
             for column in range(kernel):
                 rows = slice(row, row + stride * (height - 1) + 1, stride)
@@ -79,14 +80,16 @@ class SmallMapConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns what the layer would, but for rounding."""
-        (kernel, _), (stride, _), (padding, _) = self.kernel_size, self.stride, self.padding
-        height, width = ((side + 2 * int(padding) - kernel) // stride + 1 for side in x.shape[-2:])
+        kernel, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
+        height, width = ((side + 2 * padding - kernel) // stride + 1 for side in x.shape[-2:])
         if not _pays(self, x, height * width, self.out_channels):
             return super().forward(x)
         points = x.permute(0, 2, 3, 1)
         if padding:
-            points = F.pad(points, (0, 0, *(2 * (int(padding), int(padding)))))
-        patches = _Patches.apply(points, kernel, stride)  # type: ignore[no-untyped-call]
+            points = F.pad(points, (0, 0, padding, padding, padding, padding))
+        patches = points
+        if kernel > 1 or stride > 1:
+            patches = cast(Tensor, _Patches.apply(points, kernel, stride))
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)
         return _as_map(patches @ weight.t(), self.bias)
 
@@ -95,7 +98,7 @@ class SmallMapConvTranspose2d(nn.ConvTranspose2d):
     """A transposed convolution that is one matrix product, as `SmallMapConv2d`.
 
     Args:
-        layer: To take the place of; its stride is its kernel, and it has neither groups nor padding.
+        layer: To take the place of; without groups and padding, its stride is its kernel.
     """
 
     def __init__(self, layer: nn.ConvTranspose2d) -> None:
@@ -109,9 +112,10 @@ class SmallMapConvTranspose2d(nn.ConvTranspose2d):
         if output_size or not _pays(self, x, height * width, kernel**2 * self.out_channels):
             return super().forward(x, output_size)
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)
-        tiles = (x.permute(0, 2, 3, 1) @ weight).unflatten(3, (kernel, kernel, -1))
-        # (B, h, w, k, k, C) to (B, h k, w k, C)
-        points = tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        tiles = x.permute(0, 2, 3, 1) @ weight
+        # From (B, h, w, k k C) to (B, h k, w k, C).
+        tiles = tiles.reshape(len(x), height, width, kernel, kernel, -1).transpose(2, 3)
+        points = tiles.reshape(len(x), height * kernel, width * kernel, -1)
         return _as_map(points, self.bias)
 
 
@@ -122,9 +126,8 @@ def use_small_maps(network: nn.Module) -> None:
             # Not subclasses, which compute something else.
             if type(layer) is nn.Conv2d and _is_plain(layer):
                 setattr(block, name, SmallMapConv2d(layer))
-            elif type(layer) is nn.ConvTranspose2d and _is_plain(layer):
-                if layer.stride == layer.kernel_size and layer.padding == (0, 0):
-                    setattr(block, name, SmallMapConvTranspose2d(layer))
+            elif type(layer) is nn.ConvTranspose2d and _is_plain(layer) and _is_tiled(layer):
+                setattr(block, name, SmallMapConvTranspose2d(layer))
 
 
 def _is_plain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
@@ -133,10 +136,16 @@ def _is_plain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
         layer.groups == 1
         and layer.dilation == (1, 1)
         and layer.padding_mode == "zeros"
-        and set(layer.output_padding) == {0}
         and not isinstance(layer.padding, str)
         and all(len(set(pair)) == 1 for pair in (layer.kernel_size, layer.stride, layer.padding))
     )
+
+
+def _is_tiled(layer: nn.ConvTranspose2d) -> bool:
+    """Returns whether each point of a map becomes a tile of the output, which nothing cuts."""
+    return layer.stride == layer.kernel_size and set(layer.padding) | set(layer.output_padding) == {
+        0
+    }
 
 
 def _pays(layer: nn.Module, x: Tensor, points: int, numbers: int) -> bool:
