@@ -1,4 +1,4 @@
-"""Convolutions of small maps as matrix products, where CPUs train them.
+"""Convolutions of small maps as matrix products, on CPUs.
 
 A network ends in maps of a few points with many channels: 2 x 2 x 512 for ResNet18's student and
 images of 64 pixels. There are more weights than points then, and what torch calls for a
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 #: From how many points for each number that a point becomes a convolution is faster as such.
-_POINTS = 2
+_POINTS = 3
 
 
 class _Patches(Function):
@@ -68,7 +68,7 @@ class _Sum(Function):
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """A convolution that is one matrix product while it trains on small maps on a CPU.
+    """A convolution that learns, and is one matrix product on small maps on a CPU.
 
     Args:
         layer: To take the place of; without groups and dilation, padded with zeros.
@@ -148,11 +148,15 @@ def _is_tiled(layer: nn.ConvTranspose2d) -> bool:
     }
 
 
-def _pays(layer: nn.Module, x: Tensor, points: int, numbers: int) -> bool:
-    """Returns whether a layer trains faster as a product, on so many points of each image."""
+def _pays(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, points: int, numbers: int) -> bool:
+    """Returns whether a layer is faster as a product, on so many points of each image.
+
+    One that does not learn stays as it is: what it says of an image is kept (`KnownFeatures`), and
+    its bits must not depend on how many images it is shown. Exported graphs have no such choice.
+    """
     return (
-        layer.training
-        and torch.is_grad_enabled()
+        layer.weight.requires_grad
+        and not torch.compiler.is_compiling()
         and x.device.type == "cpu"
         and x.dim() == 4
         and x.shape[0] * points <= _POINTS * numbers
