@@ -59,6 +59,7 @@ SHARED = Path(__file__).resolve().parent.parent.parent.parent / "shared"
 ROOT, CATEGORY = SHARED / "data/battery_weld", "battery_weld"
 BATCH, RUNGS, REDUCTION = 16, 8, 3
 ALPHAS = (-2.0, -1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
+BACKBONES = ("resnet18", "mobilenet_v2")
 #: What is searched, and what of our methods is not: the other side has it built in.
 SPACES: dict[str, dict[str, Any]] = {
     "rd4ad": {"lr": optuna.distributions.FloatDistribution(1e-3, 1e-2, log=True)},
@@ -295,8 +296,8 @@ def compare_trials(arguments: argparse.Namespace, scratch: Path) -> None:
     """Prints the table of seconds per trial."""
     print("| method | backbone | px | user's stack | anomtune | ratio | AUROC | iterations |")
     print("|---|---|---|---|---|---|---|---|")
-    for method in SPACES:
-        for backbone in ("resnet18", "mobilenet_v2"):
+    for method in arguments.methods:
+        for backbone in arguments.backbones:
             for size in arguments.sizes:
                 cell = Cell(method, backbone, size, arguments.iterations)
                 ours, configs = anomtune(
@@ -319,7 +320,7 @@ def compare_answers(arguments: argparse.Namespace, scratch: Path) -> None:
     print("| method | px | split | searcher | trials | seconds | held out |")
     print("|---|---|---|---|---|---|---|")
     seen: dict[str, list[tuple[float, float]]] = {}
-    for method in SPACES:
+    for method in arguments.methods:
         for size in arguments.sizes:
             for split in range(arguments.splits):
                 cell = Cell(method, "mobilenet_v2", size, arguments.iterations, split)
@@ -354,6 +355,8 @@ def main() -> None:
     parser.add_argument("question", choices=("trials", "answer"), nargs="?", default="trials")
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--iterations", type=int, default=48)
+    parser.add_argument("--methods", nargs="+", default=list(SPACES), choices=SPACES)
+    parser.add_argument("--backbones", nargs="+", default=BACKBONES, choices=BACKBONES)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--splits", type=int, default=3)
     arguments = parser.parse_args()
