@@ -47,6 +47,15 @@ def results(layer: nn.Module, x: Tensor) -> list[Tensor]:
     return [y, x.grad, *(p.grad for p in layer.parameters())]  # type: ignore[list-item]
 
 
+def assert_equal_results(plain: nn.Module, x: Tensor) -> None:
+    """Compares a layer with the product that takes its place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small_maps, "_POINTS", 1e9)
+        product = replaced(copy.deepcopy(plain))
+        for ours, theirs in zip(results(product, x), results(plain, x), strict=True):
+            assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
 @given(
     batch=st.integers(1, 3),
     inputs=st.integers(1, 4),
@@ -71,11 +80,7 @@ def test_a_product_has_the_numbers_and_gradients_of_the_convolution(
         return
     plain = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=bias).double()
     x = torch.randn(batch, inputs, *side).double()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small_maps, "_POINTS", 1e9)
-        product = replaced(copy.deepcopy(plain))
-        for ours, theirs in zip(results(product, x), results(plain, x), strict=True):
-            assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-10)
+    assert_equal_results(plain, x)
 
 
 @given(
@@ -91,11 +96,7 @@ def test_so_has_a_transposed_one(
 ) -> None:
     plain = nn.ConvTranspose2d(inputs, outputs, kernel, kernel, bias=bias).double()
     x = torch.randn(batch, inputs, *side).double()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small_maps, "_POINTS", 1e9)
-        product = replaced(copy.deepcopy(plain))
-        for ours, theirs in zip(results(product, x), results(plain, x), strict=True):
-            assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-10)
+    assert_equal_results(plain, x)
 
 
 def test_gradients_have_gradients() -> None:
