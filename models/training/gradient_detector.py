@@ -30,7 +30,8 @@ class GradientDetector(Detector[H]):
 
     A subclass writes its network (`build`), the loss of a batch (`loss`) and what is anomalous
     about an image (`evidence`). Seeds, batches, optimiser steps, the check of the images and the
-    state are done here. An autoencoder:
+    state are done here. Plain convolutions give way to ones that are faster on small maps
+    (`use_small_maps`), with the same weights. An autoencoder:
 
     >>> import torch.nn.functional as F
     >>> from pydantic import Field
