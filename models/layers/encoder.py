@@ -77,14 +77,7 @@ class StridedDepthwise(nn.Conv2d):
     """Depthwise convolution with a stride, which CPUs compute in float32.
 
     For its gradient in bfloat16 they have no kernel, and take 9 to 45 times as long (torch 2.14).
-
-    Args:
-        layer: To take the place of.
     """
-
-    def __init__(self, layer: nn.Conv2d) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update(layer.__dict__)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns what the layer would."""
@@ -95,9 +88,8 @@ class StridedDepthwise(nn.Conv2d):
 
 
 def use_strided_depthwise(network: nn.Module) -> None:
-    """Puts `StridedDepthwise` wherever a network has such a convolution."""
-    for block in list(network.modules()):
-        for name, layer in block.named_children():
-            # Not subclasses, which compute something else.
-            if type(layer) is nn.Conv2d and layer.groups > 1 and layer.stride != (1, 1):
-                setattr(block, name, StridedDepthwise(layer))
+    """Makes all such convolutions of a network `StridedDepthwise`."""
+    for layer in network.modules():
+        # Not subclasses, which compute something else.
+        if type(layer) is nn.Conv2d and layer.groups > 1 and layer.stride != (1, 1):
+            layer.__class__ = StridedDepthwise

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from anomtune.models.layers.backbones import load_backbone
 from anomtune.models.layers.batch_norm import PartialNorm
-from anomtune.models.layers.encoder import StridedDepthwise
+from anomtune.models.layers.encoder import StridedDepthwise, use_strided_depthwise
 from anomtune.models.rd4ad import RD4AD, RD4ADHyperparameters
 from anomtune.models.recontrast import (
     ContrastNetwork,
@@ -231,5 +231,7 @@ def test_strided_depthwise_convolutions_are_float32_on_cpus() -> None:
     assert seen == [torch.float32] * 3
     plain = nn.Conv2d(96, 96, 3, stride=2, padding=1, groups=96, bias=False)
     x = torch.randn(1, 96, 8, 8)
-    assert torch.equal(StridedDepthwise(plain)(x), plain(x))
-    assert StridedDepthwise(plain).weight is plain.weight
+    expected = plain(x)
+    use_strided_depthwise(plain)
+    assert type(plain) is StridedDepthwise
+    assert torch.equal(plain(x), expected)
